@@ -1,0 +1,1 @@
+"""Very deep residual networks, with and without normalization, in JAX and Flax."""
