@@ -1,0 +1,77 @@
+"""Ghost batch normalization; other normalizers are those of Flax."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax.errors import UsageError
+
+
+class GhostBatchNorm(nn.Module):
+  """Batch normalization with statistics over small sub-batches of the batch.
+
+  Hoffer, Hubara & Soudry (NeurIPS 2017). Parameters, statistics and their names
+  are those of `flax.linen.BatchNorm`, and so is evaluation. Running statistics
+  average the sub-batches' means and variances.
+
+  A sub-batch holds consecutive examples. A batch that is sharded over its first
+  axis is therefore normalized without communication where a device holds whole
+  sub-batches.
+
+  Attributes:
+    use_running_average: whether to normalize by the running statistics.
+    ghost_batch_size: examples of a sub-batch; it must divide the batch.
+    momentum: decay of the running statistics.
+    epsilon: added to the variance.
+    dtype: dtype of the result; None keeps the input's.
+    param_dtype: dtype of scale and bias.
+  """
+
+  use_running_average: bool
+  ghost_batch_size: int
+  momentum: float = 0.99
+  epsilon: float = 1e-5
+  dtype: jax.typing.DTypeLike | None = None
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalizes x.
+
+    Args:
+      x: features, [N, ..., C].
+
+    Returns:
+      The normalized features, [N, ..., C].
+
+    Raises:
+      UsageError: the batch N is not a multiple of `ghost_batch_size`.
+    """
+    features = (x.shape[-1],)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+    running_var = self.variable("batch_stats", "var", jnp.ones, features)
+    scale = self.param("scale", nn.initializers.ones, features, self.param_dtype)
+    bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
+
+    # Statistics are float32 for any input, as in Flax: squares overflow bfloat16's
+    # precision long before the network does.
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if self.use_running_average:
+      mean, var = running_mean.value, running_var.value
+    else:
+      # Initialization may pass any batch: it takes shapes only.
+      size = x.shape[0] if self.is_initializing() else self.ghost_batch_size
+      if size < 1 or x.shape[0] % size:
+        raise UsageError(
+          f"ghost_batch_size {size} does not divide the batch of {x.shape[0]}."
+        )
+      y = y.reshape(-1, size, *x.shape[1:])
+      axes = tuple(range(1, y.ndim - 1))
+      mean = y.mean(axes, keepdims=True)
+      var = jnp.square(y - mean).mean(axes, keepdims=True)
+      if not self.is_initializing():
+        for running, batch in ((running_mean, mean), (running_var, var)):
+          average = batch.reshape(-1, *features).mean(0)
+          running.value += (1 - self.momentum) * (average - running.value)
+    y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+    return y.reshape(x.shape).astype(self.dtype or x.dtype)

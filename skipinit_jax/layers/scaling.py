@@ -1,0 +1,50 @@
+"""Scalars of a residual branch: SkipInit's multiplier and Fixup's bias."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class SkipInit(nn.Module):
+  """Multiplies a residual branch by one scalar, alpha.
+
+  De & Smith (2020), section 3. Fixup's scalar multiplier (Zhang et al., 2019) is
+  the same module with the initial value 1.
+
+  Attributes:
+    initial_value: alpha at initialization.
+    learnable: whether alpha is a parameter; otherwise it stays the initial value.
+    param_dtype: the parameter's dtype.
+  """
+
+  initial_value: float = 0.0
+  learnable: bool = True
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns alpha x, of the shape and dtype of x."""
+    if not self.learnable:
+      return x * jnp.asarray(self.initial_value, x.dtype)
+    alpha = self.param(
+      "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
+    )
+    return x * alpha.astype(x.dtype)
+
+
+class ScalarBias(nn.Module):
+  """Adds one learnable scalar, zero at initialization: Fixup's bias.
+
+  Zhang, Dauphin & Ma (ICLR 2019).
+
+  Attributes:
+    param_dtype: the parameter's dtype.
+  """
+
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x + bias, of the shape and dtype of x."""
+    bias = self.param("bias", nn.initializers.zeros, (), self.param_dtype)
+    return x + bias.astype(x.dtype)

@@ -1,0 +1,204 @@
+"""Residual blocks, with the normalizer, the branch scaling and the rest as fields.
+
+    block = BasicBlock(64, normalizer=functools.partial(nn.GroupNorm, num_groups=8))
+    block = BasicBlock(64, branch_scale=SkipInit)
+
+As in Flax's own examples, a field such as `normalizer` is a factory of modules.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax.layers import Conv, ScalarBias, he_normal
+from skipinit_jax.methods import ModuleFactory
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class ResidualBlock(nn.Module):
+  """What residual blocks share: their fields, and how a branch begins and ends.
+
+  Attributes:
+    features: the features of the branch's layers (bottleneck blocks return
+      four times as many).
+    strides: strides of the block, for convolutional blocks.
+    normalizer: factory of the normalizers, called as `normalizer(name=...)`, such
+      as `functools.partial(nn.BatchNorm, use_running_average=False)`; None: none.
+    branch_scale: factory of the module at the end of the branch, such as
+      `SkipInit`; None: none.
+    sum_scale: a constant factor on the sum of shortcut and branch.
+    scalar_biases: whether Fixup's scalar biases stand before each layer and each
+      activation and at the end of the branch.
+    use_bias: whether the layers have biases.
+    kernel_init: initializer of the branch's layers.
+    last_kernel_init: initializer of the branch's last layer; None: `kernel_init`.
+    projection_init: initializer of the shortcut's projection.
+    activation: the activation function.
+    conv: factory of convolutions, with the fields of `flax.linen.Conv`.
+    dtype: dtype of the computation; None: that of input and parameters.
+    param_dtype: dtype of the parameters.
+  """
+
+  features: int
+  strides: int = 1
+  normalizer: ModuleFactory | None = None
+  branch_scale: ModuleFactory | None = None
+  sum_scale: float = 1.0
+  scalar_biases: bool = False
+  use_bias: bool = False
+  kernel_init: jax.nn.initializers.Initializer = he_normal
+  last_kernel_init: jax.nn.initializers.Initializer | None = None
+  projection_init: jax.nn.initializers.Initializer = he_normal
+  activation: Activation = nn.relu
+  conv: ModuleFactory = Conv
+  dtype: jax.typing.DTypeLike | None = None
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def _bias(self, x: jax.Array, name: str) -> jax.Array:
+    return ScalarBias(self.param_dtype, name=name)(x) if self.scalar_biases else x
+
+  def _normalize(self, x: jax.Array, name: str) -> jax.Array:
+    return self.normalizer(name=name)(x) if self.normalizer is not None else x
+
+  def _activate(self, x: jax.Array, index: int) -> jax.Array:
+    """Normalizer and activation, each scalar bias before what it belongs to."""
+    x = self._normalize(x, f"norm{index}")
+    x = self.activation(self._bias(x, f"activation_bias{index}"))
+    return self._bias(x, f"layer_bias{index}")
+
+  def _convolve(
+    self,
+    x: jax.Array,
+    features: int,
+    size: int,
+    strides: int = 1,
+    *,
+    name: str,
+    last: bool = False,
+  ) -> jax.Array:
+    return self.conv(
+      features,
+      (size, size),
+      strides,
+      use_bias=self.use_bias,
+      kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name=name,
+    )(x)
+
+  def _project(self, x: jax.Array, features: int) -> jax.Array:
+    return self.conv(
+      features,
+      (1, 1),
+      self.strides,
+      use_bias=self.use_bias,
+      kernel_init=self.projection_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="projection",
+    )(x)
+
+  def _changes_shape(self, x: jax.Array, features: int) -> bool:
+    return self.strides != 1 or x.shape[-1] != features
+
+  def _merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
+    if self.branch_scale is not None:
+      branch = self.branch_scale(name="branch_scale")(branch)
+    total = shortcut + self._bias(branch, "branch_bias")
+    return total if self.sum_scale == 1 else total * self.sum_scale
+
+
+class BasicBlock(ResidualBlock):
+  """Pre-activation block of two 3x3 convolutions (He et al., ECCV 2016).
+
+  Where strides or features change, a projection of the activated input is the
+  shortcut, as in Wide-ResNets (Zagoruyko & Komodakis, BMVC 2016).
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, H, W, C] to [N, H / strides, W / strides, features]."""
+    y = self._activate(x, 1)
+    changes = self._changes_shape(x, self.features)
+    shortcut = self._project(y, self.features) if changes else x
+    y = self._convolve(y, self.features, 3, self.strides, name="conv1")
+    y = self._activate(y, 2)
+    y = self._convolve(y, self.features, 3, name="conv2", last=True)
+    return self._merge(shortcut, y)
+
+
+class BottleneckBlock(ResidualBlock):
+  """Pre-activation block of 1x1, 3x3 and 1x1 convolutions (He et al., ECCV 2016).
+
+  Where strides or features change, a projection of the activated input is the
+  shortcut.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
+    y = self._activate(x, 1)
+    changes = self._changes_shape(x, 4 * self.features)
+    shortcut = self._project(y, 4 * self.features) if changes else x
+    y = self._convolve(y, self.features, 1, name="conv1")
+    y = self._activate(y, 2)
+    y = self._convolve(y, self.features, 3, self.strides, name="conv2")
+    y = self._activate(y, 3)
+    y = self._convolve(y, 4 * self.features, 1, name="conv3", last=True)
+    return self._merge(shortcut, y)
+
+
+class PostActivationBottleneckBlock(ResidualBlock):
+  """Version-1 bottleneck block: the activation follows the sum.
+
+  He et al. (CVPR 2016), with the stride on the 3x3 convolution. A normalizer
+  follows each convolution and the projection. With scalar biases it is the block
+  of Fixup's ResNet-50 (Zhang et al., 2019), where one bias on the input feeds
+  both the branch and the projection.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
+    y = self._bias(x, "layer_bias1")
+    shortcut = x
+    if self._changes_shape(x, 4 * self.features):
+      shortcut = self._normalize(self._project(y, 4 * self.features), "projection_norm")
+    y = self._convolve(y, self.features, 1, name="conv1")
+    y = self._activate(y, 2)
+    y = self._convolve(y, self.features, 3, self.strides, name="conv2")
+    y = self._activate(y, 3)
+    y = self._convolve(y, 4 * self.features, 1, name="conv3", last=True)
+    y = self._normalize(y, "norm4")
+    return self.activation(self._merge(shortcut, y))
+
+
+class FullyConnectedBlock(ResidualBlock):
+  """Pre-activation block of fully connected layers.
+
+  Attributes:
+    num_layers: layers of the branch.
+  """
+
+  num_layers: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, features] to [N, features]."""
+    y = x
+    for index in range(1, self.num_layers + 1):
+      last = index == self.num_layers
+      y = self._activate(y, index)
+      y = nn.Dense(
+        self.features,
+        use_bias=self.use_bias,
+        kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=f"dense{index}",
+      )(y)
+    return self._merge(x, y)

@@ -1,0 +1,79 @@
+"""Residual networks of fully connected blocks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax.methods import Method
+from skipinit_jax.models.blocks import FullyConnectedBlock
+from skipinit_jax.models.common import (
+  Head,
+  block_fields,
+  kernel_init,
+  require_positive,
+)
+from skipinit_jax.models.depth import DepthStack
+
+
+class ResidualMLP(nn.Module):
+  """Pre-activation residual network of fully connected blocks of constant width.
+
+  Attributes:
+    depth: number of residual blocks.
+    width: features of every layer.
+    num_classes: number of logits.
+    method: what keeps the network trainable; see `skipinit_jax.methods`.
+    layers_per_block: layers of one residual branch.
+    scan: whether to scan over the blocks, or to write them out.
+    remat: whether to recompute blocks in the backward pass to save memory.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+
+  Raises:
+    UsageError: a size is below 1.
+  """
+
+  depth: int
+  width: int
+  num_classes: int
+  method: Method
+  layers_per_block: int = 1
+  scan: bool = True
+  remat: bool = False
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_positive(
+      depth=self.depth,
+      width=self.width,
+      num_classes=self.num_classes,
+      layers_per_block=self.layers_per_block,
+    )
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [N, ...], flattened, to logits [N, num_classes], float32."""
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    fields = block_fields(
+      self.method,
+      num_blocks=self.depth,
+      branch_layers=self.layers_per_block,
+      train=train,
+      **dtypes,
+    )
+    x = nn.Dense(
+      self.width,
+      use_bias=False,
+      kernel_init=kernel_init(self.method),
+      **dtypes,
+      name="stem",
+    )(images.reshape(images.shape[0], -1))
+    block = functools.partial(
+      FullyConnectedBlock, self.width, num_layers=self.layers_per_block, **fields
+    )
+    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)
+    return Head(self.num_classes, self.method, **dtypes, name="head")(x, train)

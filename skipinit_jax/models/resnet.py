@@ -1,0 +1,114 @@
+"""Residual networks for ImageNet."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.layers import Conv, ScalarBias
+from skipinit_jax.methods import Method
+from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
+from skipinit_jax.models.common import (
+  Head,
+  block_fields,
+  kernel_init,
+  normalizer,
+  require_positive,
+)
+from skipinit_jax.models.depth import DepthStack
+
+_STAGE_BLOCKS = {
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
+  200: (3, 24, 36, 3),
+}
+
+
+class ResNet(nn.Module):
+  """ResNet-50, 101, 152 or 200 of bottleneck blocks, with a stem for large images.
+
+  Version 1 is post-activation (He et al., CVPR 2016), version 2 pre-activation
+  (He et al., ECCV 2016). The stem is a 7x7 convolution without bias and a 3x3 max
+  pool, both of stride 2. The classifier starts at zero, as in the code that the
+  authors of SkipInit published later for normalizer-free networks.
+
+  Attributes:
+    depth: 50, 101, 152 or 200.
+    num_classes: number of logits.
+    method: what keeps the network trainable; see `skipinit_jax.methods`.
+    version: 1 or 2.
+    scan: whether to scan over the equal blocks of a stage, or to write them out.
+    remat: whether to recompute blocks in the backward pass to save memory.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+
+  Raises:
+    UsageError: the depth or the version is none of the above.
+  """
+
+  depth: int
+  num_classes: int
+  method: Method
+  version: int = 2
+  scan: bool = True
+  remat: bool = False
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_positive(num_classes=self.num_classes)
+    if self.depth not in _STAGE_BLOCKS:
+      depths = ", ".join(map(str, _STAGE_BLOCKS))
+      raise UsageError(f"depth is {self.depth}: a ResNet has one of {depths} layers.")
+    if self.version not in (1, 2):
+      raise unknown_name("ResNet version", self.version, ("1", "2"))
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
+    preactivation = self.version == 2
+    stage_blocks = _STAGE_BLOCKS[self.depth]
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    fields = block_fields(
+      self.method,
+      num_blocks=sum(stage_blocks),
+      branch_layers=3,
+      train=train,
+      **dtypes,
+    )
+    x = Conv(
+      64,
+      (7, 7),
+      2,
+      use_bias=False,
+      kernel_init=kernel_init(self.method),
+      **dtypes,
+      name="stem",
+    )(images)
+    if not preactivation:
+      if not self.method.output_normalizer_only:
+        norm = normalizer(self.method, train=train, **dtypes)
+        x = x if norm is None else norm(name="stem_norm")(x)
+      if self.method.scalar_biases:
+        x = ScalarBias(self.param_dtype, name="stem_bias")(x)
+      x = nn.relu(x)
+    x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+    block_class = BottleneckBlock if preactivation else PostActivationBottleneckBlock
+    for stage, num_blocks in enumerate(stage_blocks, start=1):
+      block = functools.partial(block_class, 2 ** (stage + 5), **fields)
+      x = block(strides=1 if stage == 1 else 2, name=f"stage{stage}_first")(x)
+      x = DepthStack(
+        block, num_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"
+      )(x)
+    return Head(
+      self.num_classes,
+      self.method,
+      preactivation=preactivation,
+      classifier_init=nn.initializers.zeros,
+      **dtypes,
+      name="head",
+    )(x, train)
