@@ -1,0 +1,49 @@
+# Every target works from a bare Python 3.11 or later. Choose one with PYTHON=...
+PYTHON ?= python3
+VENV := .venv
+# Compiled modules halve the start of every program; some machines turn them off.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test format lock clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python -m experiments.depth_study \
+	  --config=experiments/configs/depth_study_demo.py --workdir=runs/demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n 2
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Pins what setup.py asks for, for every platform and Python version at once. Keeps
+# the versions that the file already has; `make lock UPGRADE=--upgrade` takes new ones.
+lock: $(INSTALLED)
+	$(PIP) install --quiet uv
+	$(VENV)/bin/uv pip compile setup.py --extra tests --universal \
+	  --python-version 3.11 --no-annotate --quiet $(UPGRADE) \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .*_cache
+
+# The lock is complete, hence --no-deps. Python compiles what it imports, hence
+# --no-compile: it halves the time. The build takes the pinned setuptools, hence --no-build-isolation.
+$(INSTALLED): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is missing or older than Python 3.11;" \
+	    "choose another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module;" \
+	    "on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (about a minute)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -qq --no-deps --no-compile --requirement requirements.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@

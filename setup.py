@@ -1,0 +1,77 @@
+"""Packaging: what skipinit_jax needs, as ranges; requirements.lock pins them."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+setup(
+  name="skipinit_jax",
+  version="0.1.0",
+  description=(
+    "Very deep residual networks, with and without normalization, in JAX and Flax"
+  ),
+  long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+  long_description_content_type="text/markdown",
+  license_expression="Apache-2.0",
+  license_files=["LICENSE"],
+  keywords=[
+    "jax",
+    "flax",
+    "deep learning",
+    "residual networks",
+    "batch normalization",
+    "skipinit",
+    "fixup",
+  ],
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
+  # Programs, benchmarks and tests run from a checkout. Installed, they would be
+  # top-level packages called `experiments` and `tests`.
+  packages=find_packages(include=["skipinit_jax", "skipinit_jax.*"]),
+  package_data={"skipinit_jax": ["py.typed"]},
+  zip_safe=False,
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.3",
+    # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
+    'array_record>=0.8; sys_platform != "win32"',
+    "chex>=0.1.90",
+    "flax>=0.12",
+    # tensorflow-datasets imports it without requiring it.
+    "importlib_resources>=6.4",
+    "jax>=0.10",
+    "matplotlib>=3.10",
+    "ml-collections>=1.1",
+    "numpy>=2.1",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "rich>=14",
+    "scikit-learn>=1.6",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.9",
+  ],
+  extras_require={
+    # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
+    "cuda": ["jax[cuda]"],
+    "tpu": ["jax[tpu]"],
+    "studies": ["optuna>=4.5", "psycopg[binary]>=3.2"],
+    "tests": [
+      "mypy>=1.18",
+      "pytest>=8.4",
+      "pytest-timeout>=2.4",
+      "pytest-xdist>=3.8",
+      "ruff>=0.14",
+      # Builds the package: the wheel in tests/test_packaging.py, .venv in Makefile.
+      "setuptools>=77",
+    ],
+  },
+)

@@ -1,0 +1,97 @@
+"""The wheel: what is inside, and that it works away from the checkout."""
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Everything in a checkout that is not the project.
+NOT_SOURCES = shutil.ignore_patterns(
+  ".*", "__pycache__", "build", "dist", "runs", "*.egg-info"
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A wheel built from a copy, so that nothing of an earlier build gets into it."""
+  folder = tmp_path_factory.mktemp("wheel")
+  shutil.copytree(ROOT, folder / "project", ignore=NOT_SOURCES)
+  build = "import setuptools.build_meta as m, sys; m.build_wheel(sys.argv[1])"
+  subprocess.run(
+    [sys.executable, "-c", build, str(folder)],
+    cwd=folder / "project",
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
+  (built,) = folder.glob("*.whl")
+  return built
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+  names = zipfile.ZipFile(wheel).namelist()
+  project, version, *_ = wheel.name.split("-")
+  folders = {name.split("/")[0] for name in names}
+  assert folders == {"skipinit_jax", f"{project}-{version}.dist-info"}
+  assert "skipinit_jax/py.typed" in names
+  assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+  modules = {
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "skipinit_jax").rglob("*.py")
+  }
+  assert modules <= set(names), "a folder of the package has no __init__.py"
+
+
+def test_installed_wheel_imports_and_loads_digits(wheel: Path, tmp_path: Path) -> None:
+  # A pure Python wheel is installed by unpacking it. The environment of the tests
+  # provides what it requires; python -I and another folder keep the checkout out.
+  site = tmp_path / "site"
+  zipfile.ZipFile(wheel).extractall(site)
+  program = f"""
+import importlib, importlib.util, pkgutil, sys
+sys.path.insert(0, {str(site)!r})
+import skipinit_jax
+assert skipinit_jax.__file__.startswith({str(site)!r}), skipinit_jax.__file__
+for module in pkgutil.walk_packages(skipinit_jax.__path__, "skipinit_jax."):
+  importlib.import_module(module.name)
+assert importlib.util.find_spec("experiments") is None
+from skipinit_jax import data
+data.load("digits")
+"""
+  subprocess.run(
+    [sys.executable, "-I", "-c", program],
+    cwd=tmp_path,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    check=True,
+  )
+
+
+def test_lock_pins_everything_that_the_wheel_requires(wheel: Path) -> None:
+  with zipfile.ZipFile(wheel) as archive:
+    (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    metadata = email.message_from_bytes(archive.read(name))
+  assert metadata["License-Expression"] == "Apache-2.0"
+
+  pinned = {}
+  for line in (ROOT / "requirements.lock").read_text().splitlines():
+    if line.startswith("#"):
+      continue
+    # Anything but `name==version ; marker` (a path, an address, an option) fails here.
+    pin = Requirement(line)
+    assert pin.url is None, line
+    if pin.marker is None or pin.marker.evaluate():
+      (exact,) = pin.specifier
+      assert exact.operator == "==", line
+      pinned[canonicalize_name(pin.name)] = exact.version
+
+  for line in metadata.get_all("Requires-Dist"):
+    needed = Requirement(line)
+    if needed.marker is None or needed.marker.evaluate({"extra": "tests"}):
+      assert pinned[canonicalize_name(needed.name)] in needed.specifier, line
