@@ -1,0 +1,38 @@
+"""Prepares a data set from local files, on a machine without internet.
+
+  python -m experiments.prepare_data --dataset=fashion_mnist \
+    --source=/usr/share/datasets/fashion-mnist
+
+reads the IDX files of Debian's package dataset-fashion-mnist and writes the files
+that `tfds.data_source` and every program here read.
+"""
+
+from absl import flags
+
+from experiments import program
+from skipinit_jax.data import idx
+from skipinit_jax.errors import UsageError
+
+_DATASET = flags.DEFINE_string(
+  "dataset", None, f"Data set to prepare: {', '.join(idx.NAMES)}."
+)
+_SOURCE = flags.DEFINE_string(
+  "source", None, "Folder with the data set's four IDX files, gzipped or not."
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Where to write; default: TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
+
+
+def main() -> None:
+  """Prepares the data set that the flags name."""
+  dataset, source = _DATASET.value, _SOURCE.value
+  if not dataset:
+    raise UsageError(f"--dataset is missing: one of {', '.join(idx.NAMES)}.")
+  if not source:
+    raise UsageError("--source is missing: the folder with the data set's IDX files.")
+  print(idx.prepare(dataset, source, _DATA_DIR.value))
+
+
+if __name__ == "__main__":
+  program.run(main)

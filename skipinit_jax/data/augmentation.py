@@ -1,0 +1,72 @@
+"""Random augmentation and normalization of image batches, on the device.
+
+Each function is pure and may be jitted with the batch axis sharded over a mesh:
+what happens to an example depends on the key and on its position in the global
+batch, never on how the batch is divided over devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+
+def normalize(
+  images: jax.Array,
+  mean: ArrayLike,
+  std: ArrayLike,
+  dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+  """Scales images to 0..1, subtracts the mean and divides by the deviation.
+
+  Args:
+    images: uint8 [..., height, width, channels].
+    mean: per channel, of images in 0..1: [channels].
+    std: likewise.
+    dtype: of the result; the arithmetic is in float32 in any case.
+
+  Returns:
+    Images of the same shape, in `dtype`.
+  """
+  scaled = images.astype(jnp.float32) / 255
+  mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+  return ((scaled - mean) / std).astype(dtype)
+
+
+def pad_and_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+  """Shifts every image by a random offset of its own.
+
+  Each image is padded with zeros on all sides, then a window of its former size
+  is cut out, all (2 padding + 1)^2 positions being equally likely. Apply it
+  before `normalize`, as torchvision's `RandomCrop` is applied: the padding is
+  then black, and a uint8 image is a quarter of the memory traffic.
+
+  Args:
+    key: a PRNG key.
+    images: [batch, height, width, channels], any dtype.
+    padding: pixels added on each side.
+
+  Returns:
+    Images of the same shape and dtype.
+  """
+  batch, *shape = images.shape
+  padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+
+  def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), shape)
+
+  return jax.vmap(crop)(padded, offsets)
+
+
+def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Mirrors every image left to right with probability 1/2.
+
+  Args:
+    key: a PRNG key.
+    images: [batch, height, width, channels], any dtype.
+
+  Returns:
+    Images of the same shape and dtype.
+  """
+  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+  return jnp.where(flip, images[:, :, ::-1], images)

@@ -1,0 +1,285 @@
+"""The data sets, decoded to arrays: by name, from local files only.
+
+`load` decodes a set once and keeps its arrays in a cache file, since decoding
+60,000 images costs some ten seconds and importing scikit-learn several.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from skipinit_jax import errors
+
+_NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+NAMES: tuple[str, ...] = tuple(_NUM_CLASSES)
+
+# 23 batches of 64; the other 325 digits are the test set.
+_DIGITS_TRAIN_EXAMPLES = 1472
+_DECODE_CHUNK = 1024
+_CACHE_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """Examples in memory.
+
+  Attributes:
+    images: uint8 [num_examples, height, width, channels].
+    labels: int32 [num_examples].
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  @property
+  def num_examples(self) -> int:
+    """How many examples the split holds."""
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """A data set in memory, with the statistics that normalize its images.
+
+  Attributes:
+    name: one of `NAMES`.
+    num_classes: labels lie in [0, num_classes).
+    train: the training examples.
+    test: the test examples.
+  """
+
+  name: str
+  num_classes: int
+  train: Split
+  test: Split
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """Height, width and channels of an image."""
+    return self.train.images.shape[1:]
+
+  @property
+  def mean(self) -> np.ndarray:
+    """Mean of the training pixels in 0..1: float32 [channels]."""
+    return self._statistics[0]
+
+  @property
+  def std(self) -> np.ndarray:
+    """Their standard deviation, 1 for a constant channel: float32 [channels]."""
+    return self._statistics[1]
+
+  @functools.cached_property
+  def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+    # From a histogram: exact, and without a float copy of all the images.
+    images = self.train.images
+    channels = images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images), _DECODE_CHUNK):
+      chunk = images[start : start + _DECODE_CHUNK]
+      for channel in range(channels):
+        counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    mean = weights @ levels
+    std = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+    std[std == 0] = 1
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def load(
+  name: str, *, data_dir: str | None = None, cache_dir: str | None = None
+) -> Dataset:
+  """Loads a data set from local files; never downloads one.
+
+  `digits` comes with scikit-learn: 8x8 images scaled from 0..16 to 0..255, the
+  first 1472 for training and the last 325 for testing. The other sets are read
+  from the files that tensorflow-datasets prepared (ArrayRecord, which needs no
+  TensorFlow), in the order of those files.
+
+  Args:
+    name: one of `NAMES`.
+    data_dir: where tensorflow-datasets prepared the set; by default the
+      environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
+    cache_dir: where the decoded arrays are kept; by default skipinit_jax/data in
+      $XDG_CACHE_HOME or ~/.cache. Where it cannot be written, nothing is kept.
+
+  Returns:
+    The data set: images uint8 [N, H, W, C], labels int32 [N].
+
+  Raises:
+    UsageError: if the name is unknown, the set is not prepared in `data_dir`, or
+      its files or its cache are damaged.
+  """
+  if name not in NAMES:
+    raise errors.unknown_name("dataset", name, NAMES)
+  if name == "digits":
+    source, decode = _digits_source(), _decode_digits
+  else:
+    builder = _prepared_builder(name, data_dir)
+    source = _prepared_source(builder)
+    decode = functools.partial(_decode_prepared, builder)
+  train, test = _cached(_cache_path(name, cache_dir), source, decode)
+  return Dataset(name, _NUM_CLASSES[name], train, test)
+
+
+def _digits_source() -> str:
+  version = importlib.metadata.version("scikit-learn")
+  return f"digits of scikit-learn {version}"
+
+
+def _decode_digits() -> tuple[Split, Split]:
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+  labels = digits.target.astype(np.int32)
+  n = _DIGITS_TRAIN_EXAMPLES
+  return Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> Any:
+  """Returns the tfds builder of a prepared data set."""
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    # Asked of a folder that does not exist, `is_prepared` logs a warning.
+    prepared = builder.data_path.exists() and builder.is_prepared()
+  except OSError as error:
+    raise errors.UsageError(
+      f"Cannot read data_dir {str(data_dir)!r}: {error.strerror}."
+    ) from error
+  if not prepared:
+    root = builder.data_dir_root
+    if name == "fashion_mnist":
+      remedy = (
+        f"run `python -m experiments.prepare_data --dataset={name} --source=DIR "
+        f"--data_dir={root}`, where DIR holds its IDX files (Debian's package "
+        "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist)"
+      )
+    else:
+      remedy = (
+        'run `python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
+        '.download_and_prepare()"` with internet access and TensorFlow installed'
+      )
+    raise errors.UsageError(f"Dataset {name!r} is not prepared in {root}: {remedy}.")
+  if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
+    raise errors.UsageError(
+      f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format: "
+      'prepare it in another data_dir with file_format="array_record".'
+    )
+  return builder
+
+
+def _prepared_source(builder: Any) -> str:
+  """Returns a text that changes whenever the prepared files do."""
+  import tensorflow_datasets as tfds
+
+  folder = pathlib.Path(builder.data_path)
+  files = []
+  for path in sorted(folder.iterdir()):
+    stat = path.stat()
+    files.append((path.name, stat.st_size, stat.st_mtime_ns))
+  digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+  return f"{builder.info.full_name} of tfds {tfds.__version__}, files {digest}"
+
+
+def _decode_prepared(builder: Any) -> tuple[Split, Split]:
+  shape = builder.info.features["image"].shape
+
+  def decode(split: str) -> Split:
+    records = builder.as_data_source(split)
+    images = np.empty((len(records), *shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    for start in range(0, len(records), _DECODE_CHUNK):
+      chunk = range(start, min(start + _DECODE_CHUNK, len(records)))
+      for index, example in zip(chunk, records.__getitems__(list(chunk)), strict=True):
+        images[index] = example["image"]
+        labels[index] = example["label"]
+    return Split(images, labels)
+
+  try:
+    return decode("train"), decode("test")
+  except RuntimeError as error:  # What array_record raises, for a missing file too.
+    raise errors.UsageError(
+      f"The prepared files of {builder.name!r} in {builder.data_path} are damaged "
+      f"({str(error).splitlines()[0]}): delete that folder and prepare it again."
+    ) from error
+
+
+def _cache_path(name: str, cache_dir: str | None) -> pathlib.Path:
+  if cache_dir is None:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache_dir = os.path.join(base, "skipinit_jax", "data")
+  return pathlib.Path(cache_dir) / f"{name}.npz"
+
+
+def _cached(
+  path: pathlib.Path, source: str, decode: Callable[[], tuple[Split, Split]]
+) -> tuple[Split, Split]:
+  """Returns what `decode` does, from the cache if it was made from `source`."""
+  source = f"cache format {_CACHE_FORMAT}, {source}"
+  try:
+    splits = _read_cache(path, source)
+  except OSError as error:
+    logging.warning("Cannot read the data cache %s: %s.", path, error.strerror)
+    splits = None
+  if splits is None:
+    splits = decode()
+    try:
+      _write_cache(path, source, splits)
+    except OSError as error:
+      logging.warning("Cannot write the data cache %s: %s.", path, error.strerror)
+  return splits
+
+
+def _read_cache(path: pathlib.Path, source: str) -> tuple[Split, Split] | None:
+  """Returns the cached splits, or None if none were made from `source`."""
+  try:
+    file = path.open("rb")
+  except FileNotFoundError:
+    return None
+  with file:
+    try:
+      # Reading a member to its end compares it with the archive's checksum.
+      with np.load(file, allow_pickle=False) as arrays:
+        if str(arrays["source"]) != source:
+          return None
+        train = Split(arrays["train_images"], arrays["train_labels"])
+        return train, Split(arrays["test_images"], arrays["test_labels"])
+    except Exception as error:  # A damaged archive raises almost anything.
+      raise errors.UsageError(
+        f"The data cache {path} is damaged: delete it, and it will be made again."
+      ) from error
+
+
+def _write_cache(path: pathlib.Path, source: str, splits: tuple[Split, Split]) -> None:
+  train, test = splits
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Other processes may read or write the same cache: each replaces it whole.
+  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      np.savez(
+        file,
+        source=np.array(source),
+        train_images=train.images,
+        train_labels=train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+      )
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise

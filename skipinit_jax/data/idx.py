@@ -1,0 +1,171 @@
+"""Prepares tensorflow-datasets files from IDX files, without TensorFlow."""
+
+import contextlib
+import gzip
+import io
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from skipinit_jax import errors
+from skipinit_jax.data import datasets
+from skipinit_jax.data.datasets import Split
+
+# Data sets that are published as IDX files, under the names that MNIST's have.
+NAMES: tuple[str, ...] = ("fashion_mnist",)
+
+_FILE_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def prepare(
+  name: str, source: str | os.PathLike[str], data_dir: str | None = None
+) -> str:
+  """Writes the files that `tfds.data_source(name)` and `datasets.load` read.
+
+  They equal those that tensorflow-datasets itself would write after downloading
+  the data set: it does the writing, into a temporary folder that is renamed at
+  the end; only the images are encoded here, because it would use TensorFlow.
+
+  Args:
+    name: one of `NAMES`.
+    source: folder with the four IDX files, gzipped or not.
+    data_dir: where to write; by default the environment variable TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+
+  Returns:
+    One sentence on what was done: prepared, or already prepared.
+
+  Raises:
+    UsageError: if the name is not in `NAMES`, an IDX file is missing, damaged or
+      does not fit, `data_dir` cannot be written, or it holds other files for this
+      data set.
+  """
+  if name in datasets.NAMES and name not in NAMES:
+    raise errors.UsageError(
+      f"Dataset {name!r} is not published as IDX files, and only "
+      f"{', '.join(NAMES)} can be prepared from them."
+    )
+  if name not in NAMES:
+    raise errors.unknown_name("dataset", name, NAMES)
+  folder = pathlib.Path(source)
+  if not folder.is_dir():
+    raise errors.UsageError(f"Source {str(source)!r} is not a folder.")
+  splits = {
+    split: _read_split(folder, prefix) for split, prefix in _FILE_PREFIXES.items()
+  }
+  try:
+    builder = _builder(name, splits, data_dir)
+    _check(splits, builder.info.features, folder)
+    if builder.data_path.exists():
+      return _already_prepared(builder, splits)
+    # It prints that it downloads, and makes a folder for that.
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with silence, tempfile.TemporaryDirectory() as downloads:
+      builder.download_and_prepare(download_dir=downloads)
+  except OSError as error:
+    where = "the default data_dir" if data_dir is None else f"data_dir {data_dir!r}"
+    raise errors.UsageError(f"Cannot write to {where}: {error}.") from error
+  return f"Prepared {_summary(builder, splits)}."
+
+
+def _already_prepared(builder: Any, splits: dict[str, Split]) -> str:
+  sizes = {name: split.num_examples for name, split in splits.items()}
+  prepared = {name: info.num_examples for name, info in builder.info.splits.items()}
+  if prepared != sizes:
+    raise errors.UsageError(
+      f"{builder.data_path} already holds {prepared or 'an incomplete data set'} "
+      f"where the source has {sizes}: delete it or choose another data_dir."
+    )
+  return f"Already prepared: {_summary(builder, splits)}."
+
+
+def _summary(builder: Any, splits: dict[str, Split]) -> str:
+  sizes = " and ".join(f"{split.num_examples} {name}" for name, split in splits.items())
+  return f"{builder.name} with {sizes} examples in {builder.data_path}"
+
+
+def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
+  """Returns tfds's own builder of the data set, reading `splits` instead."""
+  import tensorflow_datasets as tfds
+  from PIL import Image
+
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
+  registered: Any = tfds.builder_cls(name)
+
+  class Builder(registered, skip_registration=True):  # type: ignore[call-arg]
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+      del dl_manager  # Nothing is downloaded.
+      return {split: self._generate_examples(split) for split in splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+      # The keys, on which the order in the files depends, are tfds's own.
+      for key in range(splits[split].num_examples):
+        image = Image.fromarray(splits[split].images[key, :, :, 0])
+        yield key, {"image": image, "label": int(splits[split].labels[key])}
+
+  Builder.name = name
+  return Builder(data_dir=data_dir, file_format="array_record")
+
+
+def _check(splits: dict[str, Split], features: Any, folder: pathlib.Path) -> None:
+  """Raises a UsageError unless the examples have the data set's features."""
+  shape, num_classes = features["image"].shape, features["label"].num_classes
+  for name, split in splits.items():
+    images, labels = split.images, split.labels
+    if images.shape[1:] != shape:
+      raise errors.UsageError(
+        f"The {name} images in {folder} have shape {images.shape[1:]}, not {shape}."
+      )
+    if len(images) != len(labels):
+      raise errors.UsageError(
+        f"The {name} files in {folder} hold {len(images)} images but {len(labels)} "
+        "labels."
+      )
+    if len(labels) == 0 or labels.max() >= num_classes:
+      raise errors.UsageError(
+        f"The {name} labels in {folder} are not between 0 and {num_classes - 1}, or "
+        "there are none."
+      )
+
+
+def _read_split(folder: pathlib.Path, prefix: str) -> Split:
+  images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)[..., None]
+  labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+  return Split(images, labels.astype(np.int32))
+
+
+def _read_idx(path: pathlib.Path, num_dimensions: int) -> np.ndarray:
+  """Reads an IDX file of unsigned bytes, gzipped if `path` itself is missing."""
+  zipped = path.with_name(f"{path.name}.gz")
+  if not path.exists():
+    if not zipped.exists():
+      raise errors.UsageError(f"There is neither {zipped} nor {path.name} beside it.")
+    path = zipped
+  try:
+    content = path.read_bytes()
+    if path == zipped:
+      content = gzip.decompress(content)
+  except (OSError, EOFError, zlib.error) as error:
+    raise errors.UsageError(f"Cannot read {path}: {error}.") from error
+  # Two zero bytes, 8 for unsigned bytes, the number of dimensions, and the size
+  # of each as a big-endian integer.
+  header = 4 + 4 * num_dimensions
+  if len(content) < header or content[:4] != bytes([0, 0, 8, num_dimensions]):
+    raise errors.UsageError(
+      f"{path} is not an IDX file of unsigned bytes with {num_dimensions} dimensions."
+    )
+  shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+  if len(content) - header != math.prod(shape):
+    raise errors.UsageError(
+      f"{path} holds {len(content) - header} bytes of data where its header says "
+      f"{' x '.join(map(str, shape))}."
+    )
+  return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from skipinit_jax.data import augmentation
+
+
+def random_images(shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_normalize_matches_numpy():
+  images = random_images((4, 5, 6, 3))
+  mean, std = np.array([0.1, 0.5, 0.7]), np.array([0.3, 0.2, 1.0])
+  expected = (images.astype(np.float64) / 255 - mean) / std
+  result = augmentation.normalize(images, mean, std)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+  half = augmentation.normalize(images, mean, std, dtype=jnp.bfloat16)
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(half, np.float64), expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_crop_is_a_window_of_the_padded_image(dtype):
+  padding, (height, width) = 2, (5, 7)
+  images = (random_images((600, height, width, 3)) | 1).astype(dtype)
+  crops = np.asarray(augmentation.pad_and_crop(jax.random.key(1), images, padding))
+  assert crops.dtype == dtype
+  edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+  windows = np.lib.stride_tricks.sliding_window_view(
+    np.pad(images, edges), (height, width), axis=(1, 2)
+  )  # [batch, row, column, channels, height, width]
+  windows = windows.transpose(0, 1, 2, 4, 5, 3)
+  hits = (windows == crops[:, None, None]).all((3, 4, 5))
+  # Every crop is exactly one window, and every offset is used about equally.
+  assert (hits.sum((1, 2)) == 1).all()
+  counts = hits.sum(0)
+  expected = len(images) / counts.size
+  assert ((counts - expected) ** 2 / expected).sum() < 52  # chi2(24), p = 0.001
+
+
+def test_crop_without_padding_changes_nothing():
+  images = random_images((3, 4, 4, 1))
+  crops = augmentation.pad_and_crop(jax.random.key(0), images, 0)
+  np.testing.assert_array_equal(crops, images)
+
+
+def test_flip_mirrors_about_half_of_the_images():
+  images = random_images((1000, 2, 3, 1))
+  flipped = np.asarray(augmentation.random_flip(jax.random.key(2), images))
+  mirrored = (flipped == np.flip(images, axis=2)).all((1, 2, 3))
+  kept = (flipped == images).all((1, 2, 3))
+  assert (mirrored | kept).all()
+  assert 420 < (mirrored & ~kept).sum() < 580  # Five standard deviations.
+
+
+def test_keys_decide():
+  images = random_images((32, 8, 8, 1))
+  for augment in (
+    lambda key: augmentation.pad_and_crop(key, images, 2),
+    lambda key: augmentation.random_flip(key, images),
+  ):
+    again = np.array_equal(augment(jax.random.key(0)), augment(jax.random.key(0)))
+    other = np.array_equal(augment(jax.random.key(0)), augment(jax.random.key(1)))
+    assert (again, other) == (True, False)
+
+
+def augment(key, images):
+  crop_key, flip_key = jax.random.split(key)
+  images = augmentation.pad_and_crop(crop_key, images, 4)
+  images = augmentation.random_flip(flip_key, images)
+  return augmentation.normalize(images, [0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_same_result_however_the_batch_is_sharded(num_devices, make_mesh):
+  images = random_images((16, 32, 32, 3))
+  key = jax.random.key(3)
+  expected = jax.jit(augment)(key, images)
+  batch = NamedSharding(make_mesh(num_devices), PartitionSpec("data"))
+  jitted = jax.jit(augment, in_shardings=(None, batch), out_shardings=batch)
+  sharded = jax.device_put(images, batch)
+  np.testing.assert_array_equal(jitted(key, sharded), expected)
+
+
+def test_devices_exchange_no_images(make_mesh):
+  batch = NamedSharding(make_mesh(8), PartitionSpec("data"))
+  jitted = jax.jit(augment, in_shardings=(None, batch), out_shardings=batch)
+  lowered = jitted.lower(jax.random.key(0), jnp.zeros((16, 32, 32, 3), jnp.uint8))
+  program = lowered.compile().as_text()
+  for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+    assert collective not in program
