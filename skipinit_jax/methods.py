@@ -40,7 +40,8 @@ class Method:
     title: a short title for figures and tables.
     normalizer: factory of the module before each activation (after each
       convolution in version-1 networks); None: no normalization. It is given
-      `use_running_average`, `dtype` and `param_dtype`, each if it accepts it.
+      `use_running_average`, `dtype` and `param_dtype`, each if it accepts it and a
+      `functools.partial` does not set it already.
     output_normalizer_only: whether the normalizer stands only once, before the
       classifier, and in no residual block.
     alpha: the initial value of SkipInit's scalar at the end of each branch, or a
@@ -73,8 +74,9 @@ class Method:
       raise unknown_name("initialization", self.initialization, ("he", "fixup"))
     if not math.isfinite(self.sum_scale):
       raise UsageError(f"sum_scale is {self.sum_scale}: it must be finite.")
-    if isinstance(self.alpha, int | float) and not math.isfinite(self.alpha):
-      raise UsageError(f"alpha is {self.alpha}: it must be finite.")
+    alpha = self.alpha
+    if alpha is not None and not callable(alpha) and not math.isfinite(alpha):
+      raise UsageError(f"alpha is {alpha}: it must be finite.")
     if self.output_normalizer_only and self.normalizer is None:
       raise UsageError("output_normalizer_only is set, but normalizer is None.")
 

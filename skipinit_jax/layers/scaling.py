@@ -1,8 +1,25 @@
-"""Scalars of a residual branch: SkipInit's multiplier and Fixup's bias."""
+"""Scalars of a residual branch: SkipInit's multiplier and Fixup's bias.
+
+A scalar's gradient is a sum over the whole batch, which bfloat16 cannot hold: adding
+ones stops at 256. Both modules therefore compute in float32 at least, and return
+the dtype of their input.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+
+def _float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# Recomputes the cast in the backward pass, which otherwise keeps x twice as large.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _multiply(x: jax.Array, scalar: jax.Array) -> jax.Array:
+  return (_float32(x) * scalar).astype(x.dtype)
 
 
 class SkipInit(nn.Module):
@@ -29,7 +46,7 @@ class SkipInit(nn.Module):
     alpha = self.param(
       "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
     )
-    return x * alpha.astype(x.dtype)
+    return _multiply(x, alpha)
 
 
 class ScalarBias(nn.Module):
@@ -47,4 +64,4 @@ class ScalarBias(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x + bias, of the shape and dtype of x."""
     bias = self.param("bias", nn.initializers.zeros, (), self.param_dtype)
-    return x + bias.astype(x.dtype)
+    return (_float32(x) + bias).astype(x.dtype)

@@ -42,8 +42,14 @@ def normalizer(
     "param_dtype": param_dtype,
   }
   # LayerNorm and GroupNorm have no running average, a user's own may have no dtype.
-  accepted = inspect.signature(method.normalizer).parameters
-  keywords = {name: value for name, value in available.items() if name in accepted}
+  parameters = inspect.signature(method.normalizer).parameters
+  accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  bound = getattr(method.normalizer, "keywords", {})
+  keywords = {
+    name: value
+    for name, value in available.items()
+    if (name in parameters or accepts_any) and name not in bound
+  }
   return functools.partial(method.normalizer, **keywords)
 
 
