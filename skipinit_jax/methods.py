@@ -25,7 +25,7 @@ def inverse_sqrt_depth(num_blocks: int) -> float:
   return 1.0 / math.sqrt(num_blocks)
 
 
-batch_normalizer: ModuleFactory = functools.partial(
+batch_normalizer: functools.partial[nn.BatchNorm] = functools.partial(
   nn.BatchNorm, momentum=0.9, epsilon=1e-5
 )
 """Batch normalization over the global batch, as the methods here use it."""

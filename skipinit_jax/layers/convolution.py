@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-_Pads = tuple[tuple[int, int], tuple[int, int]]
+_Pads = tuple[tuple[int, int], ...]
 
 
 def conv_general_dilated(
@@ -19,7 +19,7 @@ def conv_general_dilated(
   padding: str | Sequence[tuple[int, int]],
   lhs_dilation: Sequence[int] | None = None,
   rhs_dilation: Sequence[int] | None = None,
-  dimension_numbers: object = None,
+  dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
   feature_group_count: int = 1,
   precision: lax.PrecisionLike = None,
   preferred_element_type: jax.typing.DTypeLike | None = None,

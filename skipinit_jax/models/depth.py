@@ -91,10 +91,20 @@ def scan_variables(variables: Variables) -> dict[str, Any]:
   Returns:
     The variables of the same model with `scan=True`: the same function.
   """
-  if f"{_UNROLLED}0" in variables:
-    blocks = [variables[f"{_UNROLLED}{index}"] for index in range(len(variables))]
+  names = [f"{_UNROLLED}{index}" for index in range(len(variables))]
+  if names and set(names) == set(variables):
+    blocks = [variables[name] for name in names]
     return {_SCANNED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
   return {
     key: scan_variables(value) if isinstance(value, Mapping) else value
     for key, value in variables.items()
   }
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+  """Tells whether a variable has a leading axis over the blocks of a stack.
+
+  Args:
+    path: the variable's path, as `jax.tree_util.tree_map_with_path` gives it.
+  """
+  return any(getattr(key, "key", None) == _SCANNED for key in path)

@@ -1,6 +1,7 @@
 """Residual networks of fully connected blocks."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ class ResidualMLP(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, ...], flattened, to logits [N, num_classes], float32."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     fields = block_fields(
       self.method,
       num_blocks=self.depth,

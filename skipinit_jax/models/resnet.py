@@ -1,6 +1,7 @@
 """Residual networks for ImageNet."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class ResNet(nn.Module):
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     preactivation = self.version == 2
     stage_blocks = _STAGE_BLOCKS[self.depth]
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     fields = block_fields(
       self.method,
       num_blocks=sum(stage_blocks),

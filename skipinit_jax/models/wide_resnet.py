@@ -1,6 +1,7 @@
 """Wide residual networks."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class WideResNet(nn.Module):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     stage_blocks = (self.depth - 4) // 6
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     fields = block_fields(
       self.method, num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
     )

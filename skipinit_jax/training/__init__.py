@@ -1,0 +1,30 @@
+"""Training: configuration, optimizer, sharded step, checkpoints and the loop."""
+
+from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.loop import Result, train
+from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
+from skipinit_jax.training.optimizer import make_optimizer, parameter_roles
+from skipinit_jax.training.state import TrainState, init_state
+from skipinit_jax.training.step import (
+  make_evaluate,
+  make_train_step,
+  make_train_steps,
+)
+
+__all__ = [
+  "Checkpoints",
+  "Result",
+  "TrainConfig",
+  "TrainState",
+  "batch_sharding",
+  "init_state",
+  "make_evaluate",
+  "make_mesh",
+  "make_optimizer",
+  "make_train_step",
+  "make_train_steps",
+  "parameter_roles",
+  "replicated",
+  "train",
+]

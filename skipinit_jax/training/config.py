@@ -1,0 +1,228 @@
+"""The typed configuration of a training run."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from skipinit_jax import data, methods
+from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.layers import GhostBatchNorm
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+
+MODELS: tuple[str, ...] = ("wide_resnet", "resnet", "residual_mlp")
+SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
+ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
+_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+  """What decides the result of a training run.
+
+  Attributes:
+    dataset: digits, fashion_mnist, cifar10 or cifar100.
+    data_dir: where tensorflow-datasets keeps its files; None: its own default.
+    crop_padding: pixels of padding on each side before a random crop; 0: no crop.
+    flip: whether to flip training images at random.
+    model: wide_resnet, resnet or residual_mlp.
+    depth: layers; blocks of a residual_mlp.
+    width: factor on the features of a wide_resnet, features of a residual_mlp.
+    version: 1 (post-activation) or 2 (pre-activation), of a resnet.
+    layers_per_block: layers of one branch of a residual_mlp.
+    method: a name in `skipinit_jax.methods.NAMES`.
+    dropout_rate: dropout before the classifier; None: the method's own rate.
+    ghost_batch_size: examples of a ghost batch; None: normalize the global batch.
+    scan: whether to scan over equal blocks, or to write them out.
+    remat: whether to recompute blocks in the backward pass to save memory.
+    dtype: dtype of the computation, float32 or bfloat16.
+    param_dtype: dtype of the parameters, float32 or bfloat16.
+    batch_size: examples of one optimizer step, over all devices.
+    accumulation_steps: parts of a batch whose gradients are added up one after the
+      other; normalization sees one part at a time.
+    epochs: passes over the training set.
+    learning_rate: the schedule's highest rate.
+    momentum: heavy-ball momentum.
+    nesterov: whether momentum is Nesterov's.
+    l2: coefficient of the L2 penalty l2/2 |w|^2, added to the gradient.
+    l2_exempt: roles of parameters without L2: kernel, scale or bias.
+    clip_norm: largest global norm of the gradient; None: no clipping.
+    adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit
+      (Brock et al., 2021); None: no clipping.
+    schedule: halving, cosine, constant or exponential.
+    constant_epochs: epochs before the first halving.
+    halve_every_epochs: epochs between halvings.
+    warmup_epochs: epochs of linear warm-up, of cosine.
+    growth_per_epoch: factor on the rate per epoch, of exponential.
+    seed: seed of initialization, shuffling, augmentation and dropout.
+    eval_every_epochs: epochs between evaluations on the test set.
+    checkpoint_every_seconds: least time between checkpoints; 0: one an epoch.
+  """
+
+  # Data
+  dataset: str = "digits"
+  data_dir: str | None = None
+  crop_padding: int = 0
+  flip: bool = False
+  # Network
+  model: str = "wide_resnet"
+  depth: int = 16
+  width: int = 1
+  version: int = 2
+  layers_per_block: int = 1
+  method: str = "skipinit"
+  dropout_rate: float | None = None
+  ghost_batch_size: int | None = None
+  scan: bool = True
+  remat: bool = False
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  # Optimization
+  batch_size: int = 64
+  accumulation_steps: int = 1
+  epochs: int = 10
+  learning_rate: float = 2**-5
+  momentum: float = 0.9
+  nesterov: bool = False
+  l2: float = 5e-4
+  l2_exempt: tuple[str, ...] = ()
+  clip_norm: float | None = None
+  adaptive_clip: float | None = None
+  schedule: str = "halving"
+  constant_epochs: float = 5.0
+  halve_every_epochs: float = 1.0
+  warmup_epochs: float = 0.0
+  growth_per_epoch: float = 1.0
+  # The run
+  seed: int = 0
+  eval_every_epochs: int = 1
+  checkpoint_every_seconds: float = 60.0
+
+  def validate(self, num_devices: int = 1) -> None:
+    """Checks the fields and that the batch divides.
+
+    Args:
+      num_devices: devices that share a batch.
+
+    Raises:
+      UsageError: a field's value is not allowed.
+    """
+    for name, known in {
+      "dataset": data.NAMES,
+      "model": MODELS,
+      "method": methods.NAMES,
+      "schedule": SCHEDULES,
+      "dtype": _DTYPES,
+      "param_dtype": _DTYPES,
+    }.items():
+      if getattr(self, name) not in known:
+        raise unknown_name(name, getattr(self, name), known)
+    for role in self.l2_exempt:
+      if role not in ROLES:
+        raise unknown_name("role in l2_exempt", role, ROLES)
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+        raise UsageError(
+          f"{field.name} is {value}: it must be finite and not negative."
+        )
+    for name in (
+      "batch_size",
+      "accumulation_steps",
+      "epochs",
+      "eval_every_epochs",
+      "ghost_batch_size",
+    ):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UsageError(f"{name} is {value}: it must be at least 1.")
+    for name in ("clip_norm", "adaptive_clip", "halve_every_epochs"):
+      if getattr(self, name) == 0:
+        raise UsageError(f"{name} is 0: it must be above 0.")
+    if self.growth_per_epoch == 0:
+      raise UsageError("growth_per_epoch is 0: it must be above 0.")
+    for name in ("crop_padding", "seed"):
+      if getattr(self, name) < 0:
+        raise UsageError(f"{name} is {getattr(self, name)}: it must not be negative.")
+    if self.momentum >= 1:
+      raise UsageError(f"momentum is {self.momentum}: it must be below 1.")
+    if self.dropout_rate is not None and self.dropout_rate >= 1:
+      raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be below 1.")
+    self._validate_batch(num_devices)
+
+  def _validate_batch(self, num_devices: int) -> None:
+    part, rest = divmod(self.batch_size, self.accumulation_steps)
+    if rest:
+      raise UsageError(
+        f"batch_size {self.batch_size} is not a multiple of accumulation_steps "
+        f"{self.accumulation_steps}."
+      )
+    of_part = " / accumulation_steps" if self.accumulation_steps > 1 else ""
+    local, rest = divmod(part, num_devices)
+    if rest:
+      raise UsageError(
+        f"batch_size{of_part} is {part}: it is not a multiple of the {num_devices} "
+        "devices."
+      )
+    ghost = self.ghost_batch_size
+    if ghost is None:
+      return
+    if methods.get(self.method).normalizer is not methods.batch_normalizer:
+      raise UsageError(
+        f"ghost_batch_size is {ghost}, but method {self.method!r} has no batch "
+        "normalization."
+      )
+    if part % ghost:
+      raise UsageError(
+        f"batch_size{of_part} is {part}: it is not a multiple of ghost_batch_size "
+        f"{ghost}."
+      )
+    if local % ghost and ghost % local:
+      raise UsageError(
+        f"ghost_batch_size {ghost} would cross devices: it neither divides the "
+        f"{local} examples of a device nor is a multiple of them."
+      )
+
+  def make_method(self) -> methods.Method:
+    """Returns the method, with this configuration's dropout and ghost batches."""
+    method = methods.get(self.method)
+    if self.dropout_rate is not None:
+      method = dataclasses.replace(method, dropout_rate=self.dropout_rate)
+    if self.ghost_batch_size is not None:
+      # The other settings are those of `methods.batch_normalizer`.
+      normalizer = functools.partial(
+        GhostBatchNorm,
+        ghost_batch_size=self.ghost_batch_size,
+        **methods.batch_normalizer.keywords,
+      )
+      method = dataclasses.replace(method, normalizer=normalizer)
+    return method
+
+  def make_model(self, num_classes: int) -> WideResNet | ResNet | ResidualMLP:
+    """Returns the network.
+
+    Args:
+      num_classes: number of logits.
+
+    Raises:
+      UsageError: the network has no such depth, width or version.
+    """
+    fields: dict[str, Any] = {
+      "num_classes": num_classes,
+      "method": self.make_method(),
+      "scan": self.scan,
+      "remat": self.remat,
+      "dtype": jnp.dtype(self.dtype),
+      "param_dtype": jnp.dtype(self.param_dtype),
+    }
+    if self.model == "wide_resnet":
+      return WideResNet(self.depth, self.width, **fields)
+    if self.model == "resnet":
+      return ResNet(self.depth, version=self.version, **fields)
+    if self.model == "residual_mlp":
+      return ResidualMLP(
+        self.depth, self.width, layers_per_block=self.layers_per_block, **fields
+      )
+    raise unknown_name("model", self.model, MODELS)

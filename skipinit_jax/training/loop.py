@@ -1,0 +1,298 @@
+"""A training run from its configuration to its result."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, Literal, Self
+
+import jax
+
+from skipinit_jax import data
+from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
+from skipinit_jax.training.metrics import MetricsWriter, read_json, write_json
+from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.progress import Progress
+from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.state import TrainState, init_state
+from skipinit_jax.training.step import (
+  make_evaluate,
+  make_train_step,
+  make_train_steps,
+)
+
+# Long enough that the host's part of a dispatch does not count, short enough for a
+# live display and for a checkpoint before a machine is taken away.
+_DISPATCH_SECONDS = 0.5
+_EVAL_BATCH_SIZE = 512
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run came to; `result.json` holds the same fields.
+
+  Attributes:
+    status: "completed"; "diverged": a loss, gradient or parameter was not finite;
+      "interrupted": a signal asked the run to stop, and the same call resumes it.
+    step: optimizer steps taken; the last of a diverged run is the first that was not
+      finite.
+    train_loss: mean loss of the last epoch's steps, as trained on (augmented, with
+      dropout and the batch's statistics).
+    train_accuracy: likewise, from 0 to 1.
+    test_loss: on the whole test set; None unless completed.
+    test_accuracy: likewise, from 0 to 1.
+    images_per_second: training speed of this process after its first step,
+      evaluation and checkpoints excluded; None if it took no more steps.
+    seconds_to_first_step: from the start of `train` to the end of its first step;
+      None if it took no step.
+    num_parameters: size of the network.
+    config: the configuration.
+    versions: of the packages that decide the result.
+    device: kind and number of the devices.
+  """
+
+  status: Literal["completed", "diverged", "interrupted"]
+  step: int
+  train_loss: float
+  train_accuracy: float
+  test_loss: float | None
+  test_accuracy: float | None
+  images_per_second: float | None
+  seconds_to_first_step: float | None
+  num_parameters: int
+  config: dict[str, Any]
+  versions: dict[str, str]
+  device: str
+
+
+def train(
+  config: TrainConfig,
+  workdir: str | os.PathLike[str],
+  *,
+  show_progress: bool = True,
+  devices: Sequence[jax.Device] | None = None,
+) -> Result:
+  """Trains and evaluates one network.
+
+  The same call resumes an interrupted run, to the same parameters bit by bit, and
+  returns the result of a finished one.
+
+  Args:
+    config: the configuration.
+    workdir: directory of the run's checkpoints, metrics and `result.json`.
+    show_progress: whether to show progress on standard error.
+    devices: the devices to use; None: all.
+
+  Returns:
+    The result.
+
+  Raises:
+    UsageError: the configuration, the data or the workdir cannot be used.
+  """
+  start = time.monotonic()
+  workdir = pathlib.Path(workdir)
+  mesh = make_mesh(devices)
+  config.validate(mesh.size)
+  dataset = data.load(config.dataset, data_dir=config.data_dir)
+  model = config.make_model(dataset.num_classes)
+  steps_per_epoch = in_memory.steps_per_epoch(
+    dataset.train.num_examples, config.batch_size
+  )
+  total_steps = config.epochs * steps_per_epoch
+  schedule = make_schedule(config, steps_per_epoch)
+
+  def preprocess(images: jax.Array) -> jax.Array:
+    return augmentation.normalize(images, dataset.mean, dataset.std)
+
+  def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    crop_key, flip_key = jax.random.split(key)
+    if config.crop_padding:
+      images = augmentation.pad_and_crop(crop_key, images, config.crop_padding)
+    if config.flip:
+      images = augmentation.random_flip(flip_key, images)
+    return preprocess(images)
+
+  with (
+    Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints,
+    _StopRequest() as stop,
+  ):
+    result_path = workdir / "result.json"
+    if result_path.exists():
+      result = Result(**read_json(result_path))
+      if result.status != "interrupted":
+        return result
+
+    optimizer = make_optimizer(config, steps_per_epoch)
+    train_step = make_train_step(
+      model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
+    )
+    train_steps = make_train_steps(
+      train_step,
+      augment,
+      num_examples=dataset.train.num_examples,
+      batch_size=config.batch_size,
+      mesh=mesh,
+    )
+    evaluate = make_evaluate(model, preprocess, mesh=mesh)
+    train_split = in_memory.put(dataset.train, replicated(mesh))
+    test_batches = in_memory.eval_batches(
+      dataset.test,
+      _eval_batch_size(dataset.test.num_examples, mesh.size),
+      batch_sharding(mesh, axis=1),
+    )
+
+    state = init_state(model, optimizer, dataset.image_shape, config.seed, mesh)
+    restored = checkpoints.restore_latest(state)
+    step, state = restored or (0, state)
+    finite = True
+    test: dict[str, float] = {}
+    stopwatch = _Stopwatch(start, config.batch_size)
+    saved_at = time.monotonic()
+    with (
+      MetricsWriter(workdir, resume_step=step if restored else None) as writer,
+      Progress(total_steps, steps_per_epoch, enabled=show_progress) as progress,
+    ):
+      if restored:
+        progress.message(f"resumed from step {step}")
+      while step < total_steps and finite and not stop.requested:
+        left_in_epoch = steps_per_epoch - step % steps_per_epoch
+        num_steps = min(left_in_epoch, stopwatch.steps_in(_DISPATCH_SECONDS))
+        with stopwatch.measure(num_steps):
+          state, is_finite = train_steps(state, train_split, num_steps)
+          finite, step = bool(is_finite), int(state.step)
+        means = _epoch_means(state)
+        speed = stopwatch.images_per_second
+        progress.update(step, means["loss"], means["accuracy"], speed or 0.0)
+        ends_epoch = step % steps_per_epoch == 0
+        row = {"epoch": step / steps_per_epoch}
+        if ends_epoch or not finite:
+          rate = config.learning_rate * float(schedule(step - 1))
+          row_of_epoch = row | means | {"learning_rate": rate}
+          if speed is not None:
+            row_of_epoch["images_per_second"] = speed
+          writer.write(step, "train", row_of_epoch)
+        if not finite:
+          break
+        epoch = step // steps_per_epoch
+        if ends_epoch and (
+          epoch % config.eval_every_epochs == 0 or epoch == config.epochs
+        ):
+          test = _to_floats(evaluate(state, test_batches))
+          writer.write(step, "eval", row | test)
+        seconds = config.checkpoint_every_seconds
+        due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
+        if due or stop.requested or step == total_steps:
+          checkpoints.save(step, state)
+          saved_at = time.monotonic()
+      checkpoints.wait()
+      # A run that was killed after its last checkpoint has only this left to do.
+      if step == total_steps and finite:
+        test = test or _to_floats(evaluate(state, test_batches))
+
+    means = _epoch_means(state)
+    completed = step == total_steps and finite
+    result = Result(
+      status="completed" if completed else "interrupted" if finite else "diverged",
+      step=step,
+      train_loss=means["loss"],
+      train_accuracy=means["accuracy"],
+      test_loss=test["loss"] if completed else None,
+      test_accuracy=test["accuracy"] if completed else None,
+      images_per_second=stopwatch.images_per_second,
+      seconds_to_first_step=stopwatch.seconds_to_first_step,
+      num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+      config=dataclasses.asdict(config),
+      versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+      device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+    )
+    write_json(result_path, dataclasses.asdict(result))
+    return result
+
+
+def _eval_batch_size(num_examples: int, num_devices: int) -> int:
+  """Returns the batch size of evaluation: it divides by the devices."""
+  return -(-min(num_examples, _EVAL_BATCH_SIZE) // num_devices) * num_devices
+
+
+def _to_floats(scalars: Any) -> dict[str, float]:
+  return {name: float(value) for name, value in scalars._asdict().items()}
+
+
+def _epoch_means(state: TrainState) -> dict[str, float]:
+  sums = jax.device_get(state.sums)
+  steps = max(float(sums.steps), 1.0)
+  return {
+    "loss": float(sums.loss) / steps,
+    "accuracy": float(sums.accuracy) / steps,
+    "grad_norm": float(sums.grad_norm) / steps,
+  }
+
+
+class _Stopwatch:
+  """Measures training, first step apart, because that includes compilation."""
+
+  def __init__(self, start: float, batch_size: int):
+    self._start = start
+    self._batch_size = batch_size
+    self._steps = 0
+    self._seconds = 0.0
+    self.seconds_to_first_step: float | None = None
+
+  @contextlib.contextmanager
+  def measure(self, num_steps: int) -> Iterator[None]:
+    """Measures a block that takes `num_steps` steps; the first takes one."""
+    begin = time.monotonic()
+    yield
+    end = time.monotonic()
+    if self.seconds_to_first_step is None:
+      self.seconds_to_first_step = end - self._start
+    else:
+      self._steps += num_steps
+      self._seconds += end - begin
+
+  def steps_in(self, seconds: float) -> int:
+    """Returns the number of steps that take about so many seconds, at least 1."""
+    if self._steps == 0:
+      return 1
+    return max(1, int(seconds * self._steps / self._seconds))
+
+  @property
+  def images_per_second(self) -> float | None:
+    """The speed so far, without the first step."""
+    return self._steps * self._batch_size / self._seconds if self._steps else None
+
+
+class _StopRequest:
+  """Turns SIGTERM and the first SIGINT into a request to save and stop.
+
+  Python delivers signals to the main thread only: elsewhere it does nothing.
+  """
+
+  def __init__(self) -> None:
+    self.requested = False
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number: int, _: FrameType | None) -> None:
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested = True

@@ -1,0 +1,87 @@
+"""The optimizer: SGD with momentum and L2 by parameter role."""
+
+from typing import Any
+
+import jax
+import optax
+
+from skipinit_jax.models.depth import is_stacked
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.schedules import make_schedule
+
+_SCALES = ("scale", "alpha")
+
+
+def parameter_roles(params: Any) -> Any:
+  """Returns the role of every parameter.
+
+  Args:
+    params: a tree of parameters.
+
+  Returns:
+    A tree of the same structure: "bias" for every kind of bias; "scale" for
+    normalizers' scales and SkipInit's alpha; "kernel" for all else.
+  """
+
+  def role(path: tuple[Any, ...], _: jax.Array) -> str:
+    name = path[-1].key
+    return "bias" if name == "bias" else "scale" if name in _SCALES else "kernel"
+
+  return jax.tree.map_with_path(role, params)
+
+
+def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
+  """`optax.adaptive_grad_clip` that clips scanned blocks one by one.
+
+  Brock et al. (ICML 2021). Parameters of a scanned stack have an axis over the
+  blocks, which is no part of any unit.
+
+  Args:
+    clipping: largest ratio of a unit's gradient norm to its parameter norm.
+  """
+  clip = optax.adaptive_grad_clip(clipping)
+
+  def clip_leaf(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> Any:
+    def clip_block(update: jax.Array, param: jax.Array) -> Any:
+      return clip.update(update, clip.init(param), param)[0]
+
+    return (jax.vmap(clip_block) if is_stacked(path) else clip_block)(update, param)
+
+  def clip_tree(updates: Any, params: Any) -> Any:
+    return jax.tree.map_with_path(clip_leaf, updates, params)
+
+  return optax.stateless(clip_tree)
+
+
+def make_optimizer(
+  config: TrainConfig, steps_per_epoch: int
+) -> optax.GradientTransformation:
+  """Returns the configured optimizer.
+
+  The gradient is clipped, then L2 is added to it, then momentum accumulates it, as
+  in PyTorch's SGD. The highest rate is part of the optimizer's state: runs that
+  differ in it share one compiled program.
+
+  Args:
+    config: the configuration.
+    steps_per_epoch: optimizer steps of an epoch.
+  """
+
+  def has_l2(params: Any) -> Any:
+    roles = parameter_roles(params)
+    return jax.tree.map(lambda role: role not in config.l2_exempt, roles)
+
+  transformations = []
+  if config.clip_norm is not None:
+    transformations.append(optax.clip_by_global_norm(config.clip_norm))
+  if config.adaptive_clip is not None:
+    transformations.append(adaptive_grad_clip(config.adaptive_clip))
+  return optax.chain(
+    *transformations,
+    optax.add_decayed_weights(config.l2, mask=has_l2),
+    optax.trace(decay=config.momentum, nesterov=config.nesterov),
+    optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
+    optax.inject_hyperparams(optax.scale_by_learning_rate)(
+      learning_rate=config.learning_rate
+    ),
+  )

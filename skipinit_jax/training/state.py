@@ -1,0 +1,112 @@
+"""The state of a training run: all that a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+
+from skipinit_jax.training.mesh import replicated
+
+
+class Sums(struct.PyTreeNode):
+  """Sums over the steps of the current epoch, from which its means are made.
+
+  They are part of the state, so that a resumed epoch reports the same means.
+
+  Attributes:
+    steps: steps taken in this epoch.
+    loss: sum of the steps' losses.
+    accuracy: sum of the steps' accuracies.
+    grad_norm: sum of the gradients' global norms.
+  """
+
+  steps: jax.Array
+  loss: jax.Array
+  accuracy: jax.Array
+  grad_norm: jax.Array
+
+  @classmethod
+  def zero(cls) -> "Sums":
+    """Returns the sums at the start of an epoch."""
+    return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
+
+
+class Keys(NamedTuple):
+  """Independent random keys; the epoch or the step is folded into each.
+
+  Attributes:
+    order: of the order of the examples, by epoch.
+    augment: of augmentation, by step.
+    dropout: of dropout, by step.
+  """
+
+  order: jax.Array
+  augment: jax.Array
+  dropout: jax.Array
+
+
+class TrainState(struct.PyTreeNode):
+  """The state of a training run.
+
+  Attributes:
+    step: optimizer steps taken; with the seed it is also the position in the data.
+    params: the parameters.
+    model_state: the other variables of the model, such as batch statistics.
+    opt_state: the optimizer's state.
+    key_data: the run's random key, as `jax.random.key_data` gives it.
+    sums: what the current epoch's metrics are made of.
+  """
+
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: optax.OptState
+  key_data: jax.Array
+  sums: Sums
+
+  @property
+  def keys(self) -> Keys:
+    """The run's independent random keys."""
+    return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
+
+
+def init_state(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, ...],
+  seed: int,
+  mesh: Mesh,
+) -> TrainState:
+  """Initializes the state, replicated on the mesh.
+
+  Args:
+    model: the network, called as `model(images, train)`.
+    optimizer: the optimizer.
+    image_shape: height, width and channels.
+    seed: the run's seed.
+    mesh: the mesh.
+  """
+
+  def init(seed: jax.Array) -> TrainState:
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    params = variables.pop("params")
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      model_state=variables,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(run_key),
+      sums=Sums.zero(),
+    )
+
+  # XLA:CPU takes four times as long to compile the random bits of a deep network at
+  # its default level, which the one run of this function cannot earn back.
+  on_cpu = jax.default_backend() == "cpu"
+  options = {"xla_backend_optimization_level": 1} if on_cpu else None
+  jitted = jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+  return jitted(jnp.asarray(seed, jnp.uint32))

@@ -1,0 +1,221 @@
+"""The train step, many of them in one dispatch, and evaluation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from skipinit_jax.data import in_memory
+from skipinit_jax.training.mesh import batch_sharding, replicated
+from skipinit_jax.training.state import Sums, TrainState
+
+TrainStep = Callable[[TrainState, jax.Array, jax.Array], TrainState]
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class EvalMetrics(NamedTuple):
+  """Means over a whole split.
+
+  Attributes:
+    loss: mean cross-entropy.
+    accuracy: share of the examples whose largest logit is the label's.
+  """
+
+  loss: jax.Array
+  accuracy: jax.Array
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  *,
+  mesh: Mesh,
+  accumulation_steps: int = 1,
+) -> TrainStep:
+  """Returns one optimizer step, to be called under `jax.jit`.
+
+  Args:
+    model: the network, called as `model(images, train)`.
+    optimizer: the optimizer.
+    mesh: the mesh whose axis `data` shares the batch.
+    accumulation_steps: parts of the batch, in order, whose gradients are added up
+      one after the other. Normalization sees one part at a time, and each part's
+      running statistics follow those of the part before.
+
+  Returns:
+    A function of the state, images [B, H, W, C] and labels [B] that returns the
+    next state. Its sums grow by the step's mean loss, accuracy and the global norm
+    of the gradient (without L2).
+  """
+
+  def loss_and_aux(
+    params: Any, model_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    logits, model_state = model.apply(
+      {"params": params, **model_state},
+      images,
+      train=True,
+      rngs={"dropout": key},
+      mutable=list(model_state),
+    )
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+    return loss, (model_state, accuracy)
+
+  gradient = jax.value_and_grad(loss_and_aux, has_aux=True)
+
+  def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+    key = jax.random.fold_in(state.keys.dropout, state.step)
+
+    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+      grads, loss, accuracy, model_state = total
+      images, labels, index = part
+      images, labels = jax.lax.with_sharding_constraint(
+        (images, labels), batch_sharding(mesh)
+      )
+      (part_loss, (model_state, part_accuracy)), part_grads = gradient(
+        state.params, model_state, jax.random.fold_in(key, index), images, labels
+      )
+      grads = jax.tree.map(jnp.add, grads, part_grads)
+      return (grads, loss + part_loss, accuracy + part_accuracy, model_state), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    total = (zeros, jnp.zeros(()), jnp.zeros(()), state.model_state)
+    if accumulation_steps == 1:
+      total, _ = accumulate(total, (images, labels, 0))
+    else:
+      parts = jax.tree.map(
+        lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), (images, labels)
+      )
+      total, _ = jax.lax.scan(
+        accumulate, total, (*parts, jnp.arange(accumulation_steps))
+      )
+    grads, loss, accuracy, model_state = total
+    grads = jax.tree.map(lambda grad: grad / accumulation_steps, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    sums = state.sums
+    return state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      model_state=model_state,
+      opt_state=opt_state,
+      sums=Sums(
+        steps=sums.steps + 1,
+        loss=sums.loss + loss / accumulation_steps,
+        accuracy=sums.accuracy + accuracy / accumulation_steps,
+        grad_norm=sums.grad_norm + optax.global_norm(grads),
+      ),
+    )
+
+  return train_step
+
+
+def is_finite(state: TrainState) -> jax.Array:
+  """Tells whether the losses of this epoch and the parameters are finite."""
+  # The sum of the norms is finite only if every loss's gradient was.
+  return jnp.isfinite(
+    state.sums.loss + state.sums.grad_norm + optax.global_norm(state.params)
+  )
+
+
+def make_train_steps(
+  train_step: TrainStep,
+  augment: Augment,
+  *,
+  num_examples: int,
+  batch_size: int,
+  mesh: Mesh,
+) -> Callable[[TrainState, in_memory.DeviceSplit, int], tuple[TrainState, jax.Array]]:
+  """Returns a jitted function that takes many steps of one epoch in one dispatch.
+
+  The number of steps is an argument of the compiled program: how a run is cut into
+  dispatches changes neither its result nor what is compiled.
+
+  Args:
+    train_step: one step.
+    augment: maps a key and uint8 images to the network's input.
+    num_examples: size of the training set.
+    batch_size: examples of one step.
+    mesh: the mesh.
+
+  Returns:
+    A function of the state (donated), the training set and the number of steps,
+    which must not pass the end of the epoch. It returns the next state and whether
+    that is finite; it stops after the first step that is not.
+  """
+  steps_per_epoch = in_memory.steps_per_epoch(num_examples, batch_size)
+
+  def train_steps(
+    state: TrainState, split: in_memory.DeviceSplit, num_steps: jax.Array
+  ) -> tuple[TrainState, jax.Array]:
+    keys = state.keys
+    permutation = in_memory.epoch_permutation(
+      keys.order, state.step // steps_per_epoch, num_examples
+    )
+    last = state.step + num_steps
+    starts_epoch = state.step % steps_per_epoch == 0
+    state = state.replace(
+      sums=jax.tree.map(lambda x: jnp.where(starts_epoch, 0, x), state.sums)
+    )
+
+    def body(carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+      state, _ = carry
+      images, labels = jax.lax.with_sharding_constraint(
+        in_memory.train_batch(split, permutation, state.step % steps_per_epoch, batch_size),
+        batch_sharding(mesh),
+      )
+      images = augment(jax.random.fold_in(keys.augment, state.step), images)
+      state = train_step(state, images, labels)
+      return state, is_finite(state)
+
+    return jax.lax.while_loop(
+      lambda carry: (carry[0].step < last) & carry[1], body, (state, is_finite(state))
+    )
+
+  return jax.jit(
+    train_steps,
+    donate_argnums=0,
+    in_shardings=replicated(mesh),
+    out_shardings=replicated(mesh),
+  )
+
+
+def make_evaluate(
+  model: nn.Module, preprocess: Callable[[jax.Array], jax.Array], *, mesh: Mesh
+) -> Callable[[TrainState, in_memory.EvalBatches], EvalMetrics]:
+  """Returns a jitted function that evaluates a whole split.
+
+  Args:
+    model: the network, called as `model(images, train)`.
+    preprocess: maps uint8 images to the network's input.
+    mesh: the mesh.
+
+  Returns:
+    A function of the state and the split's batches that counts every example once.
+  """
+
+  def evaluate(state: TrainState, batches: in_memory.EvalBatches) -> EvalMetrics:
+    variables = {"params": state.params, **state.model_state}
+
+    def add(sums: Any, batch: in_memory.EvalBatches) -> tuple[Any, None]:
+      logits: Any = model.apply(variables, preprocess(batch.images), train=False)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+      correct = logits.argmax(-1) == batch.labels
+      loss_sum, correct_sum = sums
+      loss_sum += jnp.where(batch.mask, losses, 0).sum()
+      return (loss_sum, correct_sum + (correct & batch.mask).sum()), None
+
+    zeros = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+    (loss_sum, correct_sum), _ = jax.lax.scan(add, zeros, batches)
+    count = batches.mask.sum()
+    return EvalMetrics(loss_sum / count, correct_sum / count)
+
+  return jax.jit(
+    evaluate,
+    in_shardings=(replicated(mesh), batch_sharding(mesh, axis=1)),
+    out_shardings=replicated(mesh),
+  )
