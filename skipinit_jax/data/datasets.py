@@ -152,7 +152,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
   import tensorflow_datasets as tfds
 
   try:
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder = tfds.builder(name, data_dir=data_dir)
     # Asked of a folder that does not exist, `is_prepared` logs a warning.
     prepared = builder.data_path.exists() and builder.is_prepared()
   except OSError as error:
@@ -174,12 +174,19 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         '.download_and_prepare()"` with internet access and TensorFlow installed'
       )
     raise errors.UsageError(f"Dataset {name!r} is not prepared in {root}: {remedy}.")
-  if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
+  if not is_random_access(builder):
     raise errors.UsageError(
-      f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format: "
-      'prepare it in another data_dir with file_format="array_record".'
+      f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format, the "
+      "one that can be read without TensorFlow: prepare it in another data_dir with "
+      "file_format='array_record'."
     )
   return builder
+
+
+def is_random_access(builder: Any) -> bool:
+  """Returns whether a tfds builder's prepared files are in ArrayRecord format."""
+  formats = builder.info.available_file_formats()
+  return "array_record" in {file_format.value for file_format in formats}
 
 
 def _prepared_source(builder: Any) -> str:

@@ -68,7 +68,7 @@ def prepare(
     # It prints that it downloads, and makes a folder for that.
     silence = contextlib.redirect_stdout(io.StringIO())
     with silence, tempfile.TemporaryDirectory() as downloads:
-      builder.download_and_prepare(download_dir=downloads)
+      builder.download_and_prepare(download_dir=downloads, file_format="array_record")
   except OSError as error:
     where = "the default data_dir" if data_dir is None else f"data_dir {data_dir!r}"
     raise errors.UsageError(f"Cannot write to {where}: {error}.") from error
@@ -78,10 +78,13 @@ def prepare(
 def _already_prepared(builder: Any, splits: dict[str, Split]) -> str:
   sizes = {name: split.num_examples for name, split in splits.items()}
   prepared = {name: info.num_examples for name, info in builder.info.splits.items()}
-  if prepared != sizes:
+  if prepared != sizes or not datasets.is_random_access(builder):
+    found = (
+      f"{prepared} as {builder.info.file_format.value}" if prepared else "no examples"
+    )
     raise errors.UsageError(
-      f"{builder.data_path} already holds {prepared or 'an incomplete data set'} "
-      f"where the source has {sizes}: delete it or choose another data_dir."
+      f"{builder.data_path} already exists and holds {found}, not {sizes} in "
+      "ArrayRecord format: delete it or choose another data_dir."
     )
   return f"Already prepared: {_summary(builder, splits)}."
 
@@ -112,7 +115,7 @@ def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
         yield key, {"image": image, "label": int(splits[split].labels[key])}
 
   Builder.name = name
-  return Builder(data_dir=data_dir, file_format="array_record")
+  return Builder(data_dir=data_dir)
 
 
 def _check(splits: dict[str, Split], features: Any, folder: pathlib.Path) -> None:

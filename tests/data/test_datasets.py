@@ -216,6 +216,16 @@ def test_damaged_prepared_files_are_an_error_that_names_them(
   assert "\n" not in str(error.value)
 
 
+def test_prepared_files_in_another_format_are_an_error(prepared, tmp_path):
+  shutil.copytree(prepared[0], tmp_path / "tfds")
+  (info,) = (tmp_path / "tfds").glob("fashion_mnist/*/dataset_info.json")
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  for path in info.parent.glob("*.array_record*"):
+    path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+  with pytest.raises(UsageError, match="not in ArrayRecord format"):
+    data.load("fashion_mnist", data_dir=str(tmp_path / "tfds"))
+
+
 def test_data_dir_that_is_a_file_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UsageError, match="file"):

@@ -73,8 +73,15 @@ def test_other_prepared_files_are_not_overwritten(source, idx_files):
   )
   idx_files.replace(source, "t10k-labels-idx1", idx_files.encode(np.zeros(5, np.uint8)))
   with pytest.raises(
-    UsageError, match=r"already holds .*'test': 23.*'test': 5.*delete"
+    UsageError, match=r"already exists .*'test': 23.*'test': 5.*delete"
   ):
+    prepare(source)
+
+
+def test_incomplete_folder_is_not_taken_for_a_prepared_one(source):
+  version = tfds.builder_cls("fashion_mnist").VERSION
+  (source.parent / "tfds" / "fashion_mnist" / str(version)).mkdir(parents=True)
+  with pytest.raises(UsageError, match=r"already exists and holds no examples.*delete"):
     prepare(source)
 
 
