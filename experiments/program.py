@@ -1,13 +1,71 @@
-"""What every program of this folder shares: its start and its exit statuses."""
+"""What every program of this folder shares: flags, start and exit statuses."""
 
+import dataclasses
+import inspect
+import os
+import pathlib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from absl import app
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, unknown_name
 
 USAGE_ERROR_STATUS = 1
+DIVERGED_STATUS = 3
+INTERRUPTED_STATUS = 4
+
+_Config = TypeVar("_Config")
+
+# The flags defined here belong to the programs, whose --help shows them.
+flags.disclaim_key_flags()
+
+
+def define_workdir(contents: str) -> flags.FlagHolder[str]:
+  """Defines the required flag --workdir.
+
+  Args:
+    contents: what the program writes there.
+  """
+  return flags.DEFINE_string(
+    "workdir", None, f"Directory of {contents}.", required=True
+  )
+
+
+def define_config(
+  configs: Mapping[str, Callable[[], _Config]], default: str
+) -> flags.FlagHolder[_Config]:
+  """Defines --config=NAME and a flag --config.FIELD for each field.
+
+  Args:
+    configs: the default configurations by name, all of one dataclass.
+    default: the name of the one to use without the flag.
+  """
+  config = configs[default]()
+  try:
+    _check_config_fields(type(config), sys.argv[1:])
+  except UsageError as error:
+    sys.exit(_report(error))
+
+  def parse(name: Any) -> _Config:
+    if name not in configs:
+      raise unknown_name("configuration", name, configs)
+    return configs[name]()
+
+  documentation = inspect.getdoc(type(config)) or ""
+  return config_flags.DEFINE_config_dataclass(
+    "config",
+    config,
+    parse_fn=parse,
+    help_string=(
+      f"Default values: {', '.join(configs)} (default: {default}). Each field below is "
+      f"a flag of its own, --config.FIELD=VALUE.\n{documentation}"
+    ),
+  )
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -19,12 +77,46 @@ def run(main: Callable[[], int | None]) -> None:
   def guarded(argv: Sequence[str]) -> int | None:
     try:
       if len(argv) > 1:
-        raise UsageError(
-          f"Unexpected argument {argv[1]!r}: every option is a flag; see --help."
-        )
+        raise UsageError(f"Unexpected argument {argv[1]!r}: every option is a flag.")
+      # Libraries log much at absl's default level that means nothing to a user.
+      if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+      _cache_compilations()
       return main()
     except UsageError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return USAGE_ERROR_STATUS
+      return _report(error)
 
   app.run(guarded)
+
+
+def _report(error: UsageError) -> int:
+  print(f"error: {error}", file=sys.stderr)
+  return USAGE_ERROR_STATUS
+
+
+def _check_config_fields(config_type: type, arguments: Sequence[str]) -> None:
+  """Checks the names of --config.FIELD flags, which absl leaves to a traceback."""
+  names = _flag_names(config_type)
+  for argument in arguments:
+    match = re.match(r"--?(no)?(config\.[^=]*)", argument)
+    if match and f"--{match[2]}" not in names:
+      raise unknown_name("flag", f"--{match[2]}", names)
+
+
+def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:
+  names = []
+  for field in dataclasses.fields(config_type):
+    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+      names += _flag_names(field.type, f"{prefix}{field.name}.")
+    else:
+      names.append(prefix + field.name)
+  return names
+
+
+def _cache_compilations() -> None:
+  """Keeps compiled programs in the user's cache folder, unless told otherwise."""
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update(
+      "jax_compilation_cache_dir", str(pathlib.Path(cache) / "skipinit_jax" / "xla")
+    )

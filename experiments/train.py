@@ -1,0 +1,38 @@
+"""Trains and evaluates one network.
+
+Example:
+  python -m experiments.train --workdir=/tmp/run --config.depth=100
+"""
+
+from experiments import program
+from experiments.configs.train import CONFIGS
+from skipinit_jax.training import train
+
+_WORKDIR = program.define_workdir("checkpoints, metrics.jsonl and result.json")
+_CONFIG = program.define_config(CONFIGS, default="digits")
+_STATUSES = {
+  "completed": 0,
+  "diverged": program.DIVERGED_STATUS,
+  "interrupted": program.INTERRUPTED_STATUS,
+}
+
+
+def main() -> int:
+  """Runs the program."""
+  workdir = _WORKDIR.value
+  result = train(_CONFIG.value, workdir)
+  if result.status == "completed":
+    print(
+      f"Test accuracy {100 * result.test_accuracy:.2f} %, test loss "
+      f"{result.test_loss:.4f} after {result.step} steps."
+    )
+  elif result.status == "diverged":
+    print(f"Diverged: the loss or a parameter is not finite after step {result.step}.")
+  else:
+    print(f"Interrupted and saved at step {result.step}: the same command resumes it.")
+  print(f"Results: {workdir}/result.json, metrics: {workdir}/metrics.jsonl")
+  return _STATUSES[result.status]
+
+
+if __name__ == "__main__":
+  program.run(main)
