@@ -1,0 +1,295 @@
+"""The convolution's own gradients, against autodiff of `jax.lax`."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from skipinit_jax.layers import Conv, conv_general_dilated
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(*shape):
+  # NumPy's, because JAX would compile a generator for every shape.
+  return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+def arrays(size, kernel, batch=3, features=(2, 5)):
+  return normal(batch, *size, features[0]), 2 * normal(*kernel, *features)
+
+
+def convolve(images, kernel, strides=(1, 1), padding="SAME", canonical=True):
+  return conv_general_dilated(
+    images,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=NHWC,
+    canonical_gradient=canonical,
+  )
+
+
+def value_and_gradients(images, kernel, strides, padding, canonical):
+  output, vjp = jax.vjp(
+    lambda *operands: convolve(*operands, strides, padding, canonical), images, kernel
+  )
+  # Any cotangent that tells positions, features and examples apart.
+  cotangent = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+  return (output, *vjp(cotangent.astype(output.dtype)))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def both(images, kernel, strides, padding):
+  return [
+    value_and_gradients(images, kernel, strides, padding, canonical)
+    for canonical in (True, False)
+  ]
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for parameter in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")
+    ):
+      if hasattr(parameter, "jaxpr"):
+        yield from equations(parameter.jaxpr)
+      elif hasattr(parameter, "eqns"):
+        yield from equations(parameter)
+
+
+EVERY_KERNEL = [
+  ((8, 7), kernel, strides, "SAME")
+  for kernel, strides in itertools.product(
+    [(1, 1), (3, 3), (5, 5), (7, 7), (3, 5)], [(1, 1), (2, 2), (3, 3)]
+  )
+]
+OTHERS = [
+  ((8, 8), (3, 3), (1, 2), "SAME"),
+  ((7, 9), (2, 3), (3, 2), "SAME"),
+  ((9, 9), (4, 4), (2, 2), "SAME"),
+  ((8, 7), (3, 3), (2, 2), "VALID"),
+  # A stride that leaves the last rows and columns unread.
+  ((8, 9), (2, 3), (3, 5), "VALID"),
+  ((7, 7), (7, 7), (1, 1), "VALID"),
+  ((8, 6), (3, 3), (2, 2), "SAME_LOWER"),
+  ((6, 7), (3, 3), (2, 1), ((0, 3), (2, 1))),
+  # More padding than window, and a stride longer than the kernel.
+  ((5, 5), (1, 1), (2, 3), ((1, 2), (2, 0))),
+  # Negative padding crops.
+  ((8, 8), (3, 3), (2, 2), ((-1, 0), (1, -2))),
+]
+
+
+@pytest.mark.parametrize(
+  ("size", "kernel", "strides", "padding"), EVERY_KERNEL + OTHERS
+)
+def test_gradients_equal_autodiff(size, kernel, strides, padding):
+  for a, e in zip(*both(*arrays(size, kernel), strides, padding), strict=True):
+    assert a.shape == e.shape
+    assert a.dtype == e.dtype
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "strides"), [((3, 3), (1, 1)), ((3, 3), (2, 2)), ((7, 7), (2, 2))]
+)
+def test_bfloat16(kernel, strides):
+  operands = [x.astype(jnp.bfloat16) for x in arrays((9, 8), kernel)]
+  actual, _ = both(*operands, strides, "SAME")
+  # Exact for these operands; a bfloat16 has eight significant bits.
+  _, expected = both(*(x.astype(np.float32) for x in operands), strides, "SAME")
+  for a, e in zip(actual, expected, strict=True):
+    assert a.dtype == jnp.bfloat16
+    error = np.abs(a.astype(jnp.float32) - e)
+    assert error.max() < 2**-6 * np.abs(e).max()
+    assert error.mean() < 2**-8 * np.abs(e).mean()
+
+
+def test_inside_a_scan():
+  images, _ = arrays((6, 5), (3, 3), features=(4, 4))
+  kernels = normal(3, 3, 3, 4, 4) / 6
+
+  def loss(operands, canonical):
+    x, _ = lax.scan(
+      lambda x, kernel: (nn.relu(convolve(x, kernel, canonical=canonical)), None),
+      *operands,
+    )
+    return jnp.sum(jnp.sin(x))
+
+  @jax.jit
+  def gradients(operands):
+    return [jax.grad(loss)(operands, canonical) for canonical in (True, False)]
+
+  for a, e in zip(*gradients((images, kernels)), strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def test_under_vmap_of_grad():
+  images, kernel = arrays((6, 5), (3, 3))
+
+  def per_example(images, canonical):
+    def loss(kernel, image):
+      return jnp.sum(
+        jnp.sin(convolve(image[None], kernel, (2, 2), canonical=canonical))
+      )
+
+    return jax.vmap(jax.grad(loss), (None, 0))(kernel, images)
+
+  actual, expected = jax.jit(
+    lambda images: [per_example(images, canonical) for canonical in (True, False)]
+  )(images)
+  assert actual.shape == (len(images), *kernel.shape)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_sharded_over_devices():
+  images, kernel = arrays((6, 6), (3, 3), batch=8)
+  _, expected = both(images, kernel, (2, 2), "SAME")
+  mesh = jax.make_mesh(
+    (4,),
+    ("data",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:4],
+  )
+  named = jax.sharding.NamedSharding
+  images = jax.device_put(images, named(mesh, jax.P("data")))
+  kernel = jax.device_put(kernel, named(mesh, jax.P()))
+  actual, _ = both(images, kernel, (2, 2), "SAME")
+  assert actual[0].sharding.spec[0] == "data"
+  for a, e in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_every_convolution_of_the_gradient_is_canonical(strides):
+  # What XLA:CPU needs to find its fast kernels inside a loop.
+  operands = arrays((8, 8), (3, 3))
+
+  def convolutions(canonical):
+    jaxpr = jax.make_jaxpr(value_and_gradients, static_argnums=(2, 3, 4))(
+      *operands, strides, "SAME", canonical
+    )
+    found = [
+      equation.params
+      for equation in equations(jaxpr.jaxpr)
+      if equation.primitive.name == "conv_general_dilated"
+    ]
+    plain = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC)
+    return [
+      p["dimension_numbers"] == plain
+      and set(p["lhs_dilation"]) | set(p["rhs_dilation"]) == {1}
+      for p in found
+    ]
+
+  assert convolutions(True) == [True] * 3
+  # The test sees the difference.
+  assert not all(convolutions(False))
+
+
+def uses_own_gradient(function, *operands):
+  jaxpr = jax.make_jaxpr(function)(*operands).jaxpr
+  return any("custom_vjp" in equation.primitive.name for equation in equations(jaxpr))
+
+
+@pytest.mark.parametrize(("backend", "own"), [("cpu", True), ("gpu", False)])
+def test_the_backend_selects_the_gradient(monkeypatch, backend, own):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  operands = arrays((6, 6), (3, 3))
+  assert uses_own_gradient(lambda *x: convolve(*x, canonical=None), *operands) == own
+  assert uses_own_gradient(lambda *x: convolve(*x, canonical=True), *operands)
+  assert not uses_own_gradient(lambda *x: convolve(*x, canonical=False), *operands)
+
+
+def test_forward_mode_where_the_gradient_is_the_default_one():
+  images, kernel = arrays((6, 6), (3, 3))
+
+  def tangent(canonical):
+    return jax.jvp(
+      lambda images: convolve(images, kernel, canonical=canonical), (images,), (images,)
+    )
+
+  # A convolution is linear: the tangent along the images is the output.
+  np.testing.assert_array_equal(*tangent(False))
+  with pytest.raises(TypeError, match="forward-mode"):
+    tangent(True)
+
+
+@pytest.mark.parametrize(
+  ("lhs_shape", "rhs_shape", "options"),
+  [
+    ((2, 8, 8, 4), (3, 3, 4, 4), {"rhs_dilation": (2, 1)}),
+    ((2, 8, 8, 4), (3, 3, 4, 4), {"lhs_dilation": (1, 2)}),
+    ((2, 8, 8, 4), (3, 3, 2, 4), {"feature_group_count": 2}),
+    ((2, 8, 8, 4), (3, 3, 4, 4), {"preferred_element_type": jnp.float32}),
+    ((2, 8, 4), (3, 4, 4), {"dimension_numbers": ("NHC", "HIO", "NHC")}),
+    (
+      (2, 5, 5, 5, 4),
+      (3, 3, 3, 4, 4),
+      {"dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")},
+    ),
+    ((2, 4, 8, 8), (4, 4, 3, 3), {"dimension_numbers": None}),
+    ((2, 4, 8, 8), (4, 4, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+  ],
+)
+def test_other_convolutions_go_to_lax(lhs_shape, rhs_shape, options):
+  dimensions = len(lhs_shape) - 2
+
+  def jaxpr(convolution, **more):
+    return jax.make_jaxpr(
+      lambda lhs, rhs: convolution(
+        lhs,
+        rhs,
+        (1,) * dimensions,
+        # lax resolves no names of paddings for transposed convolutions.
+        [(1, 1)] * dimensions,
+        **({"dimension_numbers": NHWC} | options | more),
+      )
+    )(np.ones(lhs_shape), np.ones(rhs_shape))
+
+  assert str(jaxpr(conv_general_dilated, canonical_gradient=True)) == str(
+    jaxpr(lax.conv_general_dilated)
+  )
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {},
+    {"strides": 2, "use_bias": False},
+    {"padding": "VALID", "dtype": jnp.bfloat16},
+    {"padding": "CIRCULAR", "strides": (2, 1)},
+    {"padding": 2, "precision": "highest"},
+    {"kernel_dilation": 2},
+    {"feature_group_count": 2},
+  ],
+)
+def test_module_equals_flax(fields):
+  images, _ = arrays((8, 7), (3, 3), features=(4, 4))
+
+  own, flax = (conv(6, (3, 3), **fields) for conv in (Conv, nn.Conv))
+  shapes = jax.eval_shape(flax.init, jax.random.key(0), images)
+  assert jax.eval_shape(own.init, jax.random.key(0), images) == shapes
+
+  @jax.jit
+  def run(variables):
+    def loss(variables, module):
+      y = module.apply(variables, images)
+      return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+    return [jax.grad(loss, has_aux=True)(variables, module) for module in (own, flax)]
+
+  # bfloat16 kernels may round differently; see test_bfloat16 for the exact bound.
+  tolerance = 0.1 if fields.get("dtype") == jnp.bfloat16 else 1e-4
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(
+      a.astype(jnp.float32), e.astype(jnp.float32), rtol=tolerance, atol=tolerance
+    ),
+    *run(jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)),
+  )

@@ -1,0 +1,198 @@
+"""Ghost batch normalization, against Flax's batch normalization."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import GhostBatchNorm
+
+BATCH, FEATURES = 16, 3
+GhostNorm = functools.partial(GhostBatchNorm, momentum=0.8, epsilon=1e-3)
+FlaxNorm = functools.partial(nn.BatchNorm, momentum=0.8, epsilon=1e-3)
+COLLECTIVE = re.compile(
+  r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+  # Examples differ in mean and scale, so that each ghost batch has its own statistics.
+  generator = np.random.default_rng(0)
+  scale = np.linspace(0.5, 3, BATCH)[:, None, None, None]
+  x = generator.normal(size=(BATCH, 4, 5, FEATURES)) * scale + scale**2
+  return x.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables():
+  generator = np.random.default_rng(1)
+  draw = lambda: generator.uniform(0.5, 2, FEATURES).astype(np.float32)  # noqa: E731
+  return {
+    "params": {"scale": draw(), "bias": draw()},
+    "batch_stats": {"mean": draw(), "var": draw()},
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(module, variables, x):
+  y, changed = module.apply(variables, x, mutable=["batch_stats"])
+  return y, changed["batch_stats"]
+
+
+def by_hand(variables, x):
+  """One batch's normalized output, mean and variance."""
+  x = np.asarray(x, np.float64)
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  params = variables["params"]
+  y = (x - mean) / np.sqrt(var + 1e-3) * params["scale"] + params["bias"]
+  return y, mean, var
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance),
+    actual,
+    expected,
+  )
+
+
+def test_variables_are_those_of_flax(images):
+  ghost = GhostNorm(use_running_average=False, ghost_batch_size=8)
+  flax = FlaxNorm(use_running_average=False)
+  # The batch of initialization need not divide.
+  actual, expected = (m.init(jax.random.key(0), images[:3]) for m in (ghost, flax))
+  assert_close(actual, expected)
+
+
+def test_one_ghost_batch_is_batch_normalization(images, variables):
+  assert_close(
+    train(GhostNorm(False, BATCH), variables, images),
+    train(FlaxNorm(use_running_average=False), variables, images),
+    1e-4,
+  )
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_each_ghost_batch_has_its_own_statistics(images, variables, size):
+  output, running = train(GhostNorm(False, size), variables, images)
+  ghosts = [by_hand(variables, ghost) for ghost in images.reshape(-1, size, 4, 5, 3)]
+  assert_close(output, np.concatenate([y for y, _, _ in ghosts]), 1e-4)
+  old = variables["batch_stats"]
+  for name, index in (("mean", 1), ("var", 2)):
+    average = np.mean([ghost[index] for ghost in ghosts], axis=0)
+    assert_close(running[name], 0.8 * old[name] + 0.2 * average)
+
+
+def test_gradient_goes_through_the_statistics(images, variables):
+  cotangent = np.sin(np.arange(images.size, dtype=np.float32)).reshape(images.shape)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradients(module, variables, x, cotangent):
+    def function(params, x):
+      return module.apply(variables | {"params": params}, x, mutable=True)[0]
+
+    return jax.vjp(function, variables["params"], x)[1](cotangent)
+
+  actual = gradients(GhostNorm(False, 8), variables, images, cotangent)
+  flax = FlaxNorm(use_running_average=False)
+  halves = [
+    gradients(flax, variables, images[half], cotangent[half])
+    for half in (slice(0, 8), slice(8, 16))
+  ]
+  params = jax.tree.map(lambda *leaves: sum(leaves), *(params for params, _ in halves))
+  assert_close(actual, (params, np.concatenate([x for _, x in halves])), 1e-3)
+
+
+def test_evaluation_uses_the_running_statistics(images, variables):
+  # A batch that does not divide is no trouble here.
+  output, unchanged = train(GhostNorm(True, 8), variables, images[:5])
+  expected, _ = train(FlaxNorm(use_running_average=True), variables, images[:5])
+  assert_close(output, expected)
+  assert_close(unchanged, variables["batch_stats"], 0)
+  running = variables["batch_stats"]
+  normal = (images[:5] - running["mean"]) / np.sqrt(running["var"] + 1e-3)
+  params = variables["params"]
+  assert_close(output, normal * params["scale"] + params["bias"], 1e-4)
+
+
+def test_vectors(variables):
+  x = np.random.default_rng(2).normal(size=(6, FEATURES)).astype(np.float32)
+  output, _ = train(GhostNorm(False, 3), variables, x)
+  ghosts = x.reshape(2, 3, 1, 1, FEATURES)
+  expected = [by_hand(variables, ghost)[0] for ghost in ghosts]
+  assert_close(output, np.concatenate(expected).reshape(x.shape), 1e-4)
+
+
+@pytest.mark.parametrize("size", [5, 32, 0, -4])
+def test_a_batch_that_does_not_divide(images, variables, size):
+  message = f"ghost_batch_size {size} does not divide the batch of 16"
+  with pytest.raises(UsageError, match=message):
+    GhostNorm(False, size).apply(variables, images, mutable=["batch_stats"])
+
+
+def test_bfloat16(images, variables):
+  x = jnp.asarray(images, jnp.bfloat16)
+  output, running = train(GhostNorm(False, 8), variables, x)
+  assert output.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(running)} == {jnp.dtype("float32")}
+  # The statistics are exact for the rounded images, not rounded themselves.
+  exact, exact_running = train(GhostNorm(False, 8), variables, x.astype(jnp.float32))
+  assert_close(running, exact_running)
+  np.testing.assert_allclose(output.astype(np.float32), exact, rtol=2**-8, atol=2**-8)
+  widened, _ = train(GhostNorm(False, 8, dtype=jnp.float32), variables, x)
+  assert_close(widened, exact)
+
+
+@pytest.fixture(scope="module")
+def sharded(images):
+  mesh = jax.make_mesh(
+    (4,),
+    ("data",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:4],
+  )
+  return jax.device_put(images, jax.NamedSharding(mesh, jax.P("data")))
+
+
+def output_program(module, variables, x):
+  """The compiled program of the normalized output alone."""
+  compiled = jax.jit(lambda x: train(module, variables, x)[0]).lower(x).compile()
+  return compiled.as_text()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ghost_batches_on_one_device_need_no_communication(variables, sharded, size):
+  program = output_program(GhostNorm(False, size), variables, sharded)
+  assert "num_partitions=4" in program
+  assert not COLLECTIVE.search(program)
+
+
+@pytest.mark.parametrize(
+  "module", [GhostNorm(False, 8), FlaxNorm(use_running_average=False)]
+)
+def test_statistics_over_several_devices_need_communication(variables, sharded, module):
+  assert COLLECTIVE.search(output_program(module, variables, sharded))
+
+
+@pytest.mark.parametrize(
+  "module",
+  [
+    GhostNorm(False, 2),
+    GhostNorm(False, 4),
+    GhostNorm(False, 8),
+    FlaxNorm(use_running_average=False),
+  ],
+)
+def test_result_does_not_depend_on_the_devices(images, sharded, variables, module):
+  assert_close(train(module, variables, sharded), train(module, variables, images))
+
+
+def test_flax_batch_normalization_is_over_the_global_batch(sharded, variables):
+  output, _ = train(FlaxNorm(use_running_average=False), variables, sharded)
+  assert_close(output, by_hand(variables, np.asarray(sharded))[0], 1e-4)

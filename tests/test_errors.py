@@ -1,0 +1,24 @@
+"""Errors that a user can correct."""
+
+from skipinit_jax.errors import UsageError, unknown_name
+
+
+def test_usage_error_is_a_value_error():
+  assert issubclass(UsageError, ValueError)
+
+
+def test_unknown_name_lists_what_exists_in_order():
+  error = unknown_name("fruit", "stone", ("pear", "apple"))
+  assert isinstance(error, UsageError)
+  assert str(error) == "Unknown fruit 'stone': choose one of apple, pear."
+
+
+def test_unknown_name_suggests_a_close_one():
+  error = unknown_name("fruit", "aple", ("pear", "apple"))
+  assert str(error) == (
+    "Unknown fruit 'aple' (did you mean 'apple'?): choose one of apple, pear."
+  )
+
+
+def test_unknown_name_accepts_what_is_no_string():
+  assert "Unknown version 3: choose" in str(unknown_name("version", 3, ("1", "2")))
