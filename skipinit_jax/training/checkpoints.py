@@ -1,0 +1,240 @@
+"""Checkpoints of a run: saved in the background, verified before they are used."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training.metrics import to_json, write_json
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
+
+_DIGESTS = "sha256.json"
+
+
+class Checkpoints:
+  """The last few checkpoints of one run, and the configuration that it was made with.
+
+  A workdir holds `config.json`, which a later start must agree with, and
+  `checkpoints`, managed by Orbax. Every process of a run makes the same calls; a
+  workdir of several processes is on a file system that all of them share.
+
+  Example::
+
+    with Checkpoints("/tmp/run", config={"learning_rate": 0.1}) as checkpoints:
+      restored = checkpoints.restore_latest(state)
+      step, state = restored or (0, state)
+      ...
+      checkpoints.save(step, state)
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any],
+    keep: int = 2,
+  ):
+    """Opens a workdir, or makes it.
+
+    Args:
+      directory: the workdir.
+      config: what decides the run's result, as nested dicts of plain values.
+      keep: how many checkpoints to keep; one alone has nothing to fall back to.
+
+    Raises:
+      UsageError: the workdir cannot be written or was made with another config.
+    """
+    self._workdir = pathlib.Path(directory).absolute()
+    self._directory = self._workdir / "checkpoints"
+    _make_directory(self._workdir)
+    _check_config(self._workdir, config)
+    self._manager = _open_manager(self._directory, keep)
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save a state; the caller may donate or change it at once.
+
+    It waits for the save before it, if that is still being written. Steps only grow:
+    a step that is not above the latest one is not saved again.
+
+    Args:
+      step: the number of training steps taken.
+      state: a pytree of JAX arrays.
+    """
+    import orbax.checkpoint as ocp
+
+    self._manager.save(
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
+    )
+
+  def restore_latest(self, template: Any) -> tuple[int, Any] | None:
+    """Restores the newest checkpoint whose files are what was written.
+
+    A damaged one is reported and removed, so that training can save its step again.
+
+    Args:
+      template: a state, or its `jax.ShapeDtypeStruct`s: the tree, shapes, dtypes and
+        shardings to restore into.
+
+    Returns:
+      The step and the state; None where nothing was saved yet.
+
+    Raises:
+      UsageError: there are checkpoints, and all of them are damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if not steps:
+      return None
+    # One process decides for all, because each of them must then restore the same.
+    intact = (s for s in steps if _is_intact(self._directory / str(s) / "state"))
+    newest = next(intact, -1) if jax.process_index() == 0 else -1
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    if newest < 0:
+      raise UsageError(
+        f"Every checkpoint in {self._directory} is damaged: remove that directory to "
+        "train from the beginning, or use another --workdir."
+      )
+    for step in steps[: steps.index(newest)]:
+      logging.warning(
+        "The checkpoint of step %d in %s is damaged: it is removed, and training "
+        "goes on from step %d.",
+        step,
+        self._directory,
+        newest,
+      )
+      self._manager.delete(step)
+    state = self._manager.restore(
+      newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    ).state
+    return newest, state
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest checkpoint, one being saved included."""
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Waits until the last save is on the disk, and raises its error if it failed."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for the last save and ends the background threads."""
+    self._manager.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def _make_directory(workdir: pathlib.Path) -> None:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(None, "Permission denied")
+  except OSError as error:
+    raise UsageError(
+      f"The workdir {workdir} cannot be written ({error.strerror}): use another "
+      "--workdir."
+    ) from error
+
+
+def _check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  path = workdir / "config.json"
+  if not path.exists():
+    if jax.process_index() == 0:
+      write_json(path, config)
+    return
+  try:
+    there = _flatten(json.loads(path.read_bytes()))
+  except (ValueError, AttributeError):
+    raise UsageError(
+      f"The file {path} is damaged: remove it if this is the configuration that the "
+      "workdir was made with, or use another --workdir."
+    ) from None
+  here = _flatten(to_json(config))
+
+  def show(flat: Mapping[str, Any], name: str) -> str:
+    return json.dumps(flat[name]) if name in flat else "absent"
+
+  differences = [
+    f"{name} is {show(there, name)} there and {show(here, name)} here"
+    for name in there | here
+    if name not in there or name not in here or there[name] != here[name]
+  ]
+  if differences:
+    raise UsageError(
+      f"The workdir {workdir} was made with another configuration: "
+      f"{', '.join(differences)}; use the same configuration or another --workdir."
+    )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns the values of nested dicts by their dotted names."""
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping) and value:
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _open_manager(directory: pathlib.Path, keep: int) -> "ocp.CheckpointManager":
+  # Imported here, because it takes a second that reading a flag's help need not wait.
+  import orbax.checkpoint as ocp
+
+  class DigestHandler(ocp.StandardCheckpointHandler):
+    """Adds the digests of the files to a checkpoint just before it is committed.
+
+    The array files of Orbax (OCDBT over zarr and zstd) carry no checksum: a flipped
+    bit in one of them would restore as a wrong number without an error.
+    """
+
+    def finalize(self, directory: os.PathLike[str]) -> None:
+      super().finalize(directory)
+      directory = pathlib.Path(directory)
+      write_json(directory / _DIGESTS, _digests(directory))
+
+  handler = DigestHandler()
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  registry.add("state", ocp.args.StandardSave, handler)
+  registry.add("state", ocp.args.StandardRestore, handler)
+  return ocp.CheckpointManager(
+    directory,
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+      cleanup_tmp_directories=True,
+    ),
+    handler_registry=registry,
+  )
+
+
+def _digests(directory: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 digest of every file by its path in the directory."""
+  digests = {}
+  for path in sorted(directory.rglob("*")):
+    if path.is_file():
+      with path.open("rb") as file:
+        name = path.relative_to(directory).as_posix()
+        digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return digests
+
+
+def _is_intact(directory: pathlib.Path) -> bool:
+  try:
+    written = json.loads((directory / _DIGESTS).read_bytes())
+    return written.items() <= _digests(directory).items()
+  except (OSError, ValueError, AttributeError):
+    return False

@@ -1,0 +1,186 @@
+"""The records of a run: `metrics.jsonl`, TensorBoard events, and JSON files."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from skipinit_jax.errors import UsageError
+
+# JSON has no such numbers: the strings are those of protocol buffers' JSON format,
+# and Python's own `float` reads them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+  """Writes a JSON file that is never seen half-written.
+
+  Args:
+    path: the file, replaced if it exists.
+    obj: nested dicts, lists and tuples of strings, numbers (NumPy's and JAX's too),
+      booleans and None. Non-finite numbers become the strings "NaN", "Infinity" and
+      "-Infinity".
+  """
+  path = pathlib.Path(path)
+  unfinished = path.with_name(path.name + ".tmp")
+  text = json.dumps(to_json(obj), indent=2, allow_nan=False)
+  unfinished.write_text(text + "\n", encoding="utf-8")
+  os.replace(unfinished, path)
+
+
+def to_json(obj: Any) -> Any:
+  """Returns `obj` as the plain values that its JSON file holds.
+
+  Args:
+    obj: what `write_json` takes.
+
+  Returns:
+    Dicts, lists, strings, finite numbers, booleans and None.
+  """
+  if isinstance(obj, Mapping):
+    return {str(key): to_json(value) for key, value in obj.items()}
+  if isinstance(obj, list | tuple):
+    return [to_json(value) for value in obj]
+  if hasattr(obj, "item"):
+    obj = obj.item()
+  if isinstance(obj, float) and not math.isfinite(obj):
+    return "NaN" if math.isnan(obj) else "Infinity" if obj > 0 else "-Infinity"
+  return obj
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads what `write_json` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The values, with non-finite numbers as floats again, and tuples as lists.
+
+  Raises:
+    UsageError: the file does not exist or is damaged.
+  """
+  try:
+    return _from_json(json.loads(pathlib.Path(path).read_bytes()))
+  except FileNotFoundError:
+    raise UsageError(f"There is no file {path}.") from None
+  except ValueError:
+    raise UsageError(f"The file {path} is damaged: it holds no JSON.") from None
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Reads the rows of a run, finished or not.
+
+  Args:
+    workdir: the run's directory.
+
+  Returns:
+    The rows in the order of writing, with non-finite numbers as floats again. A last
+    line that is still being written is left out.
+
+  Raises:
+    UsageError: the file does not exist or holds a line that is no JSON object.
+  """
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise UsageError(f"There are no metrics at {path}: it is not a run's workdir.")
+  return _read_rows(path)
+
+
+class MetricsWriter:
+  """Appends the rows of one run to `metrics.jsonl` and to TensorBoard.
+
+  A row is on its way to the disk when `write` returns, so that a killed process loses
+  at most the row it was writing. One process of a run writes; the others have none.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None):
+    """Opens the records, dropping the rows that the run will write again.
+
+    Args:
+      workdir: an existing directory; TensorBoard's events are in its `tensorboard`.
+      resume_step: the step of the restored checkpoint: rows of later steps are
+        dropped. None where training starts from the beginning: all are.
+
+    Raises:
+      UsageError: `metrics.jsonl` is damaged.
+    """
+    # Imported here: a study only reads metrics.
+    from tensorboardX import SummaryWriter
+
+    workdir = pathlib.Path(workdir)
+    path = workdir / "metrics.jsonl"
+    first_step = 0 if resume_step is None else resume_step + 1
+    if path.exists():
+      kept = [row for row in _read_rows(path) if row["step"] < first_step]
+      unfinished = path.with_name(path.name + ".tmp")
+      unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
+      os.replace(unfinished, path)
+    # Line buffering hands each row to the system in one piece.
+    self._rows = path.open("a", encoding="utf-8", buffering=1)
+    self._tensorboard = SummaryWriter(
+      str(workdir / "tensorboard"),
+      purge_step=first_step,
+      # The name holds only the second: a quick resume would overwrite what it follows.
+      filename_suffix=f".{first_step}",
+      # By default two minutes of events would be lost with a killed process.
+      flush_secs=1,
+    )
+
+  def write(self, step: int, kind: str, scalars: Mapping[str, Any]) -> None:
+    """Appends one row.
+
+    TensorBoard gets the finite values as `kind/name`; the row has all of them.
+
+    Args:
+      step: the number of training steps taken.
+      kind: "train" or "eval".
+      scalars: numbers by name, such as epoch, loss and accuracy; None where a number
+        is not known.
+    """
+    row = {"step": step, "kind": kind, **scalars}
+    self._rows.write(_to_line(row))
+    for name, value in scalars.items():
+      if value is not None and math.isfinite(value):
+        self._tensorboard.add_scalar(f"{kind}/{name}", float(value), step)
+
+  def close(self) -> None:
+    """Writes out everything and closes the files."""
+    self._rows.close()
+    self._tensorboard.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+  return json.dumps(to_json(row), allow_nan=False) + "\n"
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  # What follows the last newline is a row that a killed process did not finish.
+  *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      row = _from_json(json.loads(line))
+      row["step"] = int(row["step"])
+    except (ValueError, KeyError, TypeError):
+      raise UsageError(
+        f"Line {number} of {path} is damaged: remove that line, or the file."
+      ) from None
+    rows.append(row)
+  return rows
+
+
+def _from_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _from_json(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_from_json(item) for item in value]
+  return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,365 @@
+import gc
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training.checkpoints import Checkpoints
+
+pytestmark = [
+  pytest.mark.filterwarnings("error::DeprecationWarning"),
+  pytest.mark.filterwarnings("error::FutureWarning"),
+]
+
+CONFIG = {"learning_rate": 0.1, "model": {"name": "wide_resnet", "depth": 16}}
+
+
+def make_state(step):
+  """Returns a state like a trainer's, with every bit pattern drawn from the step."""
+  rng = np.random.default_rng(step)
+
+  def bits(shape, dtype):
+    raw = rng.integers(256, size=(*shape, np.dtype(dtype).itemsize), dtype=np.uint8)
+    return jnp.asarray(raw.view(dtype)[..., 0])
+
+  params = {
+    "float32": bits((3, 40, 8), np.float32),
+    "bfloat16": bits((33,), jnp.bfloat16),
+  }
+  return {
+    "params": params,
+    "optimizer": optax.sgd(0.1, momentum=0.9).init(params),
+    "int32": bits((5,), np.int32),
+    "uint32": bits((2,), np.uint32),
+    "step": jnp.int32(step),
+  }
+
+
+def assert_same_bits(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A workdir with checkpoints of steps 1 and 2, to be copied by `workdir`."""
+  path = tmp_path_factory.mktemp("saved")
+  with Checkpoints(path, config=CONFIG) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(step))
+  return path
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / "run")
+
+
+def test_nothing_to_restore(tmp_path):
+  with Checkpoints(tmp_path / "a" / "b", config=CONFIG) as checkpoints:
+    assert checkpoints.latest_step() is None
+    assert checkpoints.restore_latest(make_state(0)) is None
+
+
+def test_restores_every_bit(workdir):
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    assert checkpoints.latest_step() == 2
+    step, state = checkpoints.restore_latest(make_state(0))
+  assert step == 2
+  assert_same_bits(state, make_state(2))
+
+
+def test_restores_into_abstract_state(workdir):
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    _, state = checkpoints.restore_latest(jax.eval_shape(lambda: make_state(0)))
+  assert_same_bits(state, make_state(2))
+
+
+def test_restores_into_the_shardings_of_the_template(tmp_path):
+  count = jax.device_count()
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((count,), ("data",), axis_types=auto)
+  sharded, replicated = (
+    jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P())
+  )
+  value = np.arange(8 * count, dtype=np.float32)
+  state = {
+    "a": jax.device_put(value, sharded),
+    "b": jax.device_put(value, replicated),
+    "key": jax.device_put(jax.random.key(3), replicated),
+  }
+  template = {
+    "a": jax.device_put(np.zeros_like(value), replicated),
+    "b": jax.device_put(np.zeros_like(value), sharded),
+    "key": jax.device_put(jax.random.key(0), replicated),
+  }
+  with Checkpoints(tmp_path, config={}) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    _, restored = checkpoints.restore_latest(template)
+  assert restored["a"].sharding == replicated
+  assert restored["b"].sharding == sharded
+  np.testing.assert_array_equal(restored["a"], value)
+  np.testing.assert_array_equal(restored["b"], value)
+  np.testing.assert_array_equal(
+    jax.random.key_data(restored["key"]), jax.random.key_data(state["key"])
+  )
+
+
+def test_state_may_be_donated_while_it_is_saved(tmp_path):
+  advance = jax.jit(lambda x: x * 3 + 1, donate_argnums=0)
+  state = jnp.arange(1 << 20, dtype=jnp.uint32)
+  expected = np.array(state)
+  with Checkpoints(tmp_path, config={}) as checkpoints:
+    for step in range(3):
+      checkpoints.save(step, {"x": state})
+      for _ in range(5):
+        state = advance(state)
+    checkpoints.wait()
+    step, restored = checkpoints.restore_latest({"x": state})
+  for _ in range(5 * step):
+    expected = expected * np.uint32(3) + np.uint32(1)
+  np.testing.assert_array_equal(restored["x"], expected)
+
+
+def test_keeps_the_last_checkpoints(tmp_path):
+  with Checkpoints(tmp_path, config=CONFIG, keep=2) as checkpoints:
+    for step in (3, 10, 200):
+      checkpoints.save(step, {"x": jnp.ones(3)})
+    checkpoints.save(200, {"x": jnp.zeros(3)})  # Left as it is.
+    checkpoints.wait()
+    _, state = checkpoints.restore_latest({"x": jnp.zeros(3)})
+  np.testing.assert_array_equal(state["x"], np.ones(3))
+  names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  assert names == {"10", "200"}
+
+
+# Orbax leaves the reads of other arrays unawaited when one of them fails.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_shape_is_no_damage(workdir):
+  template = make_state(0) | {"int32": jnp.zeros(7, jnp.int32)}
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    with pytest.raises(ValueError, match="shape"):
+      checkpoints.restore_latest(template)
+    assert checkpoints.latest_step() == 2
+  gc.collect()
+
+
+def array_file(checkpoint):
+  """Returns the file that holds the arrays: the largest of the data files."""
+  files = checkpoint.glob("state/ocdbt.process_0/d/*")
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble(path):
+  path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+def flip_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+DAMAGES = {
+  "flipped bit in the arrays": lambda c: flip_bit(array_file(c)),
+  "truncated arrays": lambda c: truncate(array_file(c)),
+  "missing arrays": lambda c: array_file(c).unlink(),
+  "garbled manifest": lambda c: garble(c / "state" / "manifest.ocdbt"),
+  "missing manifest": lambda c: (c / "state" / "manifest.ocdbt").unlink(),
+  "truncated metadata": lambda c: truncate(c / "state" / "_METADATA"),
+  "garbled array metadata": lambda c: garble(
+    c / "state" / "array_metadatas" / "process_0"
+  ),
+  "missing digests": lambda c: (c / "state" / "sha256.json").unlink(),
+  "garbled digests": lambda c: garble(c / "state" / "sha256.json"),
+  "missing state": lambda c: shutil.rmtree(c / "state"),
+  "empty": lambda c: (shutil.rmtree(c), c.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_newest_falls_back(workdir, caplog, damage):
+  damage(workdir / "checkpoints" / "2")
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    step, state = checkpoints.restore_latest(make_state(0))
+    assert step == checkpoints.latest_step() == 1
+    assert_same_bits(state, make_state(1))
+    [warning] = [r.message for r in caplog.records if r.filename == "checkpoints.py"]
+    assert "step 2" in warning and "from step 1" in warning
+    checkpoints.save(2, make_state(2))
+    checkpoints.wait()
+    step, state = checkpoints.restore_latest(make_state(0))
+    assert step == 2
+    assert_same_bits(state, make_state(2))
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
+def test_damage_beside_the_state_does_not_matter(workdir, name):
+  garble(workdir / "checkpoints" / "2" / name)
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    step, state = checkpoints.restore_latest(make_state(0))
+  assert step == 2
+  assert_same_bits(state, make_state(2))
+
+
+def test_every_checkpoint_damaged(workdir):
+  for step in ("1", "2"):
+    flip_bit(array_file(workdir / "checkpoints" / step))
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    with pytest.raises(UsageError) as error:
+      checkpoints.restore_latest(make_state(0))
+    assert checkpoints.latest_step() == 2
+  assert str(error.value) == (
+    f"Every checkpoint in {workdir / 'checkpoints'} is damaged: remove that directory "
+    "to train from the beginning, or use another --workdir."
+  )
+
+
+def test_unfinished_checkpoint_is_ignored_and_cleaned(workdir):
+  unfinished = workdir / "checkpoints" / "3.orbax-checkpoint-tmp"
+  shutil.copytree(workdir / "checkpoints" / "2", unfinished)
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    assert checkpoints.latest_step() == 2
+    checkpoints.save(3, make_state(3))
+  assert not unfinished.exists()
+
+
+KILLED_TRAINING = textwrap.dedent("""
+  import os, pathlib, random, signal, sys, time
+  import jax, jax.numpy as jnp, numpy as np
+  import orbax.checkpoint
+  from skipinit_jax.training.checkpoints import Checkpoints
+
+  workdir = pathlib.Path(sys.argv[1])
+  directory = workdir / "checkpoints"
+  START = np.arange(300, dtype=np.uint32)
+
+  def train(last_step):
+    state = {"x": jnp.array(START), "step": jnp.int32(0)}
+    advance = jax.jit(
+      lambda s: {"x": s["x"] * 1664525 + 1013904223, "step": s["step"] + 1},
+      donate_argnums=0,
+    )
+    with Checkpoints(workdir, config={"seed": 1}) as checkpoints:
+      step, state = checkpoints.restore_latest(state) or (0, state)
+      expected = START.copy()
+      for _ in range(step):
+        expected = expected * np.uint32(1664525) + np.uint32(1013904223)
+      assert int(state["step"]) == step
+      np.testing.assert_array_equal(state["x"], expected)
+      print("restored", step, flush=True)
+      while step < last_step:
+        state = advance(state)
+        step += 1
+        checkpoints.save(step, state)
+
+  def latest():
+    return max((int(p.name) for p in directory.glob("*") if p.name.isdigit()),
+               default=0)
+
+  # Forked before JAX starts any thread, so that not every start imports it again.
+  def fork(last_step):
+    pid = os.fork()
+    if pid == 0:
+      try:
+        train(last_step)
+        os._exit(0)
+      except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    return pid
+
+  random.seed(0)
+  unfinished = 0
+  for _ in range(6):
+    before, pid = latest(), fork(1_000_000)
+    while latest() < before + 2:
+      time.sleep(0.003)
+      assert os.waitpid(pid, os.WNOHANG) == (0, 0), "ended by itself"
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    unfinished += any(directory.glob("*tmp*"))
+  print("unfinished", unfinished)
+  _, status = os.waitpid(fork(latest() + 1), 0)
+  assert status == 0
+  assert not any(directory.glob("*tmp*"))
+""")
+
+
+def test_killed_at_any_moment(tmp_path):
+  result = subprocess.run(
+    [sys.executable, "-c", KILLED_TRAINING, tmp_path],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  restored = [int(step) for step in re.findall(r"restored (\d+)", result.stdout)]
+  # Each start went on from at least the second checkpoint that was seen to be whole.
+  assert restored[0] == 0 and np.all(np.diff(restored) >= 2), restored
+  assert "unfinished 0" not in result.stdout
+
+
+def test_other_config_names_every_difference(workdir):
+  config = {"learning_rate": 0.2, "model": {"name": "wide_resnet"}, "seed": 1}
+  with pytest.raises(UsageError) as error:
+    Checkpoints(workdir, config=config)
+  assert str(error.value) == (
+    f"The workdir {workdir} was made with another configuration: learning_rate is 0.1 "
+    "there and 0.2 here, model.depth is 16 there and absent here, seed is absent there "
+    "and 1 here; use the same configuration or another --workdir."
+  )
+
+
+def test_config_is_written_once(workdir):
+  path = workdir / "config.json"
+  assert json.loads(path.read_text()) == CONFIG
+  before = path.stat().st_mtime_ns
+  Checkpoints(workdir, config=CONFIG).close()
+  assert path.stat().st_mtime_ns == before
+
+
+def test_config_of_non_json_values(tmp_path):
+  config = {"clip": float("inf"), "rates": (1, 2), "scale": np.float32(0.5), "none": {}}
+  for _ in range(2):
+    Checkpoints(tmp_path, config=config).close()
+  with pytest.raises(UsageError, match=r'clip is "Infinity" there and 1.0 here; '):
+    Checkpoints(tmp_path, config=config | {"clip": 1.0})
+
+
+@pytest.mark.parametrize("content", [b"", b'{"learning_rate": 0', b"[1]", b"\xff\xfe"])
+def test_damaged_config(workdir, content):
+  (workdir / "config.json").write_bytes(content)
+  with pytest.raises(UsageError, match=r"config\.json is damaged: remove it if"):
+    Checkpoints(workdir, config=CONFIG)
+
+
+def test_unwritable_workdir(tmp_path):
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "x", pathlib.Path("/dev/null/x")):
+    with pytest.raises(UsageError) as error:
+      Checkpoints(path, config=CONFIG)
+    assert str(error.value).startswith(f"The workdir {path} cannot be written (")
+    assert str(error.value).endswith("): use another --workdir.")

@@ -1,0 +1,204 @@
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training.metrics import (
+  MetricsWriter,
+  read_json,
+  read_metrics,
+  write_json,
+)
+
+
+def write_rows(workdir, steps, resume_step=None):
+  with MetricsWriter(workdir, resume_step=resume_step) as writer:
+    for step in steps:
+      writer.write(step, "train", {"epoch": step // 10, "loss": 1 / (step + 1)})
+      writer.write(step, "eval", {"epoch": step // 10, "accuracy": step / 100})
+
+
+def read_steps(workdir, kind="train"):
+  return [row["step"] for row in read_metrics(workdir) if row["kind"] == kind]
+
+
+def read_events(workdir):
+  """Returns TensorBoard's events, file by file in the order of writing."""
+  events = []
+  paths = (workdir / "tensorboard").iterdir()
+  for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+    content = path.read_bytes()
+    while content:
+      (length,) = struct.unpack_from("<Q", content)
+      events.append(Event.FromString(content[12 : 12 + length]))
+      content = content[16 + length :]
+  return events
+
+
+def shown_steps(workdir, tag):
+  """Returns the steps of a tag that TensorBoard shows, purged ones left out."""
+  shown = []
+  for event in read_events(workdir):
+    if event.session_log.status == SessionLog.START:
+      shown = [step for step in shown if step < event.step]
+    shown += [event.step for value in event.summary.value if value.tag == tag]
+  return shown
+
+
+def test_rows(tmp_path):
+  write_rows(tmp_path, [0, 10])
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {"step": 0, "kind": "train", "epoch": 0, "loss": 1.0},
+    {"step": 0, "kind": "eval", "epoch": 0, "accuracy": 0.0},
+    {"step": 10, "kind": "train", "epoch": 1, "loss": 1 / 11},
+    {"step": 10, "kind": "eval", "epoch": 1, "accuracy": 0.1},
+  ]
+  assert read_metrics(tmp_path) == [json.loads(line) for line in lines]
+  assert shown_steps(tmp_path, "train/loss") == [0, 10]
+  [value] = [
+    value.simple_value
+    for event in read_events(tmp_path)
+    for value in event.summary.value
+    if (event.step, value.tag) == (10, "eval/accuracy")
+  ]
+  assert value == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [(math.nan, '"NaN"'), (math.inf, '"Infinity"'), (-math.inf, '"-Infinity"')],
+)
+def test_non_finite_values(tmp_path, value, text):
+  scalars = {"python": value, "numpy": np.float32(value), "jax": jnp.float32(value)}
+  with MetricsWriter(tmp_path, resume_step=None) as writer:
+    writer.write(1, "train", scalars)
+  line = (tmp_path / "metrics.jsonl").read_text()
+  assert line.count(text) == 3
+
+  def no_constant(name):
+    raise AssertionError(f"{name} is no JSON.")
+
+  json.loads(line, parse_constant=no_constant)
+  [row] = read_metrics(tmp_path)
+  assert all(np.array_equal(row[name], value, equal_nan=True) for name in scalars)
+  assert shown_steps(tmp_path, "train/python") == []
+
+
+def test_unknown_value(tmp_path):
+  with MetricsWriter(tmp_path, resume_step=None) as writer:
+    writer.write(1, "train", {"images_per_second": None, "loss": 1.0})
+  [row] = read_metrics(tmp_path)
+  assert row["images_per_second"] is None
+  assert shown_steps(tmp_path, "train/images_per_second") == []
+
+
+def test_resume_has_each_row_once(tmp_path):
+  write_rows(tmp_path, [10, 20, 30, 40])
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 20, "kind": "tr')
+  write_rows(tmp_path, [30, 40, 50], resume_step=20)
+  for kind, tag in [("train", "train/loss"), ("eval", "eval/accuracy")]:
+    assert read_steps(tmp_path, kind) == [10, 20, 30, 40, 50]
+    assert shown_steps(tmp_path, tag) == [10, 20, 30, 40, 50]
+
+
+def test_start_from_the_beginning_drops_every_row(tmp_path):
+  write_rows(tmp_path, [0, 10])
+  write_rows(tmp_path, [0], resume_step=None)
+  assert read_steps(tmp_path) == shown_steps(tmp_path, "train/loss") == [0]
+
+
+def test_row_being_written_is_left_out(tmp_path):
+  write_rows(tmp_path, [10])
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 20}')
+  assert read_steps(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "{}", '{"step": null}'])
+def test_damaged_line(tmp_path, line):
+  write_rows(tmp_path, [10])
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write(line + "\n")
+  with pytest.raises(UsageError, match=r"Line 3 of .*metrics\.jsonl is damaged"):
+    read_metrics(tmp_path)
+  with pytest.raises(UsageError, match="Line 3"):
+    MetricsWriter(tmp_path, resume_step=10)
+
+
+def test_no_metrics(tmp_path):
+  with pytest.raises(UsageError, match=f"no metrics at {tmp_path}"):
+    read_metrics(tmp_path)
+
+
+def test_killed_process_loses_no_written_row(tmp_path):
+  program = textwrap.dedent("""
+    import sys
+    from skipinit_jax.training.metrics import MetricsWriter
+    writer = MetricsWriter(sys.argv[1], resume_step=None)
+    for step in range(1_000_000):
+      writer.write(step, "train", {"loss": step / 2})
+      print(step, flush=True)
+  """)
+  process = subprocess.Popen(
+    [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True
+  )
+  for _ in range(200):
+    process.stdout.readline()
+  os.kill(process.pid, signal.SIGKILL)
+  remaining, _ = process.communicate()
+  written = int(remaining.split()[-1]) if remaining else 199
+  steps = read_steps(tmp_path)
+  assert steps == list(range(len(steps)))
+  assert len(steps) >= written + 1
+
+
+def test_write_json(tmp_path):
+  path = tmp_path / "result.json"
+  path.write_text("an older result")
+  write_json(
+    path,
+    {
+      "accuracy": np.float32(0.5),
+      "loss": math.nan,
+      "steps": jnp.int32(3),
+      "rates": (1, np.inf),
+      "diverged": True,
+      "nothing": None,
+    },
+  )
+  assert json.loads(path.read_text()) == {
+    "accuracy": 0.5,
+    "loss": "NaN",
+    "steps": 3,
+    "rates": [1, "Infinity"],
+    "diverged": True,
+    "nothing": None,
+  }
+  assert math.isnan(read_json(path)["loss"])
+  assert read_json(path)["rates"] == [1, math.inf]
+  with pytest.raises(TypeError):
+    write_json(path, {"loss": object()})
+  assert json.loads(path.read_text())["steps"] == 3
+  assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_read_json_of_a_damaged_file(tmp_path):
+  path = tmp_path / "result.json"
+  with pytest.raises(UsageError, match=f"no file {path}"):
+    read_json(path)
+  for content in (b"", b"{", b"\xff"):
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"result\.json is damaged"):
+      read_json(path)
