@@ -36,7 +36,7 @@ clean:
 # The lock is complete, hence --no-deps. Python compiles what it imports, hence
 # --no-compile: it halves the time. The build takes the pinned setuptools, hence --no-build-isolation.
 $(INSTALLED): requirements.lock setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: $(PYTHON) is missing or older than Python 3.11;" \
 	    "choose another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \

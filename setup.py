@@ -45,7 +45,7 @@ setup(
     # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
     'array_record>=0.8; sys_platform != "win32"',
     "chex>=0.1.90",
-    "flax>=0.12",
+    "flax>=0.12.7",
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.4",
     "jax>=0.10",
@@ -53,11 +53,11 @@ setup(
     "ml-collections>=1.1",
     "numpy>=2.1",
     "optax>=0.2.6",
-    "orbax-checkpoint>=0.11.30",
+    "orbax-checkpoint>=0.12.4",
     "rich>=14",
     "scikit-learn>=1.6",
     "tensorboardX>=2.6.4",
-    "tensorflow-datasets>=4.9.9",
+    "tensorflow-datasets>=4.9.10",
   ],
   extras_require={
     # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
