@@ -115,7 +115,8 @@ def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:
 
 def _cache_compilations() -> None:
   """Keeps compiled programs in the user's cache folder, unless told otherwise."""
-  if jax.config.jax_compilation_cache_dir is None:
+  # JAX's own variable and flag come first.
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update(
       "jax_compilation_cache_dir", str(pathlib.Path(cache) / "skipinit_jax" / "xla")

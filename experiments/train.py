@@ -21,7 +21,7 @@ def main() -> int:
   """Runs the program."""
   workdir = _WORKDIR.value
   result = train(_CONFIG.value, workdir)
-  if result.status == "completed":
+  if result.test_accuracy is not None:
     print(
       f"Test accuracy {100 * result.test_accuracy:.2f} %, test loss "
       f"{result.test_loss:.4f} after {result.step} steps."

@@ -54,6 +54,11 @@ class Checkpoints:
     Raises:
       UsageError: the workdir cannot be written or was made with another config.
     """
+    if "://" in str(directory):
+      raise UsageError(
+        f"The workdir {directory} is an address: it must be a directory of this "
+        "machine or one mounted on it."
+      )
     self._workdir = pathlib.Path(directory).absolute()
     self._directory = self._workdir / "checkpoints"
     _make_directory(self._workdir)

@@ -19,7 +19,7 @@ from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
-from skipinit_jax.training.metrics import MetricsWriter, read_json, write_json
+from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, write_json
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.schedules import make_schedule
@@ -34,6 +34,7 @@ from skipinit_jax.training.step import (
 # live display and for a checkpoint before a machine is taken away.
 _DISPATCH_SECONDS = 0.5
 _EVAL_BATCH_SIZE = 512
+_RESULT = "result.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -122,16 +123,14 @@ def train(
       images = augmentation.random_flip(flip_key, images)
     return preprocess(images)
 
+  finished = _finished_result(workdir, config)
+  if finished is not None:
+    return finished
+
   with (
     Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints,
     _StopRequest() as stop,
   ):
-    result_path = workdir / "result.json"
-    if result_path.exists():
-      result = Result(**read_json(result_path))
-      if result.status != "interrupted":
-        return result
-
     optimizer = make_optimizer(config, steps_per_epoch)
     train_step = make_train_step(
       model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
@@ -215,8 +214,19 @@ def train(
       versions={name: importlib.metadata.version(name) for name in _PACKAGES},
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
-    write_json(result_path, dataclasses.asdict(result))
+    write_json(workdir / _RESULT, dataclasses.asdict(result))
     return result
+
+
+def _finished_result(workdir: pathlib.Path, config: TrainConfig) -> Result | None:
+  """Returns the result of a run of this configuration that has nothing left to do."""
+  path = workdir / _RESULT
+  if not path.exists():
+    return None
+  result = Result(**read_json(path))
+  # Of another configuration, the workdir's own guard says what differs.
+  same = result.config == to_json(dataclasses.asdict(config))
+  return result if same and result.status != "interrupted" else None
 
 
 def _eval_batch_size(num_examples: int, num_devices: int) -> int:

@@ -165,7 +165,9 @@ def make_train_steps(
     def body(carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
       state, _ = carry
       images, labels = jax.lax.with_sharding_constraint(
-        in_memory.train_batch(split, permutation, state.step % steps_per_epoch, batch_size),
+        in_memory.train_batch(
+          split, permutation, state.step % steps_per_epoch, batch_size
+        ),
         batch_sharding(mesh),
       )
       images = augment(jax.random.fold_in(keys.augment, state.step), images)

@@ -1,0 +1,33 @@
+"""Measures test accuracy by depth and method, the paper's headline.
+
+Example:
+  python -m experiments.depth_study --workdir=/tmp/study --config=demo
+
+The convolutional network of 1000 layers:
+  python -m experiments.depth_study --workdir=/tmp/study --config=demo
+    --config.wide_resnet_depths="(1000,)"
+"""
+
+from experiments import program
+from experiments.configs.depth_study import CONFIGS
+from skipinit_jax import studies
+
+_WORKDIR = program.define_workdir("the runs and the study's tables and figure")
+_CONFIG = program.define_config(CONFIGS, default="demo")
+
+
+def main() -> int:
+  """Runs the program."""
+  try:
+    cells = studies.run(_CONFIG.value, _WORKDIR.value)
+  except studies.Interrupted:
+    print("Interrupted and saved: the same command goes on from here.")
+    return program.INTERRUPTED_STATUS
+  paths = studies.report.write(cells, _WORKDIR.value)
+  studies.report.print_table(cells)
+  print("Results:", *paths)
+  return 0
+
+
+if __name__ == "__main__":
+  program.run(main)
