@@ -1,0 +1,347 @@
+"""Residual blocks, against functions written out in `jax.lax`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from skipinit_jax.layers import SkipInit, he_normal
+from skipinit_jax.models import (
+  BasicBlock,
+  BottleneckBlock,
+  FullyConnectedBlock,
+  PostActivationBottleneckBlock,
+)
+
+EPSILON = 1e-3
+BatchNorm = functools.partial(
+  nn.BatchNorm, use_running_average=False, momentum=0.9, epsilon=EPSILON
+)
+
+
+class UnitVariance(nn.Module):
+  """A normalizer of a user, without parameters or fields."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+
+
+NORMALIZERS = {
+  "none": None,
+  "batch": BatchNorm,
+  "group": functools.partial(nn.GroupNorm, num_groups=2),
+  "layer": nn.LayerNorm,
+  "user": UnitVariance,
+  "user_function": lambda name: UnitVariance(name=name),
+}
+
+
+def images(features, size=6):
+  generator = np.random.default_rng(features)
+  return generator.normal(1, 2, (3, size, size + 1, features)).astype(np.float32)
+
+
+def random_variables(module, x):
+  """Variables of which none has a value that would hide its place."""
+  generator = np.random.default_rng(0)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+  return jax.tree.map(
+    lambda leaf: generator.normal(0.3, 0.4, leaf.shape).astype(np.float32), shapes
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, variables, x):
+  return module.apply(variables, x, mutable=["batch_stats"])[0]
+
+
+class ByHand:
+  """The parts of a block as plain functions of its parameters; absent parts do nothing.
+
+  It remembers what it used, so that a test sees what it did not.
+  """
+
+  def __init__(self, params, activation=jax.nn.relu):
+    self.params = params
+    self.activation = activation
+    self.used = set()
+
+  def get(self, name, default):
+    self.used.add(name)
+    return self.params.get(name, default)
+
+  def bias(self, x, name):
+    return x + self.get(name, {"bias": 0.0})["bias"]
+
+  def norm(self, x, name):
+    params = self.get(name, None)
+    if params is None:
+      return x
+    axes = tuple(range(x.ndim - 1))
+    normal = (x - x.mean(axes)) / jnp.sqrt(x.var(axes) + EPSILON)
+    return normal * params["scale"] + params["bias"]
+
+  def conv(self, x, name, strides=1):
+    params = self.get(name, None)
+    y = lax.conv_general_dilated(
+      x,
+      params["kernel"],
+      (strides, strides),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + params.get("bias", 0.0)
+
+  def activate(self, x, index):
+    x = self.bias(self.norm(x, f"norm{index}"), f"activation_bias{index}")
+    return self.bias(self.activation(x), f"layer_bias{index}")
+
+  def end(self, branch):
+    alpha = self.get("branch_scale", {"alpha": 1.0})["alpha"]
+    return self.bias(branch * alpha, "branch_bias")
+
+
+def basic(p, x, strides):
+  y = p.activate(x, 1)
+  shortcut = p.conv(y, "projection", strides) if "projection" in p.params else x
+  y = p.activate(p.conv(y, "conv1", strides), 2)
+  return shortcut, p.end(p.conv(y, "conv2"))
+
+
+def bottleneck(p, x, strides):
+  y = p.activate(x, 1)
+  shortcut = p.conv(y, "projection", strides) if "projection" in p.params else x
+  y = p.activate(p.conv(y, "conv1"), 2)
+  y = p.activate(p.conv(y, "conv2", strides), 3)
+  return shortcut, p.end(p.conv(y, "conv3"))
+
+
+def post_activation(p, x, strides):
+  y = p.bias(x, "layer_bias1")
+  shortcut = x
+  if "projection" in p.params:
+    shortcut = p.norm(p.conv(y, "projection", strides), "projection_norm")
+  y = p.activate(p.conv(y, "conv1"), 2)
+  y = p.activate(p.conv(y, "conv2", strides), 3)
+  return shortcut, p.end(p.norm(p.conv(y, "conv3"), "norm4"))
+
+
+# Block, function, features of the block and of an input that it need not project.
+BLOCKS = {
+  "basic": (BasicBlock, basic, 4, 4),
+  "bottleneck": (BottleneckBlock, bottleneck, 2, 8),
+  "post": (PostActivationBottleneckBlock, post_activation, 2, 8),
+}
+# Strides, and whether the input has other features than the output.
+SHAPES = {"identity": (1, False), "strides": (2, False), "features": (1, True)}
+KINDS = {
+  "plain": {},
+  "batch_norm": {"normalizer": BatchNorm},
+  "fixup": {"scalar_biases": True, "branch_scale": SkipInit},
+  "everything": {
+    "normalizer": BatchNorm,
+    "scalar_biases": True,
+    "branch_scale": functools.partial(SkipInit, 0.5),
+    "use_bias": True,
+    "sum_scale": 0.6,
+    "activation": jnp.tanh,
+  },
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+  ("shape", "kind"),
+  [
+    *((shape, kind) for shape in SHAPES for kind in ("plain", "everything")),
+    ("strides", "batch_norm"),
+    ("strides", "fixup"),
+  ],
+)
+def test_output(block, shape, kind):
+  factory, function, features, inputs = BLOCKS[block]
+  strides, other_features = SHAPES[shape]
+  fields = KINDS[kind]
+  x = images(inputs + 2 * other_features)
+  module = factory(features, strides, **fields)
+  variables = random_variables(module, x)
+  hand = ByHand(variables["params"], fields.get("activation", jax.nn.relu))
+
+  @jax.jit
+  def expected(x):
+    total = sum(function(hand, x, strides)) * fields.get("sum_scale", 1.0)
+    return hand.activation(total) if block == "post" else total
+
+  output = apply(module, variables, x)
+  assert output.shape == (3, 6 // strides, -(-7 // strides), inputs)
+  np.testing.assert_allclose(output, expected(x), rtol=1e-3, atol=1e-3)
+  assert ("projection" in variables["params"]) == (shape != "identity")
+  assert set(variables["params"]) <= hand.used
+
+
+def scalars(params):
+  return {name for name in params if params[name].get("bias", np.ones(1)).ndim == 0}
+
+
+@pytest.mark.parametrize(
+  ("block", "biases"),
+  [
+    # One before each activation, one before each layer, one at the end.
+    (
+      BasicBlock,
+      {"activation_bias1", "layer_bias1", "activation_bias2", "layer_bias2"},
+    ),
+    (
+      BottleneckBlock,
+      {f"{kind}_bias{i}" for kind in ("activation", "layer") for i in (1, 2, 3)},
+    ),
+    # Zhang, Dauphin & Ma's bottleneck: 1a, 1b, 2a, 2b, 3a, and 3b at the end.
+    (
+      PostActivationBottleneckBlock,
+      {"layer_bias1", "activation_bias2", "layer_bias2", "activation_bias3"}
+      | {"layer_bias3"},
+    ),
+  ],
+)
+@pytest.mark.parametrize("strides", [1, 2])
+def test_fixup_has_these_scalars(block, biases, strides):
+  module = block(4, strides, scalar_biases=True, branch_scale=SkipInit)
+  params = jax.eval_shape(module.init, jax.random.key(0), images(16))["params"]
+  assert scalars(params) == biases | {"branch_bias"}
+  assert params["branch_scale"]["alpha"].shape == ()
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_of_fully_connected_block(num_layers, kind):
+  fields = KINDS[kind]
+  x = np.random.default_rng(0).normal(1, 2, (5, 6)).astype(np.float32)
+  module = FullyConnectedBlock(6, num_layers=num_layers, **fields)
+  variables = random_variables(module, x)
+  hand = ByHand(variables["params"], fields.get("activation", jax.nn.relu))
+  y = x
+  for index in range(1, num_layers + 1):
+    dense = hand.get(f"dense{index}", None)
+    y = hand.activate(y, index) @ dense["kernel"] + dense.get("bias", 0.0)
+  expected = (x + hand.end(y)) * fields.get("sum_scale", 1.0)
+  np.testing.assert_allclose(
+    apply(module, variables, x), expected, rtol=1e-4, atol=1e-4
+  )
+  assert set(variables["params"]) <= hand.used
+
+
+@pytest.mark.parametrize(
+  ("block", "strides", "normalizer"),
+  [
+    *((block, 1, "batch") for block in BLOCKS),
+    *((block, 2, normalizer) for block in BLOCKS for normalizer in ("none", "batch")),
+    *(("basic", 2, normalizer) for normalizer in ("group", "layer", "user_function")),
+    *(("post", 2, normalizer) for normalizer in ("group", "user")),
+  ],
+)
+def test_skipinit_block_is_its_shortcut_at_initialization(block, strides, normalizer):
+  factory, _, features, inputs = BLOCKS[block]
+  x = images(inputs)
+  kinds = {"normalizer": NORMALIZERS[normalizer], "conv": nn.Conv}
+  module = factory(features, strides, branch_scale=SkipInit, **kinds)
+
+  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+  def run(key):
+    y, variables = module.init_with_output(key, x)
+    if strides == 1:
+      return y, x
+    # The user's own normalizer is part of the projection's input or of its output.
+    projection = nn.Conv(inputs, (1, 1), strides, use_bias=False)
+
+    def normalize(y, name):
+      norm = NORMALIZERS[normalizer]
+      own = {c: v[name] for c, v in variables.items() if name in v}
+      return y if norm is None else norm(name=None).apply(own, y, mutable=True)[0]
+
+    project = functools.partial(
+      projection.apply, {"params": variables["params"]["projection"]}
+    )
+    if block == "post":
+      return y, normalize(project(x), "projection_norm")
+    return y, project(nn.relu(normalize(x, "norm1")))
+
+  output, shortcut = run(jax.random.key(0, impl="rbg"))
+  if block == "post":
+    shortcut = nn.relu(shortcut)
+  if strides == 1:
+    np.testing.assert_array_equal(output, shortcut)
+  else:
+    assert np.std(shortcut) > 0.1
+    np.testing.assert_allclose(output, shortcut, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_skipinit_fully_connected_block_is_the_identity(normalizer):
+  x = np.random.default_rng(0).normal(1, 2, (5, 6)).astype(np.float32)
+  module = FullyConnectedBlock(
+    6, normalizer=NORMALIZERS[normalizer], branch_scale=SkipInit
+  )
+  output, _ = jax.jit(module.init_with_output)(jax.random.key(0), x)
+  np.testing.assert_array_equal(output, x)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "fully_connected"])
+def test_each_layer_has_its_initializer(block):
+  if block == "fully_connected":
+    factory, features, x = FullyConnectedBlock, 6, np.ones((5, 6), np.float32)
+    options = {"num_layers": 3}
+  else:
+    factory, _, features, inputs = BLOCKS[block]
+    x, options = images(inputs), {"strides": 2}
+  constant = nn.initializers.constant
+  module = factory(
+    features,
+    **options,
+    kernel_init=constant(1),
+    last_kernel_init=constant(2),
+    projection_init=constant(3),
+  )
+  params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+  last = max(name for name in params if name != "projection")
+  for name, layer in params.items():
+    value = {last: 2, "projection": 3}.get(name, 1)
+    np.testing.assert_array_equal(layer["kernel"], value)
+  assert len(params) == {"basic": 3, "fully_connected": 3}.get(block, 4)
+
+
+def test_last_layer_is_initialized_like_the_others_unless_told():
+  x = np.ones((2, 64), np.float32)
+  module = FullyConnectedBlock(64, num_layers=2)
+  params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+  assert module.kernel_init is he_normal
+  for layer in params.values():
+    # He: variance 2 / 64, with a standard error of sqrt(2) / 64 of it.
+    np.testing.assert_allclose(np.var(layer["kernel"]), 2 / 64, rtol=5 * 2**0.5 / 64)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("normalizer", [None, nn.LayerNorm])
+def test_dtypes(block, normalizer):
+  factory, _, features, inputs = BLOCKS[block]
+  bfloat16 = jnp.dtype("bfloat16")
+  if normalizer is not None:
+    normalizer = functools.partial(normalizer, dtype=bfloat16, param_dtype=bfloat16)
+  fields = {"normalizer": normalizer, "scalar_biases": True, "use_bias": True}
+  x = images(inputs).astype(bfloat16)
+
+  def dtypes(**options):
+    module = factory(features, 2, branch_scale=SkipInit, **fields, **options)
+    output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    names = [name for name in variables["params"] if "norm" not in name]
+    leaves = jax.tree.leaves(
+      [variables["params"][n] for n in names if n[-5:] != "scale"]
+    )
+    return output.dtype, {leaf.dtype for leaf in leaves}
+
+  assert dtypes(dtype=bfloat16) == (bfloat16, {jnp.dtype("float32")})
+  assert dtypes(dtype=bfloat16, param_dtype=bfloat16) == (bfloat16, {bfloat16})

@@ -1,0 +1,230 @@
+"""Every method in every model."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models.common import Head, block_fields, normalizer, require_positive
+
+CLASSES = 7
+# Model, and its number of residual blocks.
+MODELS = {
+  "wide_resnet": (functools.partial(WideResNet, 16, 1, CLASSES), 6),
+  "resnet_v1": (functools.partial(ResNet, 50, CLASSES, version=1), 16),
+  "resnet_v2": (functools.partial(ResNet, 50, CLASSES, version=2), 16),
+  "mlp": (functools.partial(ResidualMLP, 5, 8, CLASSES), 5),
+}
+IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+
+
+class Halve(nn.Module):
+  """A user's normalizer that knows nothing of training or dtypes."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x / 2
+
+
+def shapes(model, *, train=True):
+  keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+  return jax.eval_shape(lambda: model.init_with_output(keys, IMAGES, train=train))
+
+
+def leaves(variables, name):
+  """Paths and leaves of a name, below any module."""
+  found = jax.tree_util.tree_leaves_with_path(variables)
+  return {
+    tuple(key.key for key in path[:-1]): leaf
+    for path, leaf in found
+    if path[-1].key == name
+  }
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method_in_every_model(model, name):
+  factory, num_blocks = MODELS[model]
+  method = methods.get(name)
+  logits, variables = shapes(factory(method=method, dtype=jnp.bfloat16))
+  assert (logits.shape, logits.dtype) == ((4, CLASSES), FLOAT32)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {FLOAT32}
+  params = variables["params"]
+
+  # One alpha a block, whether scanned or not.
+  alphas = sum(leaf.size for leaf in leaves(params, "alpha").values())
+  assert alphas == (num_blocks if method.alpha is not None else 0)
+
+  normalizers = leaves(params, "scale")
+  assert leaves(variables.get("batch_stats", {}), "var").keys() == normalizers.keys()
+  if method.output_normalizer_only:
+    assert set(normalizers) == {("head", "norm")}
+  elif method.normalizer is None:
+    assert not normalizers
+  else:
+    assert len(normalizers) > 1
+
+  # Every layer but the stem has a bias in the variants with biases, and otherwise
+  # only the classifier. Scalars and normalizers have other names.
+  layers = set(leaves(params, "kernel"))
+  biased = layers & set(leaves(params, "bias"))
+  assert biased == (
+    layers - {("stem",)} if method.use_bias else {("head", "classifier")}
+  )
+
+  scalar_biases = [p for p in leaves(params, "bias") if p[-1].endswith("_bias")]
+  assert bool(scalar_biases) == any(
+    p[-1].startswith(("layer_bias", "branch_bias")) for p in scalar_biases
+  )
+  assert bool(scalar_biases) == method.scalar_biases
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+  ("factory", "has_statistics"),
+  [
+    (nn.LayerNorm, False),
+    (functools.partial(nn.GroupNorm, num_groups=4), False),
+    (nn.BatchNorm, True),
+    (functools.partial(nn.BatchNorm, momentum=0.5), True),
+    (lambda **fields: nn.BatchNorm(**fields), True),
+    (Halve, False),
+  ],
+)
+def test_a_method_of_ones_own(model, factory, has_statistics):
+  build, _ = MODELS[model]
+  method = dataclasses.replace(methods.get("unnormalized"), normalizer=factory)
+  _, variables = shapes(build(method=method))
+  assert ("batch_stats" in variables) == has_statistics
+  names = set(leaves(variables["params"], "scale"))
+  assert ("stack", "blocks", "norm1") in names or model != "mlp" or factory is Halve
+  assert bool(names) == (factory is not Halve)
+
+
+def bind(factory, train=True):
+  method = dataclasses.replace(methods.get("unnormalized"), normalizer=factory)
+  bound = normalizer(method, train=train, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+  return bound(name=None)
+
+
+def test_normalizer_gets_what_it_accepts():
+  assert bind(nn.BatchNorm, train=True).use_running_average is False
+  assert bind(nn.BatchNorm, train=False).use_running_average is True
+  for factory in (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm):
+    assert bind(factory).dtype == jnp.bfloat16
+    assert bind(factory).param_dtype == jnp.float32
+  assert isinstance(bind(Halve), Halve)
+
+
+def test_what_a_partial_sets_stays():
+  frozen = functools.partial(nn.BatchNorm, use_running_average=True, dtype=jnp.float32)
+  module = bind(frozen, train=True)
+  assert module.use_running_average is True
+  assert module.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("num_blocks", [1, 4, 333])
+def test_inverse_sqrt_depth_counts_all_blocks(num_blocks):
+  fields = block_fields(
+    methods.get("skipinit_inverse_sqrt_depth"),
+    num_blocks=num_blocks,
+    branch_layers=2,
+    train=True,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+  )
+  assert fields["branch_scale"]().initial_value == pytest.approx(num_blocks**-0.5)
+
+
+def test_fixed_alpha_is_no_parameter():
+  method = dataclasses.replace(methods.get("skipinit_one"), learnable_alpha=False)
+  _, variables = shapes(MODELS["mlp"][0](method=method))
+  assert not leaves(variables["params"], "alpha")
+
+
+def head(method, **fields):
+  return Head(CLASSES, methods.get(method), **fields)
+
+
+IDENTITY = {
+  "params": {"classifier": {"kernel": jnp.eye(CLASSES), "bias": jnp.zeros(7)}}
+}
+
+
+def test_head_activates_and_averages():
+  x = np.random.default_rng(0).normal(size=(3, 4, 5, CLASSES)).astype(np.float32)
+  logits = head("unnormalized").apply(IDENTITY, x, train=False)
+  np.testing.assert_allclose(logits, np.maximum(x, 0).mean((1, 2)), rtol=1e-5)
+  logits = head("unnormalized", preactivation=False).apply(IDENTITY, x, train=False)
+  np.testing.assert_allclose(logits, x.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_head_averages_bfloat16_in_float32():
+  x = jnp.full((1, 64, 64, CLASSES), 1.0, jnp.bfloat16).at[:, 0, 0].set(4096.0)
+  logits = head("unnormalized", dtype=jnp.bfloat16).apply(IDENTITY, x, train=False)
+  np.testing.assert_allclose(logits, (4096 + 4095) / 4096, rtol=1e-6)
+
+
+def test_dropout_only_in_training():
+  x = np.ones((2000, CLASSES), np.float32)
+  module = head("regularized_skipinit")
+  # Needs no random state.
+  np.testing.assert_array_equal(module.apply(IDENTITY, x, train=False), x)
+  kept = module.apply(IDENTITY, x, train=True, rngs={"dropout": jax.random.key(0)})
+  share = np.mean(kept == 0)
+  assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / x.size)
+  np.testing.assert_allclose(kept[kept != 0], 1 / 0.8, rtol=1e-6)
+  other = module.apply(IDENTITY, x, train=True, rngs={"dropout": jax.random.key(1)})
+  assert np.any(kept != other)
+
+
+@pytest.mark.parametrize("method", ["batch_norm", "output_batch_norm", "fixup_dropout"])
+@pytest.mark.parametrize("model", ["wide_resnet", "mlp"])
+def test_evaluation_treats_examples_one_by_one(random_variables, model, method):
+  module = MODELS[model][0](method=methods.get(method))
+  images = IMAGES[:, :8, :8]
+  variables = random_variables(module, images, train=False)
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  together = apply(variables, images)
+  alone = apply(variables, images[2:3])
+  assert np.std(together) > 1e-3
+  np.testing.assert_allclose(alone, together[2:3], rtol=1e-4, atol=1e-5)
+
+
+# Of the ResNets in test_resnet.py.
+@pytest.mark.parametrize(("model", "num_stacks"), [("wide_resnet", 3), ("mlp", 1)])
+def test_fixup_starts_with_logits_of_zero(model, num_stacks):
+  module = MODELS[model][0](method=methods.get("fixup"))
+
+  # XLA compiles this generator faster than JAX's default one.
+  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+  def run(key):
+    variables = module.init(key, IMAGES, train=False)
+    logits, state = module.apply(
+      variables,
+      IMAGES,
+      train=False,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, _: type(module).__name__ == "DepthStack",
+    )
+    return logits, jax.tree.leaves(state)
+
+  logits, stacks = run(jax.random.key(0, impl="rbg"))
+  assert not np.any(logits)
+  assert len(stacks) == num_stacks
+  for features in stacks:
+    assert np.std(features) > 0.1
+
+
+def test_require_positive():
+  require_positive(width=1, depth=10)
+  with pytest.raises(UsageError, match="depth is 0: it must be at least 1"):
+    require_positive(width=1, depth=0)

@@ -1,0 +1,213 @@
+"""Stacks of blocks: scanned, unrolled and rematerialized they are one function."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.layers import SkipInit
+from skipinit_jax.models import (
+  BasicBlock,
+  DepthStack,
+  FullyConnectedBlock,
+  ResidualMLP,
+  WideResNet,
+  scan_variables,
+  unroll_variables,
+)
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+LABELS = np.array([0, 2, 1, 2])
+MODELS = {
+  "wide_resnet": functools.partial(WideResNet, 22, 1, 3, methods.get("batch_norm")),
+  "mlp": functools.partial(ResidualMLP, 4, 6, 3, methods.get("skipinit_one")),
+}
+# Compiles in half the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def assert_close(actual, expected, tolerance=1e-4):
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance),
+    actual,
+    expected,
+  )
+
+
+def assert_identical(actual, expected):
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def step(model, variables):
+  """Logits, gradients and updated statistics."""
+
+  def loss(params):
+    logits, updated = model.apply(
+      variables | {"params": params}, IMAGES, train=True, mutable=["batch_stats"]
+    )
+    log_likelihood = jax.nn.log_softmax(logits)[jnp.arange(4), LABELS]
+    return -log_likelihood.mean(), (logits, updated)
+
+  gradients, (logits, updated) = jax.grad(loss, has_aux=True)(variables["params"])
+  return logits, {"params": gradients}, updated
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def scanned(request, random_variables):
+  """A model's factory, its variables, and one step of it."""
+  model = MODELS[request.param]
+  variables = random_variables(model(), IMAGES, train=True)
+  return model, variables, jit(functools.partial(step, model()))(variables)
+
+
+def test_unrolled_is_the_same_function(scanned):
+  model, variables, (logits, gradients, updated) = scanned
+  unrolled = jit(functools.partial(step, model(scan=False)))
+  actual = unrolled(unroll_variables(variables))
+  assert np.std(logits) > 1e-2
+  assert_close(actual[0], logits)
+  assert_close(scan_variables(actual[1]), gradients, 1e-3)
+  assert_close(scan_variables(actual[2]), updated)
+
+
+def test_rematerialized_is_the_same_function(scanned):
+  model, variables, expected = scanned
+  assert_close(jit(functools.partial(step, model(remat=True)))(variables), expected)
+
+
+# The other model takes long to compile, and has no other code than here and above.
+@pytest.mark.parametrize("scanned", ["mlp"], indirect=True)
+def test_unrolled_and_rematerialized_is_the_same_function(scanned):
+  model, variables, (logits, gradients, _) = scanned
+  both = jit(functools.partial(step, model(scan=False, remat=True)))
+  actual = both(unroll_variables(variables))
+  assert_close(actual[0], logits)
+  assert_close(scan_variables(actual[1]), gradients, 1e-3)
+
+
+def test_round_trip_is_exact(scanned):
+  model, variables, _ = scanned
+  unrolled = unroll_variables(variables)
+  shapes = jax.eval_shape(
+    lambda: model(scan=False).init(jax.random.key(0), IMAGES, train=True)
+  )
+  assert jax.tree.map(jnp.shape, unrolled) == jax.tree.map(jnp.shape, shapes)
+  assert_identical(scan_variables(unrolled), variables)
+  assert_identical(unroll_variables(scan_variables(unrolled)), unrolled)
+
+
+def test_other_modules_keep_their_names():
+  # A module of a user that happens to be called like a block of a stack.
+  variables = {
+    "params": {"block0": {"kernel": np.ones(3)}, "head": np.ones(2), "x": {}}
+  }
+  assert_identical(scan_variables(variables), variables)
+  assert_identical(unroll_variables(variables), variables)
+
+
+def lines(model, *, gradient):
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=True))
+  function = functools.partial(step, model)
+  if not gradient:
+    function = lambda v: model.apply(v, IMAGES, train=False)  # noqa: E731
+  return jax.jit(function).lower(shapes).as_text().count("\n")
+
+
+@pytest.mark.parametrize("method", ["batch_norm", "skipinit"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_program_does_not_grow_with_depth(method, gradient):
+  shallow, deep = (
+    lines(WideResNet(depth, 1, 3, methods.get(method)), gradient=gradient)
+    for depth in (22, 1000)
+  )
+  assert deep == shallow
+
+
+def test_an_unrolled_program_grows_with_depth():
+  # The measure of the test above sees depth where it is.
+  shallow, deep = (
+    lines(ResidualMLP(depth, 6, 3, methods.get("skipinit"), scan=False), gradient=False)
+    for depth in (4, 16)
+  )
+  assert deep > 2 * shallow
+
+
+def test_remat_keeps_only_the_inputs_of_blocks():
+  x = np.ones((16, 32), np.float32)
+  block = functools.partial(FullyConnectedBlock, 32, num_layers=3)
+
+  def kept(remat):
+    stack = DepthStack(block, 5, remat=remat)
+    variables = jax.eval_shape(stack.init, jax.random.key(0), x)
+    _, residuals = jax.eval_shape(lambda v: jax.vjp(stack.apply, v, x), variables)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(residuals)]
+    return shapes.count((5, 16, 32))
+
+  assert kept(True) == 1
+  assert kept(False) > 3
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_stack_of_blocks(scan):
+  block = functools.partial(BasicBlock, 4, branch_scale=SkipInit)
+  x = IMAGES[..., :1] * np.ones(4, np.float32)
+  stack = DepthStack(block, 3, scan=scan)
+  shapes = jax.eval_shape(stack.init, jax.random.key(0), x)["params"]
+  single = jax.eval_shape(block().init, jax.random.key(0), x)["params"]
+  if scan:
+    expected = {"blocks": jax.tree.map(lambda leaf: (3, *leaf.shape), single)}
+  else:
+    expected = {f"block{i}": jax.tree.map(jnp.shape, single) for i in range(3)}
+  assert jax.tree.map(jnp.shape, shapes) == expected
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_no_blocks_return_the_input(scan):
+  stack = DepthStack(functools.partial(BasicBlock, 4), 0, scan=scan)
+  output, variables = stack.init_with_output(jax.random.key(0), IMAGES)
+  assert_identical(output, IMAGES)
+  assert not jax.tree.leaves(variables)
+
+
+def test_blocks_start_from_different_values():
+  stack = DepthStack(functools.partial(FullyConnectedBlock, 8), 3)
+  params = jax.jit(stack.init)(jax.random.key(0), np.ones((2, 8), np.float32))
+  kernels = jax.tree.leaves(params)[0]
+  assert len({float(kernel[0, 0]) for kernel in kernels}) == 3
+
+
+class OwnBlock(nn.Module):
+  """A user's block with dropout, a collection of its own and no parameters."""
+
+  @nn.compact
+  def __call__(self, x):
+    calls = self.variable("calls", "count", jnp.zeros, ())
+    calls.value += 1.0
+    y = nn.Dropout(0.5, deterministic=False)(jnp.ones_like(x))
+    self.sow("intermediates", "dropped", y)
+    return x + y
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_block_of_ones_own(scan):
+  x = np.zeros((4, 50), np.float32)
+  stack = DepthStack(OwnBlock, 3, scan=scan)
+  calls = {"calls": {"blocks": {"count": jnp.zeros(3)}}}
+  _, state = stack.apply(
+    calls if scan else unroll_variables(calls),
+    x,
+    mutable=["calls", "intermediates"],
+    rngs={"dropout": jax.random.key(0)},
+  )
+  if not scan:
+    state = scan_variables(state)
+  np.testing.assert_array_equal(state["calls"]["blocks"]["count"], 1.0)
+  (dropped,) = state["intermediates"]["blocks"]["dropped"]
+  # Each block draws its own mask.
+  assert dropped.shape == (3, *x.shape)
+  assert np.any(dropped[0] != dropped[1])
+  assert np.any(dropped[1] != dropped[2])

@@ -1,0 +1,209 @@
+"""ResNets for ImageNet, against the literature."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResNet
+
+IMAGES = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+BLOCKS = {50: 16, 101: 33, 152: 50, 200: 66}
+
+
+@functools.cache
+def shapes(depth, method, version):
+  model = ResNet(depth, 1000, methods.get(method), version)
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+
+
+def count(depth, method, version):
+  leaves = jax.tree.leaves(shapes(depth, method, version)["params"])
+  return sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+  ("depth", "version", "number"),
+  [
+    # torchvision's resnet50, resnet101 and resnet152; timm's resnet200.
+    (50, 1, 25_557_032),
+    (101, 1, 44_549_160),
+    (152, 1, 60_192_808),
+    (200, 1, 64_673_832),
+    # timm's resnetv2_50, resnetv2_101 and resnetv2_152.
+    (50, 2, 25_549_352),
+    (101, 2, 44_541_480),
+    (152, 2, 60_185_128),
+  ],
+)
+def test_parameters_as_in_the_literature(depth, version, number):
+  assert count(depth, "batch_norm", version) == number
+
+
+# A ResNet-50 normalizes 26,560 features, with a scale and a bias each.
+PLAIN_50 = 25_557_032 - 2 * 26_560
+
+
+def test_parameters_of_other_methods_by_what_they_add():
+  for version in (1, 2):
+    assert count(50, "unnormalized", version) == PLAIN_50
+    assert count(50, "skipinit", version) == PLAIN_50 + 16
+    assert count(50, "output_batch_norm", version) == PLAIN_50 + 2 * 2048
+  # Without batch normalization's scales, and without a bias of the stem's 64 features.
+  assert count(50, "skipinit_biases", 1) == PLAIN_50 + 26_560 - 64 + 16
+  assert count(50, "skipinit_biases", 2) == PLAIN_50 + 26_560 - 64 + 16
+  # Zhang, Dauphin & Ma: six biases and a multiplier a block, one bias after the stem,
+  # one before the classifier.
+  assert count(50, "fixup", 1) == PLAIN_50 + 7 * 16 + 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_projection_opens_every_stage_and_stands_nowhere_else(version):
+  params = shapes(50, "skipinit", version)["params"]
+  projections = {name for name in params if "projection" in params[name]}
+  assert projections == {f"stage{stage}_first" for stage in (1, 2, 3, 4)}
+  assert set(params) == projections | {"stem", "head"} | {
+    f"stage{stage}_rest" for stage in (1, 2, 3, 4)
+  }
+
+
+@pytest.mark.parametrize("depth", BLOCKS)
+def test_number_of_blocks(depth):
+  params = shapes(depth, "skipinit", 2)["params"]
+  found = jax.tree_util.tree_leaves_with_path(params)
+  assert sum(leaf.size for p, leaf in found if p[-1].key == "alpha") == BLOCKS[depth]
+
+
+def test_normalizers_of_the_two_versions():
+  def names(version):
+    params = shapes(50, "batch_norm", version)["params"]
+    found = jax.tree_util.tree_leaves_with_path(params)
+    paths = [tuple(k.key for k in p) for p, _ in found if p[-1].key == "scale"]
+    stage = {p[-2] for p in paths if p[0] == "stage1_first"}
+    return stage, {p[0] for p in paths if p[0] in ("stem_norm", "head")}
+
+  # Version 1: after each convolution. Version 2: before each activation.
+  after = {"norm2", "norm3", "norm4", "projection_norm"}
+  assert names(1) == (after, {"stem_norm"})
+  assert names(2) == ({"norm1", "norm2", "norm3"}, {"head"})
+
+
+@pytest.mark.parametrize("depth", [18, 34, 51, -50])
+def test_bad_depth(depth):
+  with pytest.raises(UsageError, match=f"depth is {depth}: .*50, 101, 152, 200"):
+    ResNet(depth, 10, methods.get("skipinit"))
+
+
+@pytest.mark.parametrize("version", [0, 3, "2"])
+def test_bad_version(version):
+  with pytest.raises(UsageError, match=rf"Unknown ResNet version {version!r}.*1, 2"):
+    ResNet(50, 10, methods.get("skipinit"), version)
+
+
+def test_bad_number_of_classes():
+  with pytest.raises(UsageError, match="num_classes is 0"):
+    ResNet(50, 0, methods.get("skipinit"))
+
+
+# Compiles in half the time.
+LESS_OPTIMIZED = {"xla_backend_optimization_level": 1}
+
+
+def apply(model, variables, images):
+  # The stem and the first block are captured, so that their wiring can be checked.
+  return model.apply(
+    variables,
+    images,
+    train=False,
+    mutable=["intermediates"],
+    capture_intermediates=lambda module, _: (
+      module.name in ("stem", "stage1_first", "stage4_rest", "projection", "head")
+    ),
+  )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_stem_and_head(random_variables, version):
+  method = methods.get("fixup" if version == 1 else "skipinit_one")
+  model = ResNet(50, 5, method, version)
+  variables = random_variables(model, IMAGES, train=False)
+  run = jax.jit(functools.partial(apply, model), compiler_options=LESS_OPTIMIZED)
+  logits, state = run(variables, IMAGES)
+  params, found = variables["params"], state["intermediates"]
+
+  stem = jax.lax.conv_general_dilated(
+    IMAGES,
+    params["stem"]["kernel"],
+    (2, 2),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  np.testing.assert_allclose(found["stem"]["__call__"][0], stem, rtol=1e-3, atol=1e-3)
+  if version == 1:
+    stem = nn.relu(stem + params["stem_bias"]["bias"])
+  pooled = nn.max_pool(stem, (3, 3), (2, 2), padding="SAME")
+  # The projection sees what enters the first block: raw in version 1, with Fixup's
+  # bias, and activated in version 2.
+  first = params["stage1_first"]
+  pooled = pooled + first["layer_bias1"]["bias"] if version == 1 else nn.relu(pooled)
+  projected = jnp.einsum("nhwi,io->nhwo", pooled, first["projection"]["kernel"][0, 0])
+  actual = found["stage1_first"]["projection"]["__call__"][0]
+  assert actual.shape == (1, 16, 16, 256)
+  np.testing.assert_allclose(actual, projected, rtol=1e-3, atol=1e-3)
+
+  features = found["stage4_rest"]["__call__"][0]
+  assert features.shape == (1, 2, 2, 2048)
+  mean = np.maximum(features, 0).mean((1, 2))
+  if version == 1:
+    # Version 1's blocks end with the activation.
+    assert np.min(features) >= 0
+    mean = mean + params["head"]["classifier_bias"]["bias"]
+  classifier = params["head"]["classifier"]
+  expected = mean @ classifier["kernel"] + classifier["bias"]
+  np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("method", "version"), [("batch_norm", 1), ("skipinit", 2), ("fixup", 2)]
+)
+def test_classifier_starts_at_zero(method, version):
+  model = ResNet(50, 5, methods.get(method), version)
+  # The rest of the initialization is not compiled, because nothing needs it.
+  init = jax.jit(
+    lambda key: model.init(key, IMAGES, train=False)["params"]["head"]["classifier"]
+  )
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(init(jax.random.key(0))))
+
+
+def test_fixup_initialization():
+  model = ResNet(50, 5, methods.get("fixup"), version=1)
+
+  # XLA compiles this generator faster than JAX's default one.
+  @functools.partial(jax.jit, compiler_options=LESS_OPTIMIZED)
+  def init(key):
+    variables = model.init(key, IMAGES, train=False)
+    return variables["params"], apply(model, variables, IMAGES)
+
+  params, (logits, state) = init(jax.random.key(0, impl="rbg"))
+  # Sixteen blocks of three layers: weights times 16^(-1/4), one half.
+  block, rest = params["stage2_first"], params["stage4_rest"]["blocks"]
+  for layer, variance in (
+    (params["stem"], 2 / (64 * 49)),
+    (block["conv1"], 2 / 128 / 4),
+    (block["conv2"], 2 / (128 * 9) / 4),
+    (block["projection"], 2 / 512),
+    (rest["conv2"], 2 / (512 * 9) / 4),
+  ):
+    kernel = layer["kernel"]
+    error = 5 * np.sqrt(2 / kernel.size)
+    np.testing.assert_allclose(np.var(kernel), variance, rtol=error)
+  for layer in (block["conv3"], rest["conv3"], params["head"]["classifier"]):
+    assert not np.any(layer["kernel"])
+
+  assert not np.any(logits)
+  assert np.std(state["intermediates"]["stage4_rest"]["__call__"][0]) > 0.01

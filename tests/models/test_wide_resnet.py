@@ -1,0 +1,137 @@
+"""Wide residual networks, against the literature."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import WideResNet
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
+
+def count(depth, width, classes, method):
+  model = WideResNet(depth, width, classes, methods.get(method))
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), np.ones((1, 32, 32, 3)), train=False)
+  )
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(
+  ("depth", "width", "classes", "number"),
+  [
+    # Zagoruyko & Komodakis (2016), where they are 36.5 M, 8.9 M, 2.7 M and 0.7 M.
+    (28, 10, 10, 36_479_194),
+    (40, 4, 10, 8_949_210),
+    (16, 4, 10, 2_748_890),
+    (16, 2, 10, 691_674),
+    (28, 10, 100, 36_536_884),
+  ],
+)
+def test_parameters_as_in_the_literature(depth, width, classes, number):
+  assert count(depth, width, classes, "batch_norm") == number
+
+
+def test_parameters_of_other_methods_by_what_they_add():
+  plain = count(16, 2, 10, "unnormalized")
+  # A normalizer before each activation: twice a block and once at the end.
+  widths = [16, 32, 32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 128]
+  assert count(16, 2, 10, "batch_norm") == plain + 2 * sum(widths)
+  assert count(16, 2, 10, "output_batch_norm") == plain + 2 * 128
+  assert count(16, 2, 10, "skipinit") == plain + 6
+  # Two convolutions a block and three projections.
+  biases = 2 * 2 * (32 + 64 + 128) + 32 + 64 + 128
+  assert count(16, 2, 10, "skipinit_biases") == plain + 6 + biases
+  # Five biases and a multiplier a block, two biases around the last activation.
+  assert count(16, 2, 10, "fixup") == plain + 6 * 6 + 2
+
+
+@pytest.mark.parametrize(
+  ("depth", "hint"),
+  [(27, "22 or 28"), (28 + 3, "28 or 34"), (4, "10 or 16"), (0, "10"), (-8, "10")],
+)
+def test_depth_must_be_six_n_plus_four(depth, hint):
+  with pytest.raises(UsageError, match=rf"depth is {depth}: .*6 n \+ 4.*{hint}"):
+    WideResNet(depth, 1, 10, methods.get("skipinit"))
+
+
+@pytest.mark.parametrize("field", ["width", "num_classes"])
+def test_sizes_are_positive(field):
+  sizes = {"width": 1, "num_classes": 10} | {field: 0}
+  with pytest.raises(UsageError, match=f"{field} is 0"):
+    WideResNet(depth=16, method=methods.get("skipinit"), **sizes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, images):
+  return model.apply(
+    variables,
+    images,
+    train=False,
+    mutable=["intermediates"],
+    capture_intermediates=lambda module, _: module.name != "head",
+  )
+
+
+def test_stages():
+  model = WideResNet(22, 2, 10, methods.get("skipinit"))
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+  _, state = jax.eval_shape(functools.partial(apply, model), variables, IMAGES)
+  found = {
+    name: jax.tree.leaves(value["__call__"])[0].shape
+    for name, value in state["intermediates"].items()
+    if isinstance(value, dict) and "__call__" in value
+  }
+  assert found == {
+    "stem": (2, 16, 16, 16),
+    "stage1_first": (2, 16, 16, 32),
+    "stage1_rest": (2, 16, 16, 32),
+    "stage2_first": (2, 8, 8, 64),
+    "stage2_rest": (2, 8, 8, 64),
+    "stage3_first": (2, 4, 4, 128),
+    "stage3_rest": (2, 4, 4, 128),
+  }
+
+
+def test_only_blocks_of_another_shape_project():
+  model = WideResNet(16, 1, 10, methods.get("skipinit"))
+  params = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))[
+    "params"
+  ]
+  assert {name for name in params if "projection" in params[name]} == {
+    "stage2_first",
+    "stage3_first",
+  }
+
+
+def test_alphas_are_one_over_the_root_of_all_blocks():
+  model = WideResNet(22, 1, 10, methods.get("skipinit_inverse_sqrt_depth"))
+
+  @jax.jit
+  def init(key):
+    params = model.init(key, IMAGES, train=False)["params"]
+    return [
+      jnp.ravel(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+      if path[-1].key == "alpha"
+    ]
+
+  alphas = init(jax.random.key(0))
+  np.testing.assert_allclose(np.concatenate(alphas), [1 / 3] * 9, rtol=1e-6)
+
+
+def test_head_sees_the_last_stage(random_variables):
+  model = WideResNet(10, 1, 10, methods.get("unnormalized"))
+  variables = random_variables(model, IMAGES, train=False)
+  logits, state = apply(model, variables, IMAGES)
+  features = state["intermediates"]["stage3_first"]["__call__"][0]
+  classifier = variables["params"]["head"]["classifier"]
+  expected = np.maximum(features, 0).mean((1, 2)) @ classifier["kernel"]
+  np.testing.assert_allclose(
+    logits, expected + classifier["bias"], rtol=1e-4, atol=1e-5
+  )
