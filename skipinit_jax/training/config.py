@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -122,12 +123,6 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-        raise UsageError(
-          f"{field.name} is {value}: it must be finite and not negative."
-        )
     for name in (
       "batch_size",
       "accumulation_steps",
@@ -138,14 +133,27 @@ class TrainConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise UsageError(f"{name} is {value}: it must be at least 1.")
-    for name in ("clip_norm", "adaptive_clip", "halve_every_epochs"):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
+        raise UsageError(
+          f"{field.name} is {value}: it must be finite and not negative."
+        )
+    for name in (
+      "clip_norm",
+      "adaptive_clip",
+      "halve_every_epochs",
+      "growth_per_epoch",
+    ):
       if getattr(self, name) == 0:
         raise UsageError(f"{name} is 0: it must be above 0.")
-    if self.growth_per_epoch == 0:
-      raise UsageError("growth_per_epoch is 0: it must be above 0.")
-    for name in ("crop_padding", "seed"):
-      if getattr(self, name) < 0:
-        raise UsageError(f"{name} is {getattr(self, name)}: it must not be negative.")
+    if self.seed >= 2**32:
+      raise UsageError(f"seed is {self.seed}: it must be below 2^32.")
+    if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+      raise UsageError(
+        f"warmup_epochs is {self.warmup_epochs}: it must be below epochs, which is "
+        f"{self.epochs}."
+      )
     if self.momentum >= 1:
       raise UsageError(f"momentum is {self.momentum}: it must be below 1.")
     if self.dropout_rate is not None and self.dropout_rate >= 1:

@@ -16,6 +16,7 @@ import jax
 
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.errors import UsageError
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -57,7 +58,7 @@ class Result:
     seconds_to_first_step: from the start of `train` to the end of its first step;
       None if it took no step.
     num_parameters: size of the network.
-    config: the configuration.
+    config: the configuration, as plain values of JSON.
     versions: of the packages that decide the result.
     device: kind and number of the devices.
   """
@@ -101,7 +102,6 @@ def train(
     UsageError: the configuration, the data or the workdir cannot be used.
   """
   start = time.monotonic()
-  workdir = pathlib.Path(workdir)
   mesh = make_mesh(devices)
   config.validate(mesh.size)
   dataset = data.load(config.dataset, data_dir=config.data_dir)
@@ -190,9 +190,12 @@ def train(
           writer.write(step, "eval", row | test)
         seconds = config.checkpoint_every_seconds
         due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
-        if due or stop.requested or step == total_steps:
+        if due:
           checkpoints.save(step, state)
           saved_at = time.monotonic()
+      # After the loop, so that no signal comes between its last look and the save.
+      if finite and step > 0:
+        checkpoints.save(step, state)
       checkpoints.wait()
       # A run that was killed after its last checkpoint has only this left to do.
       if step == total_steps and finite:
@@ -210,20 +213,28 @@ def train(
       images_per_second=stopwatch.images_per_second,
       seconds_to_first_step=stopwatch.seconds_to_first_step,
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-      config=dataclasses.asdict(config),
+      config=to_json(dataclasses.asdict(config)),
       versions={name: importlib.metadata.version(name) for name in _PACKAGES},
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
-    write_json(workdir / _RESULT, dataclasses.asdict(result))
+    write_json(pathlib.Path(workdir, _RESULT), dataclasses.asdict(result))
     return result
 
 
-def _finished_result(workdir: pathlib.Path, config: TrainConfig) -> Result | None:
+def _finished_result(
+  workdir: str | os.PathLike[str], config: TrainConfig
+) -> Result | None:
   """Returns the result of a run of this configuration that has nothing left to do."""
-  path = workdir / _RESULT
-  if not path.exists():
+  path = os.path.join(workdir, _RESULT)
+  # Unlike `Path.exists`, false also for a path that may not be read or is too long.
+  if not os.path.exists(path):
     return None
-  result = Result(**read_json(path))
+  try:
+    result = Result(**read_json(path))
+  except TypeError:
+    raise UsageError(
+      f"The file {path} is not a result of this version's: use another --workdir."
+    ) from None
   # Of another configuration, the workdir's own guard says what differs.
   same = result.config == to_json(dataclasses.asdict(config))
   return result if same and result.status != "interrupted" else None

@@ -45,11 +45,13 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
       config.halve_every_epochs * steps_per_epoch,
     )
   if config.schedule == "cosine":
+    total_steps = config.epochs * steps_per_epoch
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     return optax.warmup_cosine_decay_schedule(
       init_value=0.0,
       peak_value=1.0,
-      warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-      decay_steps=config.epochs * steps_per_epoch,
+      warmup_steps=min(warmup_steps, total_steps - 1),
+      decay_steps=total_steps,
     )
   if config.schedule == "constant":
     return optax.constant_schedule(1.0)
