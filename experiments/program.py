@@ -115,9 +115,9 @@ def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:
 
 def _cache_compilations() -> None:
   """Keeps compiled programs in the user's cache folder, unless told otherwise."""
-  # JAX's own variable and flag come first.
-  if jax.config.values["jax_compilation_cache_dir"] is None:
+  variable = "JAX_COMPILATION_CACHE_DIR"
+  if variable not in os.environ:
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update(
-      "jax_compilation_cache_dir", str(pathlib.Path(cache) / "skipinit_jax" / "xla")
-    )
+    # The variable reaches the processes of a study, the update this one.
+    os.environ[variable] = str(pathlib.Path(cache, "skipinit_jax", "xla"))
+    jax.config.update("jax_compilation_cache_dir", os.environ[variable])

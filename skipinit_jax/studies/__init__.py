@@ -4,18 +4,19 @@ from skipinit_jax.studies import report
 from skipinit_jax.studies.depth import (
   Cell,
   DepthStudyConfig,
-  Interrupted,
   run,
   summarize,
-  trials,
+  trial_configs,
 )
+from skipinit_jax.studies.trials import Interrupted, default_num_workers
 
 __all__ = [
   "Cell",
   "DepthStudyConfig",
   "Interrupted",
+  "default_num_workers",
   "report",
   "run",
   "summarize",
-  "trials",
+  "trial_configs",
 ]

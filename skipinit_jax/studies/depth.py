@@ -13,7 +13,8 @@ import numpy as np
 
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import Result, TrainConfig, train
+from skipinit_jax.studies.trials import Trial, run_trials
+from skipinit_jax.training import Result, TrainConfig
 
 
 @dataclasses.dataclass
@@ -79,11 +80,7 @@ class Cell:
   trains: bool
 
 
-class Interrupted(Exception):
-  """A signal stopped the study; the same call goes on where it stopped."""
-
-
-def trials(config: DepthStudyConfig) -> list[TrainConfig]:
+def trial_configs(config: DepthStudyConfig) -> list[TrainConfig]:
   """Returns the configurations of all runs of a study, all of them valid.
 
   Raises:
@@ -103,8 +100,10 @@ def trials(config: DepthStudyConfig) -> list[TrainConfig]:
     rates = getattr(config, f"{model}_learning_rates")
     if depths and not rates:
       raise UsageError(f"{model}_learning_rates is empty: name at least one rate.")
-    for depth, method, rate, seed in itertools.product(
-      depths, config.methods, rates, range(config.num_seeds)
+    # Rates vary slower than methods: the second rate of a method then finds the
+    # program compiled that its first one was, also where runs go side by side.
+    for depth, rate, method, seed in itertools.product(
+      depths, rates, config.methods, range(config.num_seeds)
     ):
       run = dataclasses.replace(
         base,
@@ -128,6 +127,7 @@ def run(
   config: DepthStudyConfig,
   workdir: str | os.PathLike[str],
   *,
+  num_workers: int = 1,
   report: Callable[[str], None] = print,
 ) -> list[Cell]:
   """Runs a study; runs that `workdir` already holds are not repeated.
@@ -135,6 +135,7 @@ def run(
   Args:
     config: the study.
     workdir: directory of the runs' own workdirs, under `trials`.
+    num_workers: processes that share the runs.
     report: is told of every finished run, one line each.
 
   Returns:
@@ -145,24 +146,23 @@ def run(
     Interrupted: a signal asked to stop.
   """
   start = time.monotonic()
-  runs = trials(config)
-  results = []
-  for index, trial in enumerate(runs, start=1):
-    result = train(trial, _trial_dir(workdir, trial), show_progress=False)
-    if result.status == "interrupted":
-      raise Interrupted
+  runs = [Trial(trial, _trial_dir(workdir, trial)) for trial in trial_configs(config)]
+  finished = itertools.count(1)
+
+  def report_result(trial: Trial, result: Result) -> None:
     outcome = (
       f"{100 * result.test_accuracy:.1f} %"
       if result.test_accuracy is not None
       else f"diverged at step {result.step}"
     )
     report(
-      f"[{index}/{len(runs)}, {time.monotonic() - start:.0f} s] "
-      f"{network_name(trial)}, {methods.get(trial.method).title}, "
-      f"rate {format_rate(trial.learning_rate)}, seed {trial.seed}: {outcome}"
+      f"[{next(finished)}/{len(runs)}, {time.monotonic() - start:.0f} s] "
+      f"{network_name(trial.config)}, {methods.get(trial.config.method).title}, "
+      f"rate {format_rate(trial.config.learning_rate)}, seed {trial.config.seed}: "
+      f"{outcome}"
     )
-    results.append(result)
-  return summarize(results)
+
+  return summarize(run_trials(runs, num_workers, report_result))
 
 
 def summarize(results: Sequence[Result]) -> list[Cell]:

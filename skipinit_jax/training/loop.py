@@ -5,12 +5,9 @@ import dataclasses
 import importlib.metadata
 import os
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 
@@ -24,6 +21,7 @@ from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, wri
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.signals import StopRequest
 from skipinit_jax.training.state import TrainState, init_state
 from skipinit_jax.training.step import (
   make_evaluate,
@@ -129,7 +127,7 @@ def train(
 
   with (
     Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints,
-    _StopRequest() as stop,
+    StopRequest() as stop,
   ):
     optimizer = make_optimizer(config, steps_per_epoch)
     train_step = make_train_step(
@@ -291,29 +289,3 @@ class _Stopwatch:
   def images_per_second(self) -> float | None:
     """The speed so far, without the first step."""
     return self._steps * self._batch_size / self._seconds if self._steps else None
-
-
-class _StopRequest:
-  """Turns SIGTERM and the first SIGINT into a request to save and stop.
-
-  Python delivers signals to the main thread only: elsewhere it does nothing.
-  """
-
-  def __init__(self) -> None:
-    self.requested = False
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number: int, _: FrameType | None) -> None:
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested = True
