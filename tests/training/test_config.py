@@ -1,0 +1,312 @@
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipinit_jax import data, methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import GhostBatchNorm
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.training import config as config_lib
+from skipinit_jax.training.config import TrainConfig
+
+
+def message_of(num_devices=1, **fields):
+  """Returns the error of a configuration, after checking that it is one sentence."""
+  with pytest.raises(UsageError) as caught:
+    TrainConfig(**fields).validate(num_devices)
+  message = str(caught.value)
+  assert "\n" not in message
+  assert message[0].isupper() or message.split()[0] in dir(TrainConfig)
+  assert re.search(r"[^.]\.$", message)
+  # A period inside is one of a number.
+  assert not re.search(r"\. ", message)
+  return message
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_defaults_are_valid(num_devices):
+  TrainConfig().validate(num_devices)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "known"),
+  [
+    ("dataset", "mnist", data.NAMES),
+    ("model", "transformer", config_lib.MODELS),
+    ("method", "batchnorm", methods.NAMES),
+    ("schedule", "linear", config_lib.SCHEDULES),
+    ("dtype", "float16", ("float32", "bfloat16")),
+    ("param_dtype", "int8", ("float32", "bfloat16")),
+    ("l2_exempt", ("kernel", "biases"), config_lib.ROLES),
+  ],
+)
+def test_unknown_name_lists_the_known(field, value, known):
+  message = message_of(**{field: value})
+  unknown = value[-1] if isinstance(value, tuple) else value
+  assert message.startswith("Unknown ")
+  assert field in message
+  assert repr(unknown) in message
+  listed = message.removesuffix(".").split("choose one of ")[1].split(", ")
+  assert sorted(listed) == sorted(known)
+
+
+def numeric_fields():
+  """Returns the names of fields that hold a number, optional ones included."""
+  return [
+    field.name
+    for field in dataclasses.fields(TrainConfig)
+    if field.type in (int, float, int | None, float | None)
+  ]
+
+
+def test_finds_the_numeric_fields():
+  assert {"learning_rate", "clip_norm", "seed", "ghost_batch_size"} <= {
+    *numeric_fields()
+  }
+
+
+@pytest.mark.parametrize("name", numeric_fields())
+@pytest.mark.parametrize("value", [-1, -0.5, np.float32(-2)])
+def test_no_number_is_negative(name, value):
+  message = message_of(**{name: value})
+  assert message.startswith(f"{name} is {value}: it must be ")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "learning_rate",
+    "momentum",
+    "l2",
+    "clip_norm",
+    "adaptive_clip",
+    "dropout_rate",
+    "constant_epochs",
+    "halve_every_epochs",
+    "warmup_epochs",
+    "growth_per_epoch",
+    "checkpoint_every_seconds",
+  ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rates_are_finite(name, value):
+  message = message_of(**{name: value})
+  assert message == f"{name} is {value}: it must be finite and not negative."
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "accumulation_steps",
+    "adaptive_clip",
+    "batch_size",
+    "clip_norm",
+    "epochs",
+    "eval_every_epochs",
+    "ghost_batch_size",
+    "growth_per_epoch",
+    "halve_every_epochs",
+  ],
+)
+def test_zero_where_it_has_no_meaning(name):
+  assert message_of(**{name: 0}).startswith(f"{name} is 0: it must be ")
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"momentum": 1.0}, "momentum is 1.0: it must be below 1."),
+    ({"dropout_rate": 1.0}, "dropout_rate is 1.0: it must be below 1."),
+    ({"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
+    (
+      {"schedule": "cosine", "epochs": 3, "warmup_epochs": 3.0},
+      "warmup_epochs is 3.0: it must be below epochs, which is 3.",
+    ),
+  ],
+)
+def test_upper_bounds(fields, message):
+  assert message_of(**fields) == message
+
+
+def test_bounds_themselves_are_allowed():
+  TrainConfig(
+    learning_rate=0.0,
+    momentum=0.0,
+    l2=0,
+    dropout_rate=0.0,
+    seed=2**32 - 1,
+    l2_exempt=("kernel", "scale", "bias"),
+    checkpoint_every_seconds=0,
+    # Of another schedule, the warm-up counts for nothing.
+    warmup_epochs=1e9,
+  ).validate()
+
+
+@pytest.mark.parametrize(
+  ("num_devices", "fields", "message"),
+  [
+    (
+      1,
+      {"batch_size": 64, "accumulation_steps": 3},
+      "batch_size 64 is not a multiple of accumulation_steps 3.",
+    ),
+    (
+      8,
+      {"batch_size": 36},
+      "batch_size is 36: it is not a multiple of the 8 devices.",
+    ),
+    (
+      # The batch divides, its parts do not.
+      8,
+      {"batch_size": 48, "accumulation_steps": 4},
+      "batch_size / accumulation_steps is 12: it is not a multiple of the 8 devices.",
+    ),
+    (
+      1,
+      {"batch_size": 48, "ghost_batch_size": 32, "method": "batch_norm"},
+      "batch_size is 48: it is not a multiple of ghost_batch_size 32.",
+    ),
+    (
+      1,
+      {
+        "batch_size": 64,
+        "accumulation_steps": 4,
+        "ghost_batch_size": 32,
+        "method": "batch_norm",
+      },
+      "batch_size / accumulation_steps is 16: it is not a multiple of "
+      "ghost_batch_size 32.",
+    ),
+    (
+      # 24 = 2 devices x 12 = 3 ghost batches of 8: the second has 4 on each device.
+      2,
+      {"batch_size": 24, "ghost_batch_size": 8, "method": "batch_norm"},
+      "ghost_batch_size 8 would cross devices: it neither divides the 12 examples of "
+      "a device nor is a multiple of them.",
+    ),
+    (
+      1,
+      {"ghost_batch_size": 8, "method": "skipinit"},
+      "ghost_batch_size is 8, but method 'skipinit' has no batch normalization.",
+    ),
+  ],
+)
+def test_batch_that_does_not_divide(num_devices, fields, message):
+  assert message_of(num_devices, **fields) == message
+
+
+@pytest.mark.parametrize(
+  ("num_devices", "batch_size", "accumulation_steps", "ghost_batch_size"),
+  [
+    (1, 24, 1, 8),
+    (2, 32, 1, 8),
+    # Whole devices form a ghost batch where it does not fit on one.
+    (8, 64, 1, 16),
+    (8, 64, 1, 64),
+    (2, 64, 2, 16),
+    (8, 64, 8, None),
+  ],
+)
+def test_batch_that_divides(
+  num_devices, batch_size, accumulation_steps, ghost_batch_size
+):
+  TrainConfig(
+    method="output_batch_norm",
+    batch_size=batch_size,
+    accumulation_steps=accumulation_steps,
+    ghost_batch_size=ghost_batch_size,
+  ).validate(num_devices)
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_method_is_the_named_one(name):
+  assert TrainConfig(method=name).make_method() is methods.get(name)
+
+
+def test_method_with_dropout():
+  method = TrainConfig(method="regularized_skipinit", dropout_rate=0.6).make_method()
+  named = methods.get("regularized_skipinit")
+  assert named.dropout_rate != 0.6
+  assert method == dataclasses.replace(named, dropout_rate=0.6)
+  # Zero is a rate, not the absence of one.
+  assert TrainConfig(
+    method="regularized_skipinit", dropout_rate=0.0
+  ).make_method() == dataclasses.replace(named, dropout_rate=0.0)
+
+
+def test_method_with_ghost_batches():
+  method = TrainConfig(method="batch_norm", ghost_batch_size=16).make_method()
+  ghost = method.normalizer(use_running_average=False)
+  full = methods.get("batch_norm").normalizer(use_running_average=False)
+  assert isinstance(ghost, GhostBatchNorm)
+  assert ghost.ghost_batch_size == 16
+  assert (ghost.momentum, ghost.epsilon) == (full.momentum, full.epsilon)
+  assert method.title == methods.get("batch_norm").title
+
+
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    ({"depth": 10, "width": 2}, WideResNet(10, 2, 7, methods.get("fixup"))),
+    (
+      {"model": "resnet", "depth": 101, "version": 1},
+      ResNet(101, 7, methods.get("fixup"), version=1),
+    ),
+    (
+      {"model": "residual_mlp", "depth": 3, "width": 5, "layers_per_block": 2},
+      ResidualMLP(3, 5, 7, methods.get("fixup"), layers_per_block=2),
+    ),
+  ],
+)
+def test_model(fields, expected):
+  model = TrainConfig(method="fixup", **fields).make_model(7)
+  assert model == expected
+  changed = TrainConfig(
+    method="fixup", scan=False, remat=True, dtype="bfloat16", param_dtype="bfloat16"
+  )
+  model = dataclasses.replace(changed, **fields).make_model(7)
+  assert (model.scan, model.remat) == (False, True)
+  assert model.dtype == model.param_dtype == jnp.bfloat16
+
+
+def test_model_takes_the_method_of_the_configuration():
+  config = TrainConfig(
+    model="residual_mlp", depth=2, width=4, method="batch_norm", ghost_batch_size=4
+  )
+  model = config.make_model(3)
+  images = jnp.zeros((6, 2, 2, 1))
+  variables = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), images[:1], train=False)
+  )
+  with pytest.raises(UsageError, match="ghost_batch_size 4 does not divide"):
+    jax.eval_shape(
+      lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]), variables
+    )
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"depth": 17},
+      "depth is 17: a Wide-ResNet has 6 n + 4 layers, such as 16 or 22.",
+    ),
+    ({"depth": 4}, "depth is 4: a Wide-ResNet has"),
+    ({"width": 0}, "width is 0: it must be at least 1."),
+    ({"model": "resnet", "depth": 51}, "depth is 51: a ResNet has one of 50, 101,"),
+    ({"model": "resnet", "depth": 50, "version": 3}, "Unknown ResNet version 3"),
+    ({"model": "residual_mlp", "depth": 0}, "depth is 0: it must be at least 1."),
+    (
+      {"model": "residual_mlp", "layers_per_block": 0},
+      "layers_per_block is 0: it must be at least 1.",
+    ),
+  ],
+)
+def test_network_that_does_not_exist(fields, message):
+  with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+    TrainConfig(**fields).make_model(10)

@@ -1,0 +1,212 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipinit_jax.models import unroll_variables
+from skipinit_jax.training import optimizer as optimizer_lib
+from skipinit_jax.training.config import TrainConfig
+
+# A weight, a normalizer's scale, alpha, and biases of three kinds.
+SHAPES = {
+  "stage": {
+    "conv": {"kernel": (3, 3, 2, 4)},
+    "norm": {"scale": (4,), "bias": (4,)},
+    "branch_scale": {"alpha": ()},
+    "branch_bias": {"bias": ()},
+  },
+  "classifier": {"kernel": (4, 3), "bias": (3,)},
+}
+ROLES = {
+  "stage": {
+    "conv": {"kernel": "kernel"},
+    "norm": {"scale": "scale", "bias": "bias"},
+    "branch_scale": {"alpha": "scale"},
+    "branch_bias": {"bias": "bias"},
+  },
+  "classifier": {"kernel": "kernel", "bias": "bias"},
+}
+
+
+def draw(shapes, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda shape: np.asarray(rng.normal(size=shape), np.float32),
+    shapes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def run(config, params, all_grads, steps_per_epoch=2):
+  """Returns the parameters after each of the optimizer's steps."""
+  optimizer = optimizer_lib.make_optimizer(config, steps_per_epoch)
+  state = optimizer.init(params)
+  trajectory = []
+  for grads in all_grads:
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    trajectory.append(params)
+  return trajectory
+
+
+def test_roles_by_hand():
+  assert optimizer_lib.parameter_roles(draw(SHAPES, 0)) == ROLES
+
+
+@functools.cache
+def shapes_of(method, **fields):
+  """Returns the parameters' shapes of a network."""
+  model = TrainConfig(depth=16, method=method, **fields).make_model(10)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("method", ["batch_norm", "fixup", "skipinit_biases"])
+def test_roles_of_networks(method, scan):
+  params = shapes_of(method, scan=scan)
+  roles = {
+    jax.tree_util.keystr(path): role
+    for path, role in jax.tree.leaves_with_path(optimizer_lib.parameter_roles(params))
+  }
+  shapes = {
+    jax.tree_util.keystr(path): leaf.shape
+    for path, leaf in jax.tree.leaves_with_path(params)
+  }
+  counts = {role: list(roles.values()).count(role) for role in ("kernel", "scale")}
+  for name, role in roles.items():
+    stacked = "'blocks'" in name
+    # Kernels are the parameters of two or more dimensions, but for the stack's.
+    assert (role == "kernel") == (len(shapes[name]) - stacked >= 2), name
+    if role == "scale":
+      assert re.search(r"norm.*'scale'|branch_scale.*'alpha'", name)
+    elif role == "bias":
+      assert re.search(r"norm|bias|conv|classifier|projection", name)
+  # Two blocks a stage, of which one is scanned: as many leaves either way.
+  scales = {"batch_norm": 2 * 6 + 1, "fixup": 6, "skipinit_biases": 6}
+  assert counts["scale"] == scales[method]
+  # The stem, two a block, two projections (the first stage keeps its 16 features),
+  # the classifier.
+  assert counts["kernel"] >= 1 + 12 + 2 + 1
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("exempt", [(), ("bias",), ("scale", "bias"), ("kernel",)])
+def test_sgd_by_hand(nesterov, exempt):
+  config = TrainConfig(
+    learning_rate=0.3,
+    momentum=0.8,
+    nesterov=nesterov,
+    l2=0.1,
+    l2_exempt=exempt,
+    schedule="halving",
+    constant_epochs=1,
+    halve_every_epochs=0.5,
+  )
+  start = draw(SHAPES, 0)
+  all_grads = [draw(SHAPES, seed) for seed in (1, 2, 3, 4)]
+  actual = run(config, start, all_grads)
+  for path, param in jax.tree.leaves_with_path(start):
+    get = functools.partial(functools.reduce, lambda tree, key: tree[key.key], path)
+    param = param.astype(np.float64)
+    l2 = 0.0 if get(ROLES) in exempt else 0.1
+    velocity = np.zeros_like(param)
+    # Two steps at the highest rate, then a halving every step.
+    for step, factor in enumerate((1, 1, 1 / 2, 1 / 4)):
+      grad = get(all_grads[step]) + l2 * param
+      velocity = 0.8 * velocity + grad
+      direction = grad + 0.8 * velocity if nesterov else velocity
+      param = param - 0.3 * factor * direction
+      np.testing.assert_allclose(get(actual[step]), param, rtol=2e-5, atol=1e-6)
+
+
+def test_global_clip_before_l2():
+  params, grads = draw(SHAPES, 0), draw(SHAPES, 1)
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+  for clip, scale in ((norm / 4, 1 / 4), (2 * norm, 1)):
+    config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.1, clip_norm=float(clip))
+    (after,) = run(config, params, [grads])
+    expected = jax.tree.map(lambda p, g, s=scale: p - (s * g + 0.1 * p), params, grads)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+      after,
+      expected,
+    )
+
+
+def test_adaptive_clip_by_hand():
+  clipping = 0.05
+  shapes = {"kernel": (3, 3, 2, 4), "dense": {"kernel": (4, 3)}, "bias": (3,)}
+  params, grads = draw(shapes, 0), draw(shapes, 1)
+  # One unit of each kernel has a small gradient, which stays as it is.
+  grads["kernel"][..., 1] *= 1e-3
+  grads["dense"]["kernel"][:, 2] *= 1e-3
+
+  def clip(param, grad, axes):
+    # A unit is what makes one output feature; a vector is one unit.
+    param_norm = np.sqrt(np.sum(param**2, axes, keepdims=True))
+    grad_norm = np.sqrt(np.sum(grad**2, axes, keepdims=True))
+    return grad * np.minimum(1, clipping * np.maximum(param_norm, 1e-3) / grad_norm)
+
+  expected = {
+    "kernel": clip(params["kernel"], grads["kernel"], (0, 1, 2)),
+    "dense": {"kernel": clip(params["dense"]["kernel"], grads["dense"]["kernel"], 0)},
+    "bias": clip(params["bias"], grads["bias"], 0),
+  }
+  config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.0, adaptive_clip=clipping)
+  (after,) = run(config, params, [grads])
+  actual = jax.tree.map(jnp.subtract, params, after)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    actual,
+    expected,
+  )
+  np.testing.assert_allclose(
+    actual["kernel"][..., 1], grads["kernel"][..., 1], atol=1e-6
+  )
+
+
+def test_adaptive_clip_sees_one_block_of_a_stack():
+  shapes = {
+    "stem": {"kernel": (3, 3, 1, 4)},
+    "rest": {
+      "blocks": {
+        "conv": {"kernel": (5, 3, 3, 4, 4), "bias": (5, 4)},
+        "projection": {"kernel": (5, 4, 4)},
+        "branch_scale": {"alpha": (5,)},
+      }
+    },
+  }
+  params, grads = draw(shapes, 0), draw(shapes, 1)
+  config = TrainConfig(learning_rate=1.0, momentum=0.9, l2=0.1, adaptive_clip=0.02)
+  scanned = unroll_variables(run(config, params, [grads, grads])[-1])
+  unrolled = run(config, unroll_variables(params), [unroll_variables(grads)] * 2)[-1]
+  assert set(unrolled["rest"]) == {f"block{index}" for index in range(5)}
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    scanned,
+    unrolled,
+  )
+
+
+def test_rate_is_state():
+  params, grads = draw(SHAPES, 0), draw(SHAPES, 1)
+
+  def program(learning_rate):
+    optimizer = optimizer_lib.make_optimizer(
+      TrainConfig(learning_rate=learning_rate), 10
+    )
+    state = optimizer.init(params)
+    return jax.jit(optimizer.update).lower(grads, state, params).as_text(), state
+
+  slow, slow_state = program(2**-9)
+  fast, fast_state = program(2**-2)
+  assert slow == fast
+  leaves = zip(jax.tree.leaves(slow_state), jax.tree.leaves(fast_state), strict=True)
+  assert [(a.item(), b.item()) for a, b in leaves if a.size == 1 and a != b] == [
+    (2**-9, 2**-2)
+  ]
