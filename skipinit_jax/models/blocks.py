@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, ScalarBias, he_normal
 from skipinit_jax.methods import ModuleFactory
 
@@ -108,8 +109,9 @@ class ResidualBlock(nn.Module):
   def _merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
     if self.branch_scale is not None:
       branch = self.branch_scale(name="branch_scale")(branch)
-    total = shortcut + self._bias(branch, "branch_bias")
-    return total if self.sum_scale == 1 else total * self.sum_scale
+    total = (shortcut + self._bias(branch, "branch_bias")) * self.sum_scale
+    # A normalizer that knows no dtype may have widened it, which a scan forbids.
+    return total if self.dtype is None else total.astype(self.dtype)
 
 
 class BasicBlock(ResidualBlock):
@@ -188,7 +190,16 @@ class FullyConnectedBlock(ResidualBlock):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [N, features] to [N, features]."""
+    """Maps [N, features] to [N, features].
+
+    Raises:
+      UsageError: the input has other features, or strides is not 1.
+    """
+    if self._changes_shape(x, self.features):
+      raise UsageError(
+        f"A fully connected block keeps its {self.features} features and has no "
+        f"strides: its input has {x.shape[-1]} features and strides is {self.strides}."
+      )
     y = x
     for index in range(1, self.num_layers + 1):
       last = index == self.num_layers

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import SkipInit, he_normal
 from skipinit_jax.models import (
   BasicBlock,
@@ -345,3 +346,25 @@ def test_dtypes(block, normalizer):
 
   assert dtypes(dtype=bfloat16) == (bfloat16, {jnp.dtype("float32")})
   assert dtypes(dtype=bfloat16, param_dtype=bfloat16) == (bfloat16, {bfloat16})
+
+
+def test_bfloat16_block_keeps_its_dtype_with_a_normalizer_that_widens():
+  block = PostActivationBottleneckBlock(
+    2, normalizer=lambda name: Widen(name=name), dtype=jnp.bfloat16
+  )
+  x = jnp.ones((1, 4, 4, 8), jnp.bfloat16)
+  output = jax.eval_shape(lambda: block.init_with_output(jax.random.key(0), x)[0])
+  assert output.dtype == jnp.bfloat16
+
+
+class Widen(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return x.astype(jnp.float32)
+
+
+@pytest.mark.parametrize(("features", "strides"), [(1, 1), (4, 2)])
+def test_fully_connected_block_names_what_it_cannot_do(features, strides):
+  block = FullyConnectedBlock(4, strides=strides)
+  with pytest.raises(UsageError, match=f"{features} features .* strides is {strides}"):
+    block.init(jax.random.key(0), jnp.ones((2, features)))
