@@ -107,7 +107,7 @@ def make_train_step(
         steps=sums.steps + 1,
         loss=sums.loss + loss / accumulation_steps,
         accuracy=sums.accuracy + accuracy / accumulation_steps,
-        grad_norm=sums.grad_norm + optax.global_norm(grads),
+        grad_norm=sums.grad_norm + optax.tree.norm(grads),
       ),
     )
 
@@ -118,7 +118,7 @@ def is_finite(state: TrainState) -> jax.Array:
   """Tells whether the losses of this epoch and the parameters are finite."""
   # The sum of the norms is finite only if every loss's gradient was.
   return jnp.isfinite(
-    state.sums.loss + state.sums.grad_norm + optax.global_norm(state.params)
+    state.sums.loss + state.sums.grad_norm + optax.tree.norm(state.params)
   )
 
 

@@ -181,7 +181,7 @@ def test_adaptive_clip_sees_one_block_of_a_stack():
       }
     },
   }
-  params, grads = draw(shapes, 0), draw(shapes, 1)
+  params, grads = jax.tree.map(jnp.asarray, (draw(shapes, 0), draw(shapes, 1)))
   config = TrainConfig(learning_rate=1.0, momentum=0.9, l2=0.1, adaptive_clip=0.02)
   scanned = unroll_variables(run(config, params, [grads, grads])[-1])
   unrolled = run(config, unroll_variables(params), [unroll_variables(grads)] * 2)[-1]
