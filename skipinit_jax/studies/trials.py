@@ -85,7 +85,7 @@ def _run_in_processes(
   context = multiprocessing.get_context("spawn")
   waiting = list(enumerate(trials))[::-1]
   running: dict[Connection, int] = {}
-  processes = []
+  connections, processes = [], []
   with StopRequest() as stop:
     try:
       for _ in range(num_workers):
@@ -94,6 +94,7 @@ def _run_in_processes(
         process.start()
         # Only the worker holds its end, so that its death is an end of file here.
         there.close()
+        connections.append(here)
         processes.append(process)
         running[here], trial = waiting.pop()
         here.send(trial)
@@ -123,21 +124,25 @@ def _run_in_processes(
       if stop.requested and waiting:
         raise Interrupted
     finally:
+      # A running trial takes the signal as a request to save; the closed connection
+      # then ends its process.
+      for connection in connections:
+        connection.close()
       for process in processes:
         process.terminate()
         process.join()
 
 
 def _work(connection: Connection) -> None:
+  result: Result | UsageError
   while True:
     try:
       trial = connection.recv()
-    except EOFError:
+      try:
+        result = train(trial.config, trial.workdir, show_progress=False)
+      except UsageError as error:
+        result = error
+      connection.send(result)
+    except (EOFError, BrokenPipeError):
+      # The study has ended.
       return
-    try:
-      result: Result | UsageError = train(
-        trial.config, trial.workdir, show_progress=False
-      )
-    except UsageError as error:
-      result = error
-    connection.send(result)

@@ -68,9 +68,8 @@ class TrainState(struct.PyTreeNode):
   key_data: jax.Array
   sums: Sums
 
-  @property
   def keys(self) -> Keys:
-    """The run's independent random keys."""
+    """Returns the run's independent random keys."""
     return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
 
 
