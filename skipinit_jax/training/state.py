@@ -68,7 +68,7 @@ class TrainState(struct.PyTreeNode):
   key_data: jax.Array
   sums: Sums
 
-  def keys(self) -> Keys:
+  def random_keys(self) -> Keys:
     """Returns the run's independent random keys."""
     return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
 

@@ -69,7 +69,7 @@ def make_train_step(
   gradient = jax.value_and_grad(loss_and_aux, has_aux=True)
 
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
-    key = jax.random.fold_in(state.keys().dropout, state.step)
+    key = jax.random.fold_in(state.random_keys().dropout, state.step)
 
     def accumulate(total: Any, part: Any) -> tuple[Any, None]:
       grads, loss, accuracy, model_state = total
@@ -152,7 +152,7 @@ def make_train_steps(
   def train_steps(
     state: TrainState, split: in_memory.DeviceSplit, num_steps: jax.Array
   ) -> tuple[TrainState, jax.Array]:
-    keys = state.keys()
+    keys = state.random_keys()
     permutation = in_memory.epoch_permutation(
       keys.order, state.step // steps_per_epoch, num_examples
     )

@@ -44,6 +44,6 @@ def test_starts_from_nothing():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_keys_are_independent(seed):
   state = init(seed)
-  keys = [jax.random.key_data(key).tobytes() for key in state.keys()]
+  keys = [jax.random.key_data(key).tobytes() for key in state.random_keys()]
   # Nothing is drawn from the key that they are made of, either.
   assert len({*keys, state.key_data.tobytes()}) == 4

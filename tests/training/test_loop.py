@@ -1,0 +1,366 @@
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from skipinit_jax import data
+from skipinit_jax.data import augmentation
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training import loop
+from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.mesh import make_mesh
+from skipinit_jax.training.metrics import read_json, read_metrics
+from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.state import init_state
+
+# 1472 training examples make 23 steps an epoch.
+STEPS_PER_EPOCH = 23
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=4,
+  width=16,
+  method="batch_norm",
+  dropout_rate=0.1,
+  crop_padding=1,
+  batch_size=64,
+  epochs=3,
+  learning_rate=0.05,
+  constant_epochs=1,
+  eval_every_epochs=2,
+  checkpoint_every_seconds=0,
+)
+# The rate grows from 10^-6 to 1 in the first epoch and to 10^6 in the second.
+DIVERGING = dataclasses.replace(
+  CONFIG,
+  method="unnormalized",
+  schedule="exponential",
+  learning_rate=1e-6,
+  growth_per_epoch=1e6,
+)
+
+
+def train(config, workdir):
+  return loop.train(config, workdir, show_progress=False, devices=jax.devices()[:2])
+
+
+@functools.cache
+def template(method):
+  """Returns a state of a run's shapes, on one device."""
+  config = dataclasses.replace(CONFIG, method=method)
+  return init_state(
+    config.make_model(10),
+    make_optimizer(config, STEPS_PER_EPOCH),
+    (8, 8, 1),
+    config.seed,
+    make_mesh(jax.devices()[:1]),
+  )
+
+
+def saved_state(workdir, config=CONFIG):
+  """Returns the step and the state of a run's newest checkpoint."""
+  with Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints:
+    return jax.device_get(checkpoints.restore_latest(template(config.method)))
+
+
+def bits(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def rows_of(workdir):
+  """Returns the rows of a run without what no two runs share."""
+  return [
+    {name: value for name, value in row.items() if name != "images_per_second"}
+    for row in read_metrics(workdir)
+  ]
+
+
+def files_of(folder):
+  return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run that nothing disturbed: its result and its workdir, not to be changed."""
+  workdir = tmp_path_factory.mktemp("finished") / "new" / "run"
+  return train(CONFIG, workdir), workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of that run without its result, as if killed after the last checkpoint."""
+  workdir = shutil.copytree(finished[1], tmp_path / "run")
+  (workdir / "result.json").unlink()
+  return workdir
+
+
+def test_result(finished):
+  result, workdir = finished
+  assert (result.status, result.step) == ("completed", 3 * STEPS_PER_EPOCH)
+  # Stem, four blocks of a layer and its normalizer, the head's normalizer, classifier.
+  assert result.num_parameters == 64 * 16 + 4 * (16 * 16 + 2 * 16) + 2 * 16 + 17 * 10
+  assert result.device == "2 x cpu"
+  assert result.images_per_second > 0
+  assert result.seconds_to_first_step > 0
+  assert TrainConfig(**result.config) == dataclasses.replace(CONFIG, l2_exempt=[])
+  for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+    assert result.versions[package] == importlib.metadata.version(package)
+  assert read_json(workdir / "result.json") == dataclasses.asdict(result)
+  assert set(os.listdir(workdir)) == {
+    "checkpoints",
+    "config.json",
+    "metrics.jsonl",
+    "result.json",
+    "tensorboard",
+  }
+  assert os.listdir(workdir / "tensorboard")
+
+
+def test_accuracy_by_hand(finished):
+  result, workdir = finished
+  step, state = saved_state(workdir)
+  assert step == int(state.step) == 3 * STEPS_PER_EPOCH
+  dataset = data.load("digits")
+  images = augmentation.normalize(dataset.test.images, dataset.mean, dataset.std)
+  logits = CONFIG.make_model(10).apply(
+    {"params": state.params, **state.model_state}, images, train=False
+  )
+  correct = np.argmax(logits, -1) == dataset.test.labels
+  assert result.test_accuracy == pytest.approx(float(correct.mean()), abs=1e-6)
+  log_likelihoods = np.asarray(jax.nn.log_softmax(logits))
+  losses = -log_likelihoods[np.arange(len(logits)), dataset.test.labels]
+  assert result.test_loss == pytest.approx(float(losses.mean()), rel=1e-4)
+  # It learned something.
+  assert result.test_accuracy > 0.3
+
+
+def test_metrics(finished):
+  result, workdir = finished
+  rows = read_metrics(workdir)
+  assert [(row["step"], row["kind"]) for row in rows] == [
+    (23, "train"),
+    (46, "train"),
+    (46, "eval"),
+    (69, "train"),
+    # The last epoch is evaluated even where no multiple of eval_every_epochs.
+    (69, "eval"),
+  ]
+  train_rows = [row for row in rows if row["kind"] == "train"]
+  eval_rows = [row for row in rows if row["kind"] == "eval"]
+  assert [row["epoch"] for row in train_rows] == [1, 2, 3]
+  # The rate of the epoch's last step.
+  assert [row["learning_rate"] for row in train_rows] == [0.05, 0.025, 0.0125]
+  for row in train_rows:
+    assert row["images_per_second"] > 0
+    assert 0 < row["grad_norm"] < math.inf
+  losses = [row["loss"] for row in train_rows]
+  assert losses == sorted(losses, reverse=True)
+  assert (losses[-1], train_rows[-1]["accuracy"]) == (
+    result.train_loss,
+    result.train_accuracy,
+  )
+  assert eval_rows[-1] == {
+    "step": 69,
+    "kind": "eval",
+    "epoch": 3,
+    "loss": result.test_loss,
+    "accuracy": result.test_accuracy,
+  }
+
+
+def test_finished_run_is_not_repeated(finished, monkeypatch):
+  result, workdir = finished
+  before = files_of(workdir)
+  monkeypatch.setattr(loop, "init_state", None)
+  assert train(CONFIG, workdir) == result
+  assert files_of(workdir) == before
+
+
+def test_other_configuration(finished):
+  _, workdir = finished
+  before = files_of(workdir)
+  other = dataclasses.replace(CONFIG, learning_rate=0.5, l2_exempt=("bias",))
+  with pytest.raises(UsageError) as caught:
+    train(other, workdir)
+  assert str(caught.value) == (
+    f"The workdir {workdir} was made with another configuration: learning_rate is "
+    '0.05 there and 0.5 here, l2_exempt is [] there and ["bias"] here; use the same '
+    "configuration or another --workdir."
+  )
+  assert files_of(workdir) == before
+
+
+def test_killed_after_its_last_checkpoint(finished, copied):
+  expected, workdir = finished
+  result = train(CONFIG, copied)
+  assert result == dataclasses.replace(
+    expected, images_per_second=None, seconds_to_first_step=None
+  )
+  assert read_metrics(copied) == read_metrics(workdir)
+  assert bits(saved_state(copied)) == bits(saved_state(workdir))
+
+
+def test_damaged_checkpoint(finished, copied, caplog):
+  _, workdir = finished
+  assert {*os.listdir(copied / "checkpoints")} == {"46", "69"}
+  array = max(
+    (path for path in (copied / "checkpoints" / "69").rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
+  content = bytearray(array.read_bytes())
+  content[len(content) // 2] ^= 1
+  array.write_bytes(content)
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    result = train(CONFIG, copied)
+  (warning,) = [r.message for r in caplog.records if "damaged" in r.message]
+  assert "step 69" in warning
+  assert "from step 46" in warning
+  assert result.status == "completed"
+  # Speeds are of the steps of the last epoch.
+  assert result.seconds_to_first_step is not None
+  assert rows_of(copied) == rows_of(workdir)
+  assert bits(saved_state(copied)) == bits(saved_state(workdir))
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+# Whenever the request comes, between any two lines: the loop asks once a dispatch.
+@pytest.mark.parametrize("asked", [0, 2, 3])
+def test_stopped_run_is_saved_and_resumed(finished, tmp_path, monkeypatch, asked):
+  expected, workdir = finished
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "StopRequest", lambda: StopAt(asked))
+    result = train(CONFIG, tmp_path)
+  assert result.status == "interrupted"
+  assert result.test_accuracy is None
+  if asked == 0:
+    assert result.step == 0
+    assert result.seconds_to_first_step is None
+  else:
+    assert 0 < result.step <= STEPS_PER_EPOCH
+    assert saved_state(tmp_path)[0] == result.step
+  # Its result does not pass for that of a finished run.
+  result = train(CONFIG, tmp_path)
+  assert result.test_accuracy == expected.test_accuracy
+  assert rows_of(tmp_path) == rows_of(workdir)
+  assert bits(saved_state(tmp_path)) == bits(saved_state(workdir))
+
+
+def test_diverged_run(tmp_path, monkeypatch):
+  result = train(DIVERGING, tmp_path)
+  assert result.status == "diverged"
+  assert STEPS_PER_EPOCH < result.step < 3 * STEPS_PER_EPOCH
+  assert (result.test_loss, result.test_accuracy) == (None, None)
+  assert json.loads((tmp_path / "result.json").read_bytes())["status"] == "diverged"
+  # The last row is that of the step, the last checkpoint that of an epoch before.
+  rows = read_metrics(tmp_path)
+  assert (rows[-1]["step"], rows[-1]["kind"]) == (result.step, "train")
+  assert rows[-1]["learning_rate"] == pytest.approx(
+    1e-6 * 1e6 ** ((result.step - 1) / STEPS_PER_EPOCH), rel=1e-4
+  )
+  step, state = saved_state(tmp_path, DIVERGING)
+  assert step == (result.step - 1) // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+  for leaf in jax.tree.leaves((state.params, state.opt_state, state.sums)):
+    assert np.isfinite(leaf).all()
+
+  before = files_of(tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "init_state", None)
+    again = train(DIVERGING, tmp_path)
+  assert (again.status, again.step) == ("diverged", result.step)
+  assert files_of(tmp_path) == before
+  # Without its result it diverges again, at the same step.
+  (tmp_path / "result.json").unlink()
+  again = train(DIVERGING, tmp_path)
+  assert (again.status, again.step) == ("diverged", result.step)
+  assert read_metrics(tmp_path)[-1]["step"] == result.step
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"method": "batchnorm"},
+    {"model": "wide_resnet", "depth": 17},
+    {"batch_size": 2048},
+    {"batch_size": 63},
+    {"dataset": "mnist"},
+  ],
+)
+def test_bad_configuration_makes_no_workdir(fields, tmp_path):
+  workdir = tmp_path / "run"
+  with pytest.raises(UsageError):
+    train(dataclasses.replace(CONFIG, **fields), workdir)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["/dev/null/run", "a" * 300, "gs://bucket/run"])
+def test_workdir_that_cannot_be(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UsageError, match=r"^The workdir .*\.$"):
+    train(CONFIG, name)
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "completed"}', "{"])
+def test_file_that_is_no_result(content, tmp_path):
+  (tmp_path / "result.json").write_text(content)
+  with pytest.raises(UsageError, match=r"result\.json is (damaged|not a result)"):
+    train(CONFIG, tmp_path)
+
+
+def test_evaluation_batches_divide_by_the_devices():
+  for num_examples in (1, 325, 512, 10_000):
+    for num_devices in (1, 3, 8):
+      size = loop._eval_batch_size(num_examples, num_devices)
+      assert size % num_devices == 0
+      # Large sets are cut, small ones are one batch.
+      assert size - num_devices < min(num_examples, 512) <= size
+
+
+def test_stopwatch(monkeypatch):
+  now = [10.0]
+  monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+  stopwatch = loop._Stopwatch(start=4.0, batch_size=8)
+  assert stopwatch.steps_in(0.5) == 1
+  assert stopwatch.images_per_second is None
+  with stopwatch.measure(1):
+    now[0] += 20
+  # The first step compiles: it counts for itself only.
+  assert stopwatch.seconds_to_first_step == 26
+  assert stopwatch.images_per_second is None
+  assert stopwatch.steps_in(0.5) == 1
+  with stopwatch.measure(1):
+    now[0] += 0.25
+  now[0] += 1000
+  with stopwatch.measure(3):
+    now[0] += 0.25
+  assert stopwatch.seconds_to_first_step == 26
+  assert stopwatch.images_per_second == 4 * 8 / 0.5
+  assert stopwatch.steps_in(1.0) == 8
+  # Slow steps are still taken.
+  assert stopwatch.steps_in(0.01) == 1
