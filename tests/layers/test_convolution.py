@@ -82,6 +82,11 @@ OTHERS = [
   ((6, 7), (3, 3), (2, 1), ((0, 3), (2, 1))),
   # More padding than window, and a stride longer than the kernel.
   ((5, 5), (1, 1), (2, 3), ((1, 2), (2, 0))),
+  # Images smaller than the window, in one direction or both, are padded first.
+  ((2, 2), (3, 3), (1, 1), "SAME"),
+  ((1, 1), (3, 3), (2, 2), "SAME"),
+  ((2, 6), (3, 3), (2, 1), "SAME"),
+  ((3, 2), (5, 7), (1, 2), ((3, 2), (4, 5))),
   # Negative padding crops.
   ((8, 8), (3, 3), (2, 2), ((-1, 0), (1, -2))),
 ]
@@ -293,3 +298,11 @@ def test_module_equals_flax(fields):
     ),
     *run(jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)),
   )
+
+
+def test_small_image_is_padded_before_its_convolution():
+  # Unless XLA sees the padding done, it runs such a convolution naively.
+  operands = arrays((2, 2), (3, 3))
+  compiled = jax.jit(lambda *x: convolve(*x)).lower(*operands).compile().as_text()
+  line = next(line for line in compiled.splitlines() if " convolution(" in line)
+  assert "window={size=3x3}" in line
