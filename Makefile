@@ -9,8 +9,7 @@ INSTALLED := $(VENV)/installed
 .PHONY: demo test format lock clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python -m experiments.depth_study \
-	  --config=experiments/configs/depth_study_demo.py --workdir=runs/demo
+	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/ruff check .

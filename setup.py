@@ -12,7 +12,7 @@ setup(
   description=(
     "Very deep residual networks, with and without normalization, in JAX and Flax"
   ),
-  long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+  long_description=README.read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license_expression="Apache-2.0",
   license_files=["LICENSE"],
@@ -54,6 +54,8 @@ setup(
     "numpy>=2.1",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.4",
+    # tensorflow-datasets decodes images with it without requiring it.
+    "pillow>=11",
     "rich>=14",
     "scikit-learn>=1.6",
     "tensorboardX>=2.6.4",

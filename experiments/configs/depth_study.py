@@ -18,10 +18,15 @@ def demo() -> DepthStudyConfig:
     wide_resnet_learning_rates=(2**-4, 2**-6),
     residual_mlp_learning_rates=(2**-5, 2**-9),
     wide_resnet=TrainConfig(
-      model="wide_resnet", width=1, epochs=6, constant_epochs=4, eval_every_epochs=6
+      model="wide_resnet",
+      width=1,
+      batch_size=32,
+      epochs=3,
+      constant_epochs=2,
+      eval_every_epochs=3,
     ),
     residual_mlp=TrainConfig(
-      model="residual_mlp", width=64, epochs=6, constant_epochs=4, eval_every_epochs=6
+      model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=8
     ),
   )
 
