@@ -31,9 +31,13 @@ def define_workdir(contents: str) -> flags.FlagHolder[str]:
   Args:
     contents: what the program writes there.
   """
-  return flags.DEFINE_string(
+  workdir = flags.DEFINE_string(
     "workdir", None, f"Directory of {contents}.", required=True
   )
+  flags.register_validator(
+    workdir, lambda path: path != "", message="it is empty: name a directory."
+  )
+  return workdir
 
 
 def define_config(

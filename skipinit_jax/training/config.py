@@ -16,12 +16,13 @@ from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 MODELS: tuple[str, ...] = ("wide_resnet", "resnet", "residual_mlp")
 SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
 ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
+_CHANGEABLE = ("data_dir", "checkpoint_every_seconds")
 _DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass
 class TrainConfig:
-  """What decides the result of a training run.
+  """A training run: what decides its result, and how it is run.
 
   Attributes:
     dataset: digits, fashion_mnist, cifar10 or cifar100.
@@ -100,6 +101,14 @@ class TrainConfig:
   seed: int = 0
   eval_every_epochs: int = 1
   checkpoint_every_seconds: float = 60.0
+
+  def identity(self) -> dict[str, Any]:
+    """Returns the fields that a resumed run must agree with: those of its result.
+
+    Where the data lies and how often checkpoints are written may change.
+    """
+    fields = dataclasses.asdict(self)
+    return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
   def validate(self, num_devices: int = 1) -> None:
     """Checks the fields and that the batch divides.

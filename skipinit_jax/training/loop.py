@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+from flax import linen as nn
+from jax.sharding import Mesh
 
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
@@ -108,47 +110,16 @@ def train(
     dataset.train.num_examples, config.batch_size
   )
   total_steps = config.epochs * steps_per_epoch
-  schedule = make_schedule(config, steps_per_epoch)
-
-  def preprocess(images: jax.Array) -> jax.Array:
-    return augmentation.normalize(images, dataset.mean, dataset.std)
-
-  def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    crop_key, flip_key = jax.random.split(key)
-    if config.crop_padding:
-      images = augmentation.pad_and_crop(crop_key, images, config.crop_padding)
-    if config.flip:
-      images = augmentation.random_flip(flip_key, images)
-    return preprocess(images)
-
   finished = _finished_result(workdir, config)
   if finished is not None:
     return finished
 
   with (
-    Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints,
+    Checkpoints(workdir, config=config.identity()) as checkpoints,
     StopRequest() as stop,
   ):
-    optimizer = make_optimizer(config, steps_per_epoch)
-    train_step = make_train_step(
-      model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
-    )
-    train_steps = make_train_steps(
-      train_step,
-      augment,
-      num_examples=dataset.train.num_examples,
-      batch_size=config.batch_size,
-      mesh=mesh,
-    )
-    evaluate = make_evaluate(model, preprocess, mesh=mesh)
-    train_split = in_memory.put(dataset.train, replicated(mesh))
-    test_batches = in_memory.eval_batches(
-      dataset.test,
-      _eval_batch_size(dataset.test.num_examples, mesh.size),
-      batch_sharding(mesh, axis=1),
-    )
-
-    state = init_state(model, optimizer, dataset.image_shape, config.seed, mesh)
+    programs = _make_programs(config, dataset, model, mesh)
+    state = programs.init()
     restored = checkpoints.restore_latest(state)
     step, state = restored or (0, state)
     finite = True
@@ -165,42 +136,39 @@ def train(
         left_in_epoch = steps_per_epoch - step % steps_per_epoch
         num_steps = min(left_in_epoch, stopwatch.steps_in(_DISPATCH_SECONDS))
         with stopwatch.measure(num_steps):
-          state, is_finite = train_steps(state, train_split, num_steps)
+          state, is_finite = programs.train_steps(state, num_steps)
           finite, step = bool(is_finite), int(state.step)
         means = _epoch_means(state)
         speed = stopwatch.images_per_second
         progress.update(step, means["loss"], means["accuracy"], speed or 0.0)
-        ends_epoch = step % steps_per_epoch == 0
-        row = {"epoch": step / steps_per_epoch}
+        epoch, ends_epoch = step // steps_per_epoch, step % steps_per_epoch == 0
         if ends_epoch or not finite:
-          rate = config.learning_rate * float(schedule(step - 1))
-          row_of_epoch = row | means | {"learning_rate": rate}
+          row = {"epoch": step / steps_per_epoch, **means}
+          row["learning_rate"] = programs.learning_rate(step - 1)
           if speed is not None:
-            row_of_epoch["images_per_second"] = speed
-          writer.write(step, "train", row_of_epoch)
+            row["images_per_second"] = speed
+          writer.write(step, "train", row)
         if not finite:
           break
-        epoch = step // steps_per_epoch
         if ends_epoch and (
           epoch % config.eval_every_epochs == 0 or epoch == config.epochs
         ):
-          test = _to_floats(evaluate(state, test_batches))
-          writer.write(step, "eval", row | test)
+          test = programs.evaluate(state)
+          writer.write(step, "eval", {"epoch": float(epoch), **test})
         seconds = config.checkpoint_every_seconds
-        due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
-        if due:
+        if time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0):
           checkpoints.save(step, state)
           saved_at = time.monotonic()
       # After the loop, so that no signal comes between its last look and the save.
       if finite and step > 0:
         checkpoints.save(step, state)
       checkpoints.wait()
-      # A run that was killed after its last checkpoint has only this left to do.
-      if step == total_steps and finite:
-        test = test or _to_floats(evaluate(state, test_batches))
 
-    means = _epoch_means(state)
     completed = step == total_steps and finite
+    if completed and not test:
+      # The run was killed after its last checkpoint: only this was left to do.
+      test = programs.evaluate(state)
+    means = _epoch_means(state)
     result = Result(
       status="completed" if completed else "interrupted" if finite else "diverged",
       step=step,
@@ -219,6 +187,64 @@ def train(
     return result
 
 
+class _Programs(NamedTuple):
+  """What a run does on its devices, with the data already there."""
+
+  init: Callable[[], TrainState]
+  train_steps: Callable[[TrainState, int], tuple[TrainState, jax.Array]]
+  evaluate: Callable[[TrainState], dict[str, float]]
+  learning_rate: Callable[[int], float]
+
+
+def _make_programs(
+  config: TrainConfig, dataset: data.Dataset, model: nn.Module, mesh: Mesh
+) -> _Programs:
+  num_examples = dataset.train.num_examples
+  steps_per_epoch = in_memory.steps_per_epoch(num_examples, config.batch_size)
+  optimizer = make_optimizer(config, steps_per_epoch)
+  schedule = make_schedule(config, steps_per_epoch)
+
+  def preprocess(images: jax.Array) -> jax.Array:
+    return augmentation.normalize(images, dataset.mean, dataset.std)
+
+  def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    crop_key, flip_key = jax.random.split(key)
+    if config.crop_padding:
+      images = augmentation.pad_and_crop(crop_key, images, config.crop_padding)
+    if config.flip:
+      images = augmentation.random_flip(flip_key, images)
+    return preprocess(images)
+
+  train_step = make_train_step(
+    model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
+  )
+  train_steps = make_train_steps(
+    train_step,
+    augment,
+    num_examples=num_examples,
+    batch_size=config.batch_size,
+    mesh=mesh,
+  )
+  evaluate = make_evaluate(model, preprocess, mesh=mesh)
+  train_split = in_memory.put(dataset.train, replicated(mesh))
+  test_batches = in_memory.eval_batches(
+    dataset.test,
+    _eval_batch_size(dataset.test.num_examples, mesh.size),
+    batch_sharding(mesh, axis=1),
+  )
+
+  def evaluate_test(state: TrainState) -> dict[str, float]:
+    metrics = evaluate(state, test_batches)
+    return {name: float(value) for name, value in metrics._asdict().items()}
+
+  return _Programs(
+    init=lambda: init_state(model, optimizer, dataset.image_shape, config.seed, mesh),
+    train_steps=lambda state, num_steps: train_steps(state, train_split, num_steps),
+    evaluate=evaluate_test,
+    learning_rate=lambda step: config.learning_rate * float(schedule(step)),
+  )
+
+
 def _finished_result(
   workdir: str | os.PathLike[str], config: TrainConfig
 ) -> Result | None:
@@ -229,22 +255,19 @@ def _finished_result(
     return None
   try:
     result = Result(**read_json(path))
+    identity = TrainConfig(**result.config).identity()
   except TypeError:
     raise UsageError(
       f"The file {path} is not a result of this version's: use another --workdir."
     ) from None
   # Of another configuration, the workdir's own guard says what differs.
-  same = result.config == to_json(dataclasses.asdict(config))
+  same = identity == to_json(config.identity())
   return result if same and result.status != "interrupted" else None
 
 
 def _eval_batch_size(num_examples: int, num_devices: int) -> int:
   """Returns the batch size of evaluation: it divides by the devices."""
   return -(-min(num_examples, _EVAL_BATCH_SIZE) // num_devices) * num_devices
-
-
-def _to_floats(scalars: Any) -> dict[str, float]:
-  return {name: float(value) for name, value in scalars._asdict().items()}
 
 
 def _epoch_means(state: TrainState) -> dict[str, float]:

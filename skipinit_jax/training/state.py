@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
+from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import replicated
 
 
@@ -21,7 +22,7 @@ class Sums(struct.PyTreeNode):
     steps: steps taken in this epoch.
     loss: sum of the steps' losses.
     accuracy: sum of the steps' accuracies.
-    grad_norm: sum of the gradients' global norms.
+    grad_norm: sum of the global norms of the gradients, before clipping and L2.
   """
 
   steps: jax.Array
@@ -103,9 +104,7 @@ def init_state(
       sums=Sums.zero(),
     )
 
-  # XLA:CPU takes four times as long to compile the random bits of a deep network at
-  # its default level, which the one run of this function cannot earn back.
-  on_cpu = jax.default_backend() == "cpu"
-  options = {"xla_backend_optimization_level": 1} if on_cpu else None
-  jitted = jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+  jitted = jax.jit(
+    init, out_shardings=replicated(mesh), compiler_options=compiler_options()
+  )
   return jitted(jnp.asarray(seed, jnp.uint32))

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from skipinit_jax.data import in_memory
+from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import batch_sharding, replicated
 from skipinit_jax.training.state import Sums, TrainState
 
@@ -183,6 +184,7 @@ def make_train_steps(
     donate_argnums=0,
     in_shardings=replicated(mesh),
     out_shardings=replicated(mesh),
+    compiler_options=compiler_options(),
   )
 
 
@@ -220,4 +222,5 @@ def make_evaluate(
     evaluate,
     in_shardings=(replicated(mesh), batch_sharding(mesh, axis=1)),
     out_shardings=replicated(mesh),
+    compiler_options=compiler_options(),
   )

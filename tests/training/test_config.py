@@ -310,3 +310,11 @@ def test_model_takes_the_method_of_the_configuration():
 def test_network_that_does_not_exist(fields, message):
   with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
     TrainConfig(**fields).make_model(10)
+
+
+def test_identity_is_what_decides_the_result():
+  config = TrainConfig()
+  assert dataclasses.replace(config, data_dir="/x").identity() == config.identity()
+  assert dataclasses.replace(config, seed=7).identity() != config.identity()
+  fields = {field.name for field in dataclasses.fields(TrainConfig)}
+  assert fields - set(config.identity()) == {"data_dir", "checkpoint_every_seconds"}
