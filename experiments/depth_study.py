@@ -29,12 +29,12 @@ def main() -> int:
   if workers is None:
     workers = studies.default_num_workers()
   try:
-    cells = studies.run(_CONFIG.value, _WORKDIR.value, num_workers=workers)
+    study = studies.run(_CONFIG.value, _WORKDIR.value, num_workers=workers)
   except studies.Interrupted:
     print("Interrupted and saved: the same command goes on from here.")
     return program.INTERRUPTED_STATUS
-  paths = studies.report.write(cells, _WORKDIR.value)
-  studies.report.print_table(cells)
+  paths = studies.report.write(study, _WORKDIR.value)
+  studies.report.print_table(study.cells)
   print("Results:", *paths)
   return 0
 

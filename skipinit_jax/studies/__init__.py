@@ -3,6 +3,7 @@
 from skipinit_jax.studies import report
 from skipinit_jax.studies.depth import (
   Cell,
+  DepthStudy,
   DepthStudyConfig,
   run,
   summarize,
@@ -12,6 +13,7 @@ from skipinit_jax.studies.trials import Interrupted, default_num_workers
 
 __all__ = [
   "Cell",
+  "DepthStudy",
   "DepthStudyConfig",
   "Interrupted",
   "default_num_workers",

@@ -8,6 +8,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,23 @@ class Cell:
   trains: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class DepthStudy:
+  """A finished study; `results.json` holds the same fields.
+
+  Attributes:
+    cells: what each method came to on each network.
+    config: the study's configuration.
+    versions: of the packages that decide the results.
+    device: kind and number of the devices of a run.
+  """
+
+  cells: list[Cell]
+  config: dict[str, Any]
+  versions: dict[str, str]
+  device: str
+
+
 def trial_configs(config: DepthStudyConfig) -> list[TrainConfig]:
   """Returns the configurations of all runs of a study, all of them valid.
 
@@ -129,7 +147,7 @@ def run(
   *,
   num_workers: int = 1,
   report: Callable[[str], None] = print,
-) -> list[Cell]:
+) -> DepthStudy:
   """Runs a study; runs that `workdir` already holds are not repeated.
 
   Args:
@@ -139,7 +157,7 @@ def run(
     report: is told of every finished run, one line each.
 
   Returns:
-    The study's cells, in the order of networks and methods.
+    The study, its cells in the order of networks and methods.
 
   Raises:
     UsageError: a configuration, the data or the workdir cannot be used.
@@ -162,7 +180,13 @@ def run(
       f"{outcome}"
     )
 
-  return summarize(run_trials(runs, num_workers, report_result))
+  results = run_trials(runs, num_workers, report_result)
+  return DepthStudy(
+    cells=summarize(results),
+    config=dataclasses.asdict(config),
+    versions=results[0].versions,
+    device=results[0].device,
+  )
 
 
 def summarize(results: Sequence[Result]) -> list[Cell]:

@@ -11,9 +11,10 @@ import rich.console
 import rich.table
 
 from skipinit_jax import methods
-from skipinit_jax.studies.depth import Cell, format_rate, unique
+from skipinit_jax.studies.depth import Cell, DepthStudy, format_rate, unique
 from skipinit_jax.training.metrics import write_json
 
+_KINDS = ("json", "csv", "md", "png")
 _COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5")
 
 
@@ -71,11 +72,11 @@ def print_table(cells: Sequence[Cell]) -> None:
   rich.console.Console().print(view)
 
 
-def write(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
+def write(study: DepthStudy, workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
   """Writes `results.json`, `results.csv`, `results.md` and `results.png`.
 
   Args:
-    cells: the study's cells, at least one.
+    study: a study of at least one cell.
     workdir: an existing directory.
 
   Returns:
@@ -83,8 +84,9 @@ def write(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> list[pathli
   """
   paths = [pathlib.Path(workdir, f"results.{kind}") for kind in _KINDS]
   as_json, as_csv, as_markdown, as_png = paths
+  cells = study.cells
   rows = [dataclasses.asdict(cell) for cell in cells]
-  write_json(as_json, rows)
+  write_json(as_json, dataclasses.asdict(study))
   with as_csv.open("w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -92,9 +94,6 @@ def write(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> list[pathli
   as_markdown.write_text(markdown(cells), encoding="utf-8")
   draw(cells, as_png)
   return paths
-
-
-_KINDS = ("json", "csv", "md", "png")
 
 
 def draw(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
@@ -137,10 +136,13 @@ def draw(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
         va="bottom",
         fontsize=8,
         rotation=0 if cell.test_accuracy is not None else 90,
+        color="black" if cell.test_accuracy is not None else color,
       )
     axes.bar(0, 0, color=color, label=methods.get(name).title)
   axes.bar(0, 0, color="none", edgecolor="gray", hatch="////", label="does not train")
-  axes.set_xticks(range(len(networks)), networks)
+  depths = {cell.network: cell.depth for cell in cells}
+  labels = [f"{network}\ndepth {depths[network]}" for network in networks]
+  axes.set_xticks(range(len(networks)), labels)
   axes.set_ylim(0, 105)
   axes.set_ylabel("test accuracy (%)")
   axes.spines[["top", "right"]].set_visible(False)

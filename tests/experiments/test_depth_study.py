@@ -20,7 +20,8 @@ def test_study_writes_its_tables_and_is_not_repeated(run_program, tmp_path):
   command = [*SMALL, f"--workdir={tmp_path}", "--config.residual_mlp.epochs=2"]
   first = run_program(command, status=0)
   assert "diverged at step" in first.stdout
-  (cell,) = json.loads((tmp_path / "results.json").read_text())
+  study = json.loads((tmp_path / "results.json").read_text())
+  (cell,) = study["cells"]
   assert (cell["learning_rate"], cell["num_diverged"], cell["trains"]) == (0.1, 1, True)
   for kind in ("csv", "md", "png"):
     assert (tmp_path / f"results.{kind}").stat().st_size > 0
@@ -51,7 +52,7 @@ def test_interrupted_study_goes_on(start_program, run_program, tmp_path, workers
   assert "the same command goes on" in output
   assert not (tmp_path / "results.json").exists()
   run_program(command, status=0)
-  assert len(json.loads((tmp_path / "results.json").read_text())) == 1
+  assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 1
 
 
 @pytest.mark.parametrize(

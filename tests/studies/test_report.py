@@ -7,12 +7,16 @@ import json
 import matplotlib.image
 import pytest
 
-from skipinit_jax.studies import Cell, report
+from skipinit_jax.studies import Cell, DepthStudy, report
 
 TRAINS = Cell("MLP 9-8", 9, "skipinit", 0.9261, 0.0123, 2**-5, 6, 1, True)
 AT_CHANCE = Cell("MLP 9-8", 9, "divide_by_sqrt2", 0.108, None, 2**-9, 2, 0, False)
 DIVERGES = Cell("MLP 99-8", 99, "skipinit", None, None, None, 2, 2, False)
 CELLS = [TRAINS, AT_CHANCE, DIVERGES]
+
+
+def study(cells):
+  return DepthStudy(cells, {"num_seeds": 2}, {"jax": "0"}, "1 x cpu")
 
 
 def test_table_says_what_trains_and_what_does_not():
@@ -25,15 +29,20 @@ def test_table_says_what_trains_and_what_does_not():
 
 
 def test_files_hold_the_cells(tmp_path):
-  paths = report.write(CELLS, tmp_path)
+  paths = report.write(study(CELLS), tmp_path)
   assert [path.name for path in paths] == [
     "results.json",
     "results.csv",
     "results.md",
     "results.png",
   ]
-  as_json = [Cell(**cell) for cell in json.loads(paths[0].read_text())]
-  assert as_json == CELLS
+  as_json = json.loads(paths[0].read_text())
+  assert [Cell(**cell) for cell in as_json.pop("cells")] == CELLS
+  assert as_json == {
+    "config": {"num_seeds": 2},
+    "versions": {"jax": "0"},
+    "device": "1 x cpu",
+  }
   with paths[1].open(newline="") as file:
     rows = list(csv.DictReader(file))
   assert [set(row) for row in rows] == [set(dataclasses.asdict(TRAINS))] * 3
@@ -64,4 +73,4 @@ def test_terminal_shows_the_table(capsys, monkeypatch):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_cell_is_enough(cell, tmp_path):
-  assert len(report.write([cell], tmp_path)) == 4
+  assert len(report.write(study([cell]), tmp_path)) == 4
