@@ -68,7 +68,7 @@ def template(method):
 
 def saved_state(workdir, config=CONFIG):
   """Returns the step and the state of a run's newest checkpoint."""
-  with Checkpoints(workdir, config=dataclasses.asdict(config)) as checkpoints:
+  with Checkpoints(workdir, config=config.identity()) as checkpoints:
     return jax.device_get(checkpoints.restore_latest(template(config.method)))
 
 
@@ -183,6 +183,12 @@ def test_finished_run_is_not_repeated(finished, monkeypatch):
   monkeypatch.setattr(loop, "init_state", None)
   assert train(CONFIG, workdir) == result
   assert files_of(workdir) == before
+
+
+def test_what_does_not_decide_the_result_may_change(finished):
+  result, workdir = finished
+  moved = dataclasses.replace(CONFIG, data_dir="/elsewhere", checkpoint_every_seconds=9)
+  assert train(moved, workdir) == result
 
 
 def test_other_configuration(finished):
