@@ -5,6 +5,7 @@ import inspect
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,13 +32,20 @@ def define_workdir(contents: str) -> flags.FlagHolder[str]:
   Args:
     contents: what the program writes there.
   """
-  workdir = flags.DEFINE_string(
-    "workdir", None, f"Directory of {contents}.", required=True
+  workdir = flags.DEFINE(
+    _PathParser(), "workdir", None, f"Directory of {contents}.", required=True
   )
   flags.register_validator(
     workdir, lambda path: path != "", message="it is empty: name a directory."
   )
   return workdir
+
+
+class _PathParser(flags.ArgumentParser[str]):
+  """Expands ~, which shells leave alone inside a flag."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
 
 
 def define_config(
@@ -75,7 +83,8 @@ def define_config(
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs `main`; its return value is the exit status.
 
-  A `UsageError` becomes one sentence on standard error and status 1.
+  A `UsageError`, and memory that does not suffice, become one sentence on standard
+  error and status 1.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
@@ -89,6 +98,20 @@ def run(main: Callable[[], int | None]) -> None:
       return main()
     except UsageError as error:
       return _report(error)
+    except jax.errors.JaxRuntimeError as error:
+      if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
+        raise
+      return _report(
+        UsageError(
+          "The device has too little memory: use a smaller batch or network, "
+          "--config.accumulation_steps or --config.remat."
+        )
+      )
+    except KeyboardInterrupt:
+      print(
+        "Stopped without saving: the same command goes on from the last checkpoint."
+      )
+      return 128 + signal.SIGINT
 
   app.run(guarded)
 

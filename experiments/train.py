@@ -28,6 +28,8 @@ def main() -> int:
     )
   elif result.status == "diverged":
     print(f"Diverged: the loss or a parameter is not finite after step {result.step}.")
+  elif result.step == 0:
+    print("Interrupted before the first step: the same command starts again.")
   else:
     print(f"Interrupted and saved at step {result.step}: the same command resumes it.")
   print(f"Results: {workdir}/result.json, metrics: {workdir}/metrics.jsonl")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.layers import GhostBatchNorm
 
 ModuleFactory = Callable[..., Any]
 """Returns a Flax module: a module class or a `functools.partial` of one."""
@@ -154,3 +155,26 @@ def get(name: str) -> Method:
   if name not in _METHODS:
     raise unknown_name("method", name, NAMES)
   return _METHODS[name]
+
+
+def with_ghost_batches(method: Method, ghost_batch_size: int) -> Method:
+  """Returns a batch-normalized method that normalizes over ghost batches.
+
+  Args:
+    method: a method whose normalizer is `batch_normalizer`.
+    ghost_batch_size: examples of a ghost batch; see `layers.GhostBatchNorm`.
+
+  Raises:
+    UsageError: the method has another normalizer or none.
+  """
+  # Momentum and epsilon are those of the global batch's normalizer.
+  settings = batch_normalizer.keywords
+  if method.normalizer is not batch_normalizer:
+    raise UsageError(
+      f"ghost_batch_size is {ghost_batch_size}, but method {method.name!r} has no "
+      "batch normalization."
+    )
+  normalizer = functools.partial(
+    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **settings
+  )
+  return dataclasses.replace(method, normalizer=normalizer)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import GhostBatchNorm
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -122,3 +123,18 @@ def test_a_new_method_from_a_known_one():
 def test_bad_values(changes, message):
   with pytest.raises(UsageError, match=message):
     dataclasses.replace(methods.get("unnormalized"), **changes)
+
+
+def test_ghost_batches_keep_the_normalizer_s_settings():
+  method = methods.with_ghost_batches(methods.get("batch_norm"), 8)
+  normalizer = method.normalizer(use_running_average=False)
+  assert isinstance(normalizer, GhostBatchNorm)
+  settings = methods.batch_normalizer.keywords
+  assert (normalizer.momentum, normalizer.epsilon, normalizer.ghost_batch_size) == (
+    settings["momentum"],
+    settings["epsilon"],
+    8,
+  )
+  for name in ("skipinit", "fixup"):
+    with pytest.raises(UsageError, match=f"'{name}' has no batch normalization"):
+      methods.with_ghost_batches(methods.get(name), 8)

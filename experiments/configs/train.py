@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from skipinit_jax.training import TrainConfig
 
-# The paper's protocol on small images, in the reading that the README describes.
+# Our reading of the paper's protocol on CIFAR-10; ../../README.md says what it is.
 _PAPER = TrainConfig(
   dataset="cifar10",
   crop_padding=4,

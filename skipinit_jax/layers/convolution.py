@@ -32,7 +32,8 @@ def conv_general_dilated(
   XLA:CPU runs those inside a loop (`flax.linen.scan` over depth) in a naive
   implementation, about 13 times slower than outside. Here both gradients are
   written as convolutions over NHWC images and HWIO kernels, which XLA:CPU
-  recognizes everywhere. The canonical form gives up forward-mode differentiation.
+  recognizes everywhere. The canonical form gives up forward-mode differentiation;
+  a block with `conv=flax.linen.Conv` keeps it.
 
   Convolutions that are not two-dimensional, dense and undilated over NHWC and
   HWIO always go to `jax.lax`.

@@ -42,7 +42,7 @@ class SkipInit(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns alpha x, of the shape and dtype of x."""
     if not self.learnable:
-      return x * jnp.asarray(self.initial_value, x.dtype)
+      return _multiply(x, jnp.float32(self.initial_value))
     alpha = self.param(
       "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
     )

@@ -111,7 +111,8 @@ class Head(nn.Module):
     num_classes: number of logits.
     method: the method; it decides the output's normalizer, dropout and biases.
     preactivation: whether the features still need normalization and activation.
-    classifier_init: initializer of the classifier; Fixup's is zero in any case.
+    classifier_init: initializer of the classifier; Fixup's is zero in any case. The
+      default keeps the variance of the features; the paper does not name its own.
     dtype: dtype of the computation before the classifier.
     param_dtype: dtype of the parameters.
   """

@@ -2,18 +2,17 @@
 
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.studies.names import format_rate, network_name
+from skipinit_jax.studies.statistics import above_chance
 from skipinit_jax.studies.trials import Trial, run_trials
 from skipinit_jax.training import Result, TrainConfig
 
@@ -116,6 +115,13 @@ def trial_configs(config: DepthStudyConfig) -> list[TrainConfig]:
   for model, base in networks:
     depths = getattr(config, f"{model}_depths")
     rates = getattr(config, f"{model}_learning_rates")
+    for name in ("model", "depth", "method", "learning_rate"):
+      value, default = getattr(base, name), getattr(TrainConfig(model=model), name)
+      if value != default:
+        raise UsageError(
+          f"{model}.{name} is {value}, which a depth study sets itself: use methods, "
+          f"{model}_depths and {model}_learning_rates."
+        )
     if depths and not rates:
       raise UsageError(f"{model}_learning_rates is empty: name at least one rate.")
     # Rates vary slower than methods: the second rate of a method then finds the
@@ -134,6 +140,10 @@ def trial_configs(config: DepthStudyConfig) -> list[TrainConfig]:
       run.validate()
       run.make_model(num_classes=1)
       runs.append(run)
+  for field in dataclasses.fields(config):
+    values = getattr(config, field.name)
+    if isinstance(values, tuple) and len(set(values)) < len(values):
+      raise UsageError(f"{field.name} is {values}: it names a value twice.")
   if not runs:
     raise UsageError(
       "wide_resnet_depths and residual_mlp_depths are empty: name at least one depth."
@@ -165,6 +175,12 @@ def run(
   """
   start = time.monotonic()
   runs = [Trial(trial, _trial_dir(workdir, trial)) for trial in trial_configs(config)]
+  thresholds = {
+    base.dataset: above_chance(
+      data.load(base.dataset, data_dir=base.data_dir).test.labels
+    )
+    for base in (trial.config for trial in runs)
+  }
   finished = itertools.count(1)
 
   def report_result(trial: Trial, result: Result) -> None:
@@ -182,27 +198,37 @@ def run(
 
   results = run_trials(runs, num_workers, report_result)
   return DepthStudy(
-    cells=summarize(results),
+    cells=summarize(results, thresholds),
     config=dataclasses.asdict(config),
     versions=results[0].versions,
     device=results[0].device,
   )
 
 
-def summarize(results: Sequence[Result]) -> list[Cell]:
+def summarize(results: Sequence[Result], thresholds: Mapping[str, float]) -> list[Cell]:
   """Returns the cells of finished runs, in the order of networks and methods.
 
   A diverged seed counts as accuracy 0 in its rate's mean, so that a rate that
   diverges now and then is not the best one by its lucky seeds.
+
+  Args:
+    results: the runs' results.
+    thresholds: the accuracy above which a network trains, by data set; see
+      `statistics.above_chance`.
   """
   by_cell: dict[tuple[str, str], list[Result]] = {}
   for result in results:
     trial = TrainConfig(**result.config)
     by_cell.setdefault((network_name(trial), trial.method), []).append(result)
-  return [_cell(name, method, cell) for (name, method), cell in by_cell.items()]
+  return [
+    _cell(name, method, cell, thresholds[cell[0].config["dataset"]])
+    for (name, method), cell in by_cell.items()
+  ]
 
 
-def _cell(network: str, method: str, results: Sequence[Result]) -> Cell:
+def _cell(
+  network: str, method: str, results: Sequence[Result], threshold: float
+) -> Cell:
   by_rate: dict[float, list[float]] = {}
   for result in results:
     accuracies = by_rate.setdefault(result.config["learning_rate"], [])
@@ -223,40 +249,8 @@ def _cell(network: str, method: str, results: Sequence[Result]) -> Cell:
     learning_rate=None if all_diverged else rate,
     num_trials=len(results),
     num_diverged=num_diverged,
-    trains=accuracy > above_chance(results[0].config["dataset"]),
+    trains=accuracy > threshold,
   )
-
-
-def chance(labels: np.ndarray) -> float:
-  """Returns the share of the most frequent label: [N] int."""
-  return float(np.bincount(labels).max() / len(labels))
-
-
-def above_chance(dataset: str) -> float:
-  """Returns the accuracy above which a network has learned something.
-
-  It is chance plus three standard errors of a share over the test set.
-  """
-  labels = data.load(dataset).test.labels
-  share = chance(labels)
-  return share + 3 * math.sqrt(share * (1 - share) / len(labels))
-
-
-def network_name(config: TrainConfig) -> str:
-  """Returns the name of a run's network, such as "Wide-ResNet 16-1"."""
-  name = {"wide_resnet": "Wide-ResNet", "residual_mlp": "MLP", "resnet": "ResNet"}
-  return f"{name[config.model]} {config.depth}-{config.width}"
-
-
-def format_rate(rate: float) -> str:
-  """Returns a rate as a power of two where it is one: 2^-5."""
-  mantissa, exponent = math.frexp(rate)
-  return f"2^{exponent - 1}" if mantissa == 0.5 else f"{rate:g}"
-
-
-def unique(values: Iterable[str]) -> list[str]:
-  """Returns the values in the order of their first occurrence."""
-  return list(dict.fromkeys(values))
 
 
 def _trial_dir(workdir: str | os.PathLike[str], config: TrainConfig) -> pathlib.Path:
@@ -265,6 +259,7 @@ def _trial_dir(workdir: str | os.PathLike[str], config: TrainConfig) -> pathlib.
     "trials",
     f"{config.model}_{config.depth}_{config.width}",
     config.method,
-    f"rate_{format_rate(config.learning_rate)}",
+    # In full: two rates that are printed alike are two runs.
+    f"rate_{config.learning_rate!r}",
     f"seed_{config.seed}",
   )

@@ -11,11 +11,26 @@ import rich.console
 import rich.table
 
 from skipinit_jax import methods
-from skipinit_jax.studies.depth import Cell, DepthStudy, format_rate, unique
+from skipinit_jax.studies.depth import Cell, DepthStudy
+from skipinit_jax.studies.names import format_rate, unique
 from skipinit_jax.training.metrics import write_json
 
 _KINDS = ("json", "csv", "md", "png")
-_COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5")
+# As many as there are methods.
+_COLORS = (
+  "#4269d0",
+  "#efb118",
+  "#ff725c",
+  "#6cc5b0",
+  "#3ca951",
+  "#a463f2",
+  "#97bbf5",
+  "#9c6b4e",
+  "#9498a0",
+  "#e15ca8",
+  "#1d3557",
+  "#b8c43a",
+)
 
 
 def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:

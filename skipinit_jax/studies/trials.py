@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pathlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
@@ -36,7 +37,11 @@ def default_num_workers() -> int:
   The small networks of a study keep one core busy, and processes cannot share an
   accelerator.
   """
-  return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+  if jax.default_backend() != "cpu":
+    return 1
+  # Fewer than the machine's where a job may use only some; macOS cannot tell.
+  may_tell = hasattr(os, "sched_getaffinity")
+  return len(os.sched_getaffinity(0)) if may_tell else os.cpu_count() or 1
 
 
 def run_trials(
@@ -67,6 +72,8 @@ def run_trials(
       raise Interrupted
     results[index] = result
     report(trials[index], result)
+  if len(results) < len(trials):
+    raise Interrupted
   return [results[index] for index in range(len(trials))]
 
 
@@ -74,8 +81,11 @@ def _run_here(
   trials: Sequence[Trial], num_workers: int
 ) -> Iterator[tuple[int, Result]]:
   del num_workers
-  for index, trial in enumerate(trials):
-    yield index, train(trial.config, trial.workdir, show_progress=False)
+  with StopRequest() as stop:
+    for index, trial in enumerate(trials):
+      if stop.requested:
+        return
+      yield index, train(trial.config, trial.workdir, show_progress=False)
 
 
 def _run_in_processes(
@@ -121,8 +131,6 @@ def _run_in_processes(
         if stop.requested:
           for process in processes:
             process.terminate()
-      if stop.requested and waiting:
-        raise Interrupted
     finally:
       # A running trial takes the signal as a request to save; the closed connection
       # then ends its process.
@@ -135,6 +143,8 @@ def _run_in_processes(
 
 def _work(connection: Connection) -> None:
   result: Result | UsageError
+  # A terminal interrupts every process of a study: the study's own passes it on.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   while True:
     try:
       trial = connection.recv()

@@ -63,6 +63,7 @@ class Checkpoints:
     self._directory = self._workdir / "checkpoints"
     _make_directory(self._workdir)
     _check_config(self._workdir, config)
+    _make_directory(self._directory)
     self._manager = _open_manager(self._directory, keep)
 
   def save(self, step: int, state: Any) -> None:
@@ -163,7 +164,7 @@ def _check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     return
   try:
     there = _flatten(json.loads(path.read_bytes()))
-  except (ValueError, AttributeError):
+  except (OSError, ValueError, AttributeError):
     raise UsageError(
       f"The file {path} is damaged: remove it if this is the configuration that the "
       "workdir was made with, or use another --workdir."

@@ -1,7 +1,6 @@
 """The typed configuration of a training run."""
 
 import dataclasses
-import functools
 import math
 import numbers
 from typing import Any
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import GhostBatchNorm
 from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
 MODELS: tuple[str, ...] = ("wide_resnet", "resnet", "residual_mlp")
@@ -60,7 +58,8 @@ class TrainConfig:
     growth_per_epoch: factor on the rate per epoch, of exponential.
     seed: seed of initialization, shuffling, augmentation and dropout.
     eval_every_epochs: epochs between evaluations on the test set.
-    checkpoint_every_seconds: least time between checkpoints; 0: one an epoch.
+    checkpoint_every_seconds: least time between checkpoints, after the first epoch's;
+      0: one an epoch.
   """
 
   # Data
@@ -132,6 +131,10 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, int) and value >= 2**31 and field.name != "seed":
+        raise UsageError(f"{field.name} is {value}: it must be below 2^31.")
     for name in (
       "batch_size",
       "accumulation_steps",
@@ -186,11 +189,7 @@ class TrainConfig:
     ghost = self.ghost_batch_size
     if ghost is None:
       return
-    if methods.get(self.method).normalizer is not methods.batch_normalizer:
-      raise UsageError(
-        f"ghost_batch_size is {ghost}, but method {self.method!r} has no batch "
-        "normalization."
-      )
+    self.make_method()
     if part % ghost:
       raise UsageError(
         f"batch_size{of_part} is {part}: it is not a multiple of ghost_batch_size "
@@ -208,13 +207,7 @@ class TrainConfig:
     if self.dropout_rate is not None:
       method = dataclasses.replace(method, dropout_rate=self.dropout_rate)
     if self.ghost_batch_size is not None:
-      # The other settings are those of `methods.batch_normalizer`.
-      normalizer = functools.partial(
-        GhostBatchNorm,
-        ghost_batch_size=self.ghost_batch_size,
-        **methods.batch_normalizer.keywords,
-      )
-      method = dataclasses.replace(method, normalizer=normalizer)
+      method = methods.with_ghost_batches(method, self.ghost_batch_size)
     return method
 
   def make_model(self, num_classes: int) -> WideResNet | ResNet | ResidualMLP:

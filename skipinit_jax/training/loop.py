@@ -1,12 +1,11 @@
 """A training run from its configuration to its result."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -135,9 +134,10 @@ def train(
       while step < total_steps and finite and not stop.requested:
         left_in_epoch = steps_per_epoch - step % steps_per_epoch
         num_steps = min(left_in_epoch, stopwatch.steps_in(_DISPATCH_SECONDS))
-        with stopwatch.measure(num_steps):
-          state, is_finite = programs.train_steps(state, num_steps)
-          finite, step = bool(is_finite), int(state.step)
+        begin, first_step = time.monotonic(), step
+        state, is_finite = programs.train_steps(state, num_steps)
+        finite, step = bool(is_finite), int(state.step)
+        stopwatch.add(step - first_step, time.monotonic() - begin)
         means = _epoch_means(state)
         speed = stopwatch.images_per_second
         progress.update(step, means["loss"], means["accuracy"], speed or 0.0)
@@ -156,7 +156,9 @@ def train(
           test = programs.evaluate(state)
           writer.write(step, "eval", {"epoch": float(epoch), **test})
         seconds = config.checkpoint_every_seconds
-        if time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0):
+        due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
+        # The first epoch's in any case: a run that diverges later keeps at least that.
+        if due or (ends_epoch and checkpoints.latest_step() is None):
           checkpoints.save(step, state)
           saved_at = time.monotonic()
       # After the loop, so that no signal comes between its last look and the save.
@@ -290,17 +292,13 @@ class _Stopwatch:
     self._seconds = 0.0
     self.seconds_to_first_step: float | None = None
 
-  @contextlib.contextmanager
-  def measure(self, num_steps: int) -> Iterator[None]:
-    """Measures a block that takes `num_steps` steps; the first takes one."""
-    begin = time.monotonic()
-    yield
-    end = time.monotonic()
+  def add(self, num_steps: int, seconds: float) -> None:
+    """Adds a dispatch that just ended; the run's first one takes one step."""
     if self.seconds_to_first_step is None:
-      self.seconds_to_first_step = end - self._start
+      self.seconds_to_first_step = time.monotonic() - self._start
     else:
       self._steps += num_steps
-      self._seconds += end - begin
+      self._seconds += seconds
 
   def steps_in(self, seconds: float) -> int:
     """Returns the number of steps that take about so many seconds, at least 1."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import optax
 
@@ -12,7 +13,7 @@ from skipinit_jax.training.schedules import make_schedule
 _SCALES = ("scale", "alpha")
 
 
-def parameter_roles(params: Any) -> Any:
+def parameter_roles(params: chex.ArrayTree) -> Any:
   """Returns the role of every parameter.
 
   Args:
@@ -47,7 +48,7 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
 
     return (jax.vmap(clip_block) if is_stacked(path) else clip_block)(update, param)
 
-  def clip_tree(updates: Any, params: Any) -> Any:
+  def clip_tree(updates: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map_with_path(clip_leaf, updates, params)
 
   return optax.stateless(clip_tree)

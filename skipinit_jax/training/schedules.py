@@ -8,7 +8,7 @@ from skipinit_jax.training.config import SCHEDULES, TrainConfig
 
 
 def halving(constant_steps: float, halve_every_steps: float) -> optax.Schedule:
-  """The paper's schedule: constant, then halved again and again.
+  """Constant, then halved again and again: our reading of the paper's schedule.
 
   The first halving is after `constant_steps`.
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -63,7 +64,7 @@ class TrainState(struct.PyTreeNode):
   """
 
   step: jax.Array
-  params: Any
+  params: chex.ArrayTree
   model_state: Any
   opt_state: optax.OptState
   key_data: jax.Array

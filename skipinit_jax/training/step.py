@@ -84,11 +84,17 @@ def make_train_step(
       grads = jax.tree.map(jnp.add, grads, part_grads)
       return (grads, loss + part_loss, accuracy + part_accuracy, model_state), None
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    # A sum over many parts needs more than bfloat16's 8 bits.
+    zeros = jax.tree.map(
+      lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
+      state.params,
+    )
     total = (zeros, jnp.zeros(()), jnp.zeros(()), state.model_state)
     if accumulation_steps == 1:
       total, _ = accumulate(total, (images, labels, 0))
     else:
+      # Parts are consecutive, so that a batch has the same ghost batches however it
+      # is cut. Devices exchange images for it, which are small beside activations.
       parts = jax.tree.map(
         lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), (images, labels)
       )
@@ -96,7 +102,9 @@ def make_train_step(
         accumulate, total, (*parts, jnp.arange(accumulation_steps))
       )
     grads, loss, accuracy, model_state = total
-    grads = jax.tree.map(lambda grad: grad / accumulation_steps, grads)
+    grads = jax.tree.map(
+      lambda grad, p: (grad / accumulation_steps).astype(p.dtype), grads, state.params
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     sums = state.sums
     return state.replace(
@@ -117,10 +125,9 @@ def make_train_step(
 
 def is_finite(state: TrainState) -> jax.Array:
   """Tells whether the losses of this epoch and the parameters are finite."""
-  # The sum of the norms is finite only if every loss's gradient was.
-  return jnp.isfinite(
-    state.sums.loss + state.sums.grad_norm + optax.tree.norm(state.params)
-  )
+  # Not the norms: their squares overflow where the numbers themselves do not.
+  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
+  return jnp.stack([jnp.isfinite(state.sums.loss), *leaves]).all()
 
 
 def make_train_steps(

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,27 @@ def test_bad_input_is_one_sentence(run_program, tmp_path, flag, words):
   assert words in result.stderr
   assert "Traceback" not in result.stderr
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_before_any_trial_begins(start_program, tmp_path, number):
+  process = start_program([*SMALL, f"--workdir={tmp_path}", "--workers=2"])
+  deadline = time.monotonic() + 120
+  # Its processes are just starting.
+  while not children(process.pid):
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.02)
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 4, output
+  assert "Traceback" not in output
+
+
+def children(pid):
+  # The workers, not the tracker process that multiprocessing starts first.
+  found = []
+  for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    for child in task.read_text().split():
+      if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+        found.append(child)
+  return found

@@ -7,8 +7,9 @@ import pytest
 
 from skipinit_jax import data
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import DepthStudyConfig, summarize, trial_configs
-from skipinit_jax.studies.depth import above_chance, chance, format_rate, network_name
+from skipinit_jax.studies import DepthStudyConfig, depth, trial_configs
+from skipinit_jax.studies.names import format_rate, network_name
+from skipinit_jax.studies.statistics import above_chance, chance
 from skipinit_jax.training import Result, TrainConfig
 
 STUDY = DepthStudyConfig(
@@ -19,6 +20,10 @@ STUDY = DepthStudyConfig(
   residual_mlp_learning_rates=(0.125,),
   num_seeds=3,
 )
+
+
+def summarize(results, threshold=0.15):
+  return depth.summarize(results, {"digits": threshold})
 
 
 def make_result(accuracy, *, rate=0.5, seed=0, method="skipinit", depth=16):
@@ -73,6 +78,11 @@ def test_grid_keeps_the_network_s_other_fields():
     ({"wide_resnet_depths": (17,)}, "depth is 17"),
     ({"wide_resnet_learning_rates": ()}, "wide_resnet_learning_rates is empty"),
     ({"wide_resnet_learning_rates": (-1.0,)}, "learning_rate is -1.0"),
+    ({"methods": ("skipinit", "skipinit")}, "methods is .* names a value twice"),
+    ({"wide_resnet_learning_rates": (0.5, 0.5)}, "names a value twice"),
+    ({"wide_resnet": TrainConfig(depth=40)}, "wide_resnet.depth is 40"),
+    ({"wide_resnet": TrainConfig(method="fixup")}, "wide_resnet.method is fixup"),
+    ({"residual_mlp": TrainConfig()}, "residual_mlp.model is wide_resnet"),
     ({"wide_resnet_depths": (), "residual_mlp_depths": ()}, "at least one depth"),
   ],
 )
@@ -141,10 +151,12 @@ def test_chance_is_the_share_of_the_most_frequent_label():
 
 def test_a_constant_guess_does_not_train():
   labels = data.load("digits").test.labels
-  share = max(np.mean(labels == label) for label in range(10))
-  assert share < above_chance("digits") < share + 0.1
-  assert not summarize([make_result(float(share))])[0].trains
-  assert summarize([make_result(float(share) + 0.1)])[0].trains
+  share = max(float(np.mean(labels == label)) for label in range(10))
+  threshold = above_chance(labels)
+  error = np.sqrt(share * (1 - share) / len(labels))
+  assert threshold == pytest.approx(share + 3 * error)
+  assert not summarize([make_result(share)], threshold)[0].trains
+  assert summarize([make_result(share + 0.1)], threshold)[0].trains
 
 
 @pytest.mark.parametrize(

@@ -354,17 +354,15 @@ def test_stopwatch(monkeypatch):
   stopwatch = loop._Stopwatch(start=4.0, batch_size=8)
   assert stopwatch.steps_in(0.5) == 1
   assert stopwatch.images_per_second is None
-  with stopwatch.measure(1):
-    now[0] += 20
+  now[0] += 20
+  stopwatch.add(1, seconds=19.0)
   # The first step compiles: it counts for itself only.
   assert stopwatch.seconds_to_first_step == 26
   assert stopwatch.images_per_second is None
   assert stopwatch.steps_in(0.5) == 1
-  with stopwatch.measure(1):
-    now[0] += 0.25
   now[0] += 1000
-  with stopwatch.measure(3):
-    now[0] += 0.25
+  stopwatch.add(1, seconds=0.25)
+  stopwatch.add(3, seconds=0.25)
   assert stopwatch.seconds_to_first_step == 26
   assert stopwatch.images_per_second == 4 * 8 / 0.5
   assert stopwatch.steps_in(1.0) == 8
