@@ -5,7 +5,7 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer, parameter_roles
-from skipinit_jax.training.state import TrainState, init_state
+from skipinit_jax.training.state import TrainState, make_init
 from skipinit_jax.training.step import (
   make_evaluate,
   make_train_step,
@@ -18,8 +18,8 @@ __all__ = [
   "TrainConfig",
   "TrainState",
   "batch_sharding",
-  "init_state",
   "make_evaluate",
+  "make_init",
   "make_mesh",
   "make_optimizer",
   "make_train_step",

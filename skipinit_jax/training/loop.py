@@ -1,5 +1,6 @@
 """A training run from its configuration to its result."""
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -23,7 +25,7 @@ from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.schedules import make_schedule
 from skipinit_jax.training.signals import StopRequest
-from skipinit_jax.training.state import TrainState, init_state
+from skipinit_jax.training.state import TrainState, make_init
 from skipinit_jax.training.step import (
   make_evaluate,
   make_train_step,
@@ -118,9 +120,8 @@ def train(
     StopRequest() as stop,
   ):
     programs = _make_programs(config, dataset, model, mesh)
-    state = programs.init()
-    restored = checkpoints.restore_latest(state)
-    step, state = restored or (0, state)
+    restored = checkpoints.restore_latest(programs.state)
+    step, state = restored or (0, programs.state)
     finite = True
     test: dict[str, float] = {}
     stopwatch = _Stopwatch(start, config.batch_size)
@@ -190,9 +191,9 @@ def train(
 
 
 class _Programs(NamedTuple):
-  """What a run does on its devices, with the data already there."""
+  """What a run does on its devices, with the data and its first state there."""
 
-  init: Callable[[], TrainState]
+  state: TrainState
   train_steps: Callable[[TrainState, int], tuple[TrainState, jax.Array]]
   evaluate: Callable[[TrainState], dict[str, float]]
   learning_rate: Callable[[int], float]
@@ -239,9 +240,18 @@ def _make_programs(
     metrics = evaluate(state, test_batches)
     return {name: float(value) for name, value in metrics._asdict().items()}
 
+  init = make_init(model, optimizer, dataset.image_shape, mesh=mesh)
+  seed = np.uint32(config.seed)
+  # The two programs of a deep network take seconds to compile, each on one core.
+  with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
+    lowered = train_steps.lower(init.trace(seed).out_info, train_split, 1)
+    compiled = beside.submit(lowered.compile)
+    state = init(seed)
+  program = compiled.result()
+
   return _Programs(
-    init=lambda: init_state(model, optimizer, dataset.image_shape, config.seed, mesh),
-    train_steps=lambda state, num_steps: train_steps(state, train_split, num_steps),
+    state=state,
+    train_steps=lambda state, num_steps: program(state, train_split, num_steps),
     evaluate=evaluate_test,
     learning_rate=lambda step: config.learning_rate * float(schedule(step)),
   )

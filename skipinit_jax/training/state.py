@@ -75,21 +75,23 @@ class TrainState(struct.PyTreeNode):
     return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
 
 
-def init_state(
+def make_init(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   image_shape: tuple[int, ...],
-  seed: int,
+  *,
   mesh: Mesh,
-) -> TrainState:
-  """Initializes the state, replicated on the mesh.
+) -> jax.stages.Wrapped:
+  """Returns a jitted function that initializes the state, replicated on the mesh.
 
   Args:
     model: the network, called as `model(images, train)`.
     optimizer: the optimizer.
     image_shape: height, width and channels.
-    seed: the run's seed.
     mesh: the mesh.
+
+  Returns:
+    A function of the run's seed, a uint32 scalar, that returns a `TrainState`.
   """
 
   def init(seed: jax.Array) -> TrainState:
@@ -105,7 +107,6 @@ def init_state(
       sums=Sums.zero(),
     )
 
-  jitted = jax.jit(
+  return jax.jit(
     init, out_shardings=replicated(mesh), compiler_options=compiler_options()
   )
-  return jitted(jnp.asarray(seed, jnp.uint32))

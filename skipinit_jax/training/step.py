@@ -137,7 +137,7 @@ def make_train_steps(
   num_examples: int,
   batch_size: int,
   mesh: Mesh,
-) -> Callable[[TrainState, in_memory.DeviceSplit, int], tuple[TrainState, jax.Array]]:
+) -> jax.stages.Wrapped:
   """Returns a jitted function that takes many steps of one epoch in one dispatch.
 
   The number of steps is an argument of the compiled program: how a run is cut into

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from skipinit_jax.training import Checkpoints, TrainConfig, init_state, make_mesh
+from skipinit_jax.training import Checkpoints, TrainConfig, make_init, make_mesh
 from skipinit_jax.training.metrics import read_json, read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 
@@ -38,13 +38,12 @@ def command(workdir, **fields):
 def saved_state(workdir, fields):
   """Returns the step and the bits of the newest checkpoint's state."""
   config = TrainConfig(**fields)
-  template = init_state(
+  template = make_init(
     config.make_model(10),
     make_optimizer(config, 1472 // config.batch_size),
     (8, 8, 1),
-    config.seed,
-    make_mesh(jax.devices()[:1]),
-  )
+    mesh=make_mesh(jax.devices()[:1]),
+  )(np.uint32(config.seed))
   with Checkpoints(workdir, config=read_json(workdir / "config.json")) as checkpoints:
     step, state = checkpoints.restore_latest(template)
   return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]

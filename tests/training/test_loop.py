@@ -21,7 +21,7 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_json, read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
-from skipinit_jax.training.state import init_state
+from skipinit_jax.training.state import make_init
 
 # 1472 training examples make 23 steps an epoch.
 STEPS_PER_EPOCH = 23
@@ -57,13 +57,12 @@ def train(config, workdir):
 def template(method):
   """Returns a state of a run's shapes, on one device."""
   config = dataclasses.replace(CONFIG, method=method)
-  return init_state(
+  return make_init(
     config.make_model(10),
     make_optimizer(config, STEPS_PER_EPOCH),
     (8, 8, 1),
-    config.seed,
-    make_mesh(jax.devices()[:1]),
-  )
+    mesh=make_mesh(jax.devices()[:1]),
+  )(np.uint32(config.seed))
 
 
 def saved_state(workdir, config=CONFIG):
@@ -180,7 +179,7 @@ def test_metrics(finished):
 def test_finished_run_is_not_repeated(finished, monkeypatch):
   result, workdir = finished
   before = files_of(workdir)
-  monkeypatch.setattr(loop, "init_state", None)
+  monkeypatch.setattr(loop, "make_init", None)
   assert train(CONFIG, workdir) == result
   assert files_of(workdir) == before
 
@@ -296,7 +295,7 @@ def test_diverged_run(tmp_path, monkeypatch):
 
   before = files_of(tmp_path)
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "init_state", None)
+    patch.setattr(loop, "make_init", None)
     again = train(DIVERGING, tmp_path)
   assert (again.status, again.step) == ("diverged", result.step)
   assert files_of(tmp_path) == before

@@ -5,7 +5,7 @@ import pytest
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer
-from skipinit_jax.training.state import init_state
+from skipinit_jax.training.state import make_init
 
 
 def init(seed, num_devices=1):
@@ -13,9 +13,9 @@ def init(seed, num_devices=1):
     model="residual_mlp", depth=3, width=16, method="batch_norm", seed=seed
   )
   mesh = make_mesh(jax.devices()[:num_devices])
-  return init_state(
-    config.make_model(10), make_optimizer(config, 5), (8, 8, 1), config.seed, mesh
-  )
+  return make_init(
+    config.make_model(10), make_optimizer(config, 5), (8, 8, 1), mesh=mesh
+  )(np.uint32(config.seed))
 
 
 def bits(tree):

@@ -62,13 +62,12 @@ def initial_state(config):
   # Batches and their parts have no part in it.
   key = repr(dataclasses.replace(config, ghost_batch_size=None, accumulation_steps=1))
   if key not in _initial:
-    state = state_lib.init_state(
+    state = state_lib.make_init(
       config.make_model(10),
       make_optimizer(config, STEPS_PER_EPOCH),
       (8, 8, 1),
-      config.seed,
-      make_mesh(jax.devices()[:1]),
-    )
+      mesh=make_mesh(jax.devices()[:1]),
+    )(np.uint32(config.seed))
     _initial[key] = jax.device_get(state)
   return _initial[key]
 
