@@ -1,9 +1,11 @@
 """Checkpoints of a run: saved in the background, verified before they are used."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,20 +15,26 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.training.lock import Lock
 from skipinit_jax.training.metrics import to_json, write_json
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
 _DIGESTS = "sha256.json"
+LOCK = "lock"
+# Orbax numbers its saves with one counter of the process: of two that start at the same
+# time in two threads, one waits for signals that the other gets, until it times out.
+_SAVING = threading.Lock()
 
 
 class Checkpoints:
   """The last few checkpoints of one run, and the configuration that it was made with.
 
-  A workdir holds `config.json`, which a later start must agree with, and
-  `checkpoints`, managed by Orbax. Every process of a run makes the same calls; a
-  workdir of several processes is on a file system that all of them share.
+  A workdir holds `config.json`, which a later start must agree with, `lock`, which
+  keeps other runs out, and `checkpoints`, managed by Orbax. Every process of a run
+  makes the same calls; a workdir of several processes is on a file system that all of
+  them share.
 
   Example::
 
@@ -52,7 +60,8 @@ class Checkpoints:
       keep: how many checkpoints to keep; one alone has nothing to fall back to.
 
     Raises:
-      UsageError: the workdir cannot be written or was made with another config.
+      UsageError: the workdir cannot be written, is in use, or was made with another
+        config.
     """
     if "://" in str(directory):
       raise UsageError(
@@ -62,9 +71,13 @@ class Checkpoints:
     self._workdir = pathlib.Path(directory).absolute()
     self._directory = self._workdir / "checkpoints"
     _make_directory(self._workdir)
-    _check_config(self._workdir, config)
-    _make_directory(self._directory)
-    self._manager = _open_manager(self._directory, keep)
+    with contextlib.ExitStack() as stack:
+      if jax.process_index() == 0:
+        stack.enter_context(Lock(self._workdir / LOCK))
+      _check_config(self._workdir, config)
+      _make_directory(self._directory)
+      self._manager = _open_manager(self._directory, keep)
+      self._lock = stack.pop_all()
 
   def save(self, step: int, state: Any) -> None:
     """Starts to save a state; the caller may donate or change it at once.
@@ -78,9 +91,10 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    self._manager.save(
-      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
-    )
+    with _SAVING:
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
+      )
 
   def restore_latest(self, template: Any) -> tuple[int, Any] | None:
     """Restores the newest checkpoint whose files are what was written.
@@ -134,8 +148,9 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save and ends the background threads."""
-    self._manager.close()
+    """Waits for the last save, and lets other runs use the workdir."""
+    with self._lock:
+      self._manager.close()
 
   def __enter__(self) -> Self:
     return self

@@ -34,6 +34,7 @@ class TrainConfig:
     layers_per_block: layers of one branch of a residual_mlp.
     method: a name in `skipinit_jax.methods.NAMES`.
     dropout_rate: dropout before the classifier; None: the method's own rate.
+    use_bias: whether convolutions and dense layers have biases; None: as the method.
     ghost_batch_size: examples of a ghost batch; None: normalize the global batch.
     scan: whether to scan over equal blocks, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
@@ -75,6 +76,7 @@ class TrainConfig:
   layers_per_block: int = 1
   method: str = "skipinit"
   dropout_rate: float | None = None
+  use_bias: bool | None = None
   ghost_batch_size: int | None = None
   scan: bool = True
   remat: bool = False
@@ -202,8 +204,10 @@ class TrainConfig:
       )
 
   def make_method(self) -> methods.Method:
-    """Returns the method, with this configuration's dropout and ghost batches."""
+    """Returns the method, with this configuration's biases, dropout, ghost batches."""
     method = methods.get(self.method)
+    if self.use_bias is not None:
+      method = dataclasses.replace(method, use_bias=self.use_bias)
     if self.dropout_rate is not None:
       method = dataclasses.replace(method, dropout_rate=self.dropout_rate)
     if self.ghost_batch_size is not None:

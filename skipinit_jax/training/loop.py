@@ -1,6 +1,7 @@
 """A training run from its configuration to its result."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -84,6 +85,7 @@ def train(
   *,
   show_progress: bool = True,
   devices: Sequence[jax.Device] | None = None,
+  stop: StopRequest | None = None,
 ) -> Result:
   """Trains and evaluates one network.
 
@@ -95,12 +97,14 @@ def train(
     workdir: directory of the run's checkpoints, metrics and `result.json`.
     show_progress: whether to show progress on standard error.
     devices: the devices to use; None: all.
+    stop: asks the run to save and stop; None: SIGTERM and SIGINT do.
 
   Returns:
     The result.
 
   Raises:
-    UsageError: the configuration, the data or the workdir cannot be used.
+    UsageError: the configuration, the data or the workdir cannot be used, or another
+      run is using the workdir.
   """
   start = time.monotonic()
   mesh = make_mesh(devices)
@@ -117,7 +121,7 @@ def train(
 
   with (
     Checkpoints(workdir, config=config.identity()) as checkpoints,
-    StopRequest() as stop,
+    contextlib.nullcontext(stop) if stop else StopRequest() as stop,
   ):
     programs = _make_programs(config, dataset, model, mesh)
     restored = checkpoints.restore_latest(programs.state)

@@ -24,7 +24,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
       "-Infinity".
   """
   path = pathlib.Path(path)
-  unfinished = path.with_name(path.name + ".tmp")
+  # Two processes may write it at the same time.
+  unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   text = json.dumps(to_json(obj), indent=2, allow_nan=False)
   unfinished.write_text(text + "\n", encoding="utf-8")
   os.replace(unfinished, path)
@@ -50,6 +51,19 @@ def to_json(obj: Any) -> Any:
   return obj
 
 
+def from_json(value: Any) -> Any:
+  """Returns the values that `to_json` took, tuples as lists.
+
+  Args:
+    value: dicts, lists, strings, numbers, booleans and None.
+  """
+  if isinstance(value, dict):
+    return {key: from_json(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [from_json(item) for item in value]
+  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
   """Reads what `write_json` wrote.
 
@@ -63,7 +77,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     UsageError: the file does not exist or is damaged.
   """
   try:
-    return _from_json(json.loads(pathlib.Path(path).read_bytes()))
+    return from_json(json.loads(pathlib.Path(path).read_bytes()))
   except FileNotFoundError:
     raise UsageError(f"There is no file {path}.") from None
   except ValueError:
@@ -168,7 +182,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   rows = []
   for number, line in enumerate(lines, start=1):
     try:
-      row = _from_json(json.loads(line))
+      row = from_json(json.loads(line))
       row["step"] = int(row["step"])
     except (ValueError, KeyError, TypeError):
       raise UsageError(
@@ -176,11 +190,3 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
       ) from None
     rows.append(row)
   return rows
-
-
-def _from_json(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {key: _from_json(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_from_json(item) for item in value]
-  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
