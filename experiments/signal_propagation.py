@@ -1,0 +1,489 @@
+"""Measures how signal and gradient pass through networks, on the lines of theory.
+
+Example:
+  python -m experiments.signal_propagation --workdir=/tmp/signal --diagnose
+
+Any model, methods and depth:
+  python -m experiments.signal_propagation --workdir=/tmp/signal
+    --config.model=wide_resnet --config.depth=100 --config.width=2
+    --config.methods="('batch_norm', 'skipinit')"
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import linen as nn
+
+from experiments import program
+from experiments.configs.signal_propagation import (
+  CONFIGS,
+  LINEAR,
+  NOISE,
+  SignalConfig,
+)
+from skipinit_jax import analysis, data, methods
+from skipinit_jax.analysis import measure, theory
+from skipinit_jax.analysis.signal import Signal
+from skipinit_jax.errors import UsageError
+from skipinit_jax.methods import Method
+from skipinit_jax.models import (
+  DepthStack,
+  FullyConnectedBlock,
+  ResidualBlock,
+  ResNet,
+)
+from skipinit_jax.models.common import block_fields, require_positive
+from skipinit_jax.studies import document
+from skipinit_jax.training import TrainConfig
+from skipinit_jax.training.metrics import write_json
+
+_WORKDIR = program.define_workdir("signal.json, the figures, tables and report")
+_CONFIG = program.define_config(CONFIGS, default="demo")
+_DIAGNOSE = flags.DEFINE_boolean(
+  "diagnose", False, "Whether to say of each network if its depth lets it train."
+)
+# Of the classes of data nothing depends but the classifier, behind the last block.
+_NUM_CLASSES = 10
+# Rows of a network in the table of blocks.
+_MOST_ROWS = 12
+
+
+class LinearMLP(nn.Module):
+  """Residual network of fully connected blocks without activation.
+
+  Its weights have variance 1 / fan-in, which keeps a layer's second moment.
+
+  Attributes:
+    depth: number of residual blocks.
+    width: features of every layer.
+    method: what keeps the network trainable.
+    layers_per_block: layers of one residual branch.
+  """
+
+  depth: int
+  width: int
+  method: Method
+  layers_per_block: int = 1
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_positive(
+      depth=self.depth, width=self.width, layers_per_block=self.layers_per_block
+    )
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [N, ...] to the last block's features [N, width]."""
+    fields = block_fields(
+      self.method,
+      num_blocks=self.depth,
+      branch_layers=self.layers_per_block,
+      train=train,
+      dtype=jnp.float32,
+      param_dtype=jnp.float32,
+    )
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    fields |= {"kernel_init": init, "activation": lambda x: x}
+    x = images.reshape(images.shape[0], -1)
+    x = nn.Dense(self.width, use_bias=False, kernel_init=init, name="stem")(x)
+    block = functools.partial(
+      FullyConnectedBlock, self.width, num_layers=self.layers_per_block, **fields
+    )
+    return DepthStack(block, self.depth, name="stack")(x)
+
+  def predict(self, images: jax.Array) -> Signal:
+    """Predicts the signal, as `theory.predict_model` does for other models."""
+    network = theory.uniform(
+      self.method,
+      self.depth,
+      layers_per_block=self.layers_per_block,
+      activation="linear",
+    )
+    features = np.asarray(images).reshape(len(images), -1)
+    stem = theory.Layer(1.0, widening=self.width / features.shape[1])
+    network = dataclasses.replace(network, stem=stem)
+    return theory.predict(network, theory.Kernel.of(features), len(features))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What is known of one network.
+
+  Attributes:
+    method: its method.
+    curve: its signal, measured and predicted.
+    diagnosis: its verdict.
+  """
+
+  method: Method
+  curve: analysis.figures.Curve
+  diagnosis: analysis.Diagnosis
+
+
+def main() -> None:
+  """Runs the program."""
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  results = measure_networks(config)
+  page, *_ = document.write(_report(config, results), workdir)
+  write_json(
+    pathlib.Path(workdir, "signal.json"),
+    {
+      "config": dataclasses.asdict(config),
+      "networks": {each.method.name: _numbers(each) for each in results},
+    },
+  )
+  document.print_table(_summary_table(results))
+  if _DIAGNOSE.value:
+    for result in results:
+      print(f"{result.method.title}: {result.diagnosis}\n")
+  print(f"Report: {page}, with its tables and figures as files beside it.")
+
+
+def measure_networks(config: SignalConfig) -> list[Result]:
+  """Measures, predicts and diagnoses the network of each method.
+
+  Args:
+    config: the networks and the batch.
+
+  Returns:
+    A result for each method, in their order.
+
+  Raises:
+    UsageError: a field's value is not allowed.
+  """
+  config.validate()
+  # All models first: one that does not exist is found before any work.
+  named = [methods.get(name) for name in config.methods]
+  models = [_make_model(config, method) for method in named]
+  images = _images(config)
+  return [
+    _result(config, method, model, images)
+    for method, model in zip(named, models, strict=True)
+  ]
+
+
+def _make_model(config: SignalConfig, method: Method) -> Any:
+  if config.model == LINEAR:
+    return LinearMLP(config.depth, config.width, method, config.layers_per_block)
+  return TrainConfig(
+    model=config.model,
+    depth=config.depth,
+    width=config.width,
+    version=config.version,
+    layers_per_block=config.layers_per_block,
+    method=method.name,
+  ).make_model(_NUM_CLASSES)
+
+
+def _images(config: SignalConfig) -> jax.Array:
+  if config.dataset == NOISE:
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return jax.random.normal(key, (config.batch_size, 8, 8, 3))
+  dataset = data.load(config.dataset, data_dir=config.data_dir)
+  if config.batch_size > dataset.train.num_examples:
+    raise UsageError(
+      f"batch_size is {config.batch_size}, but {config.dataset} has only "
+      f"{dataset.train.num_examples} training images."
+    )
+  images = jnp.asarray(dataset.train.images[: config.batch_size])
+  return data.augmentation.normalize(images, dataset.mean, dataset.std)
+
+
+def _result(
+  config: SignalConfig, method: Method, model: Any, images: jax.Array
+) -> Result:
+  predicted = _predict(model, images) if config.theory else None
+  measured = measure.over_seeds(
+    model,
+    images,
+    num_seeds=config.num_seeds,
+    key=jax.random.key(config.seed),
+    train=True,
+  )
+  return Result(
+    method=method,
+    curve=analysis.figures.Curve(method.title, measured, predicted),
+    diagnosis=analysis.diagnose_signal(measured.mean),
+  )
+
+
+def _predict(model: Any, images: jax.Array) -> Signal | None:
+  """Returns the signal by theory, None for networks that it does not cover."""
+  if isinstance(model, LinearMLP):
+    return model.predict(images)
+  if not isinstance(model, ResNet):
+    return theory.predict_model(model, images)
+  if model.version == 1:
+    return None
+  network = theory.describe(model, images.shape)
+  kernel = theory.Kernel.of(_first_features(model, images))
+  return theory.predict(network, kernel, len(images))
+
+
+def _first_features(model: Any, images: jax.Array) -> jax.Array:
+  """Returns what one initialization's first block takes, behind a max pool."""
+
+  def run(images: jax.Array) -> jax.Array:
+    features: list[jax.Array] = []
+
+    def record(
+      run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
+      called = context.method_name == "__call__"
+      if called and isinstance(context.module, ResidualBlock) and not features:
+        features.append(args[0])
+      return run(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+      model.init(jax.random.key(0), images, train=True)
+    return features[0]
+
+  return jax.jit(run)(images)
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+  """Returns all numbers of a network, for `signal.json`."""
+
+  def plain(signal: Signal) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(Signal)]
+    names = [name for name in fields if name != "names"]
+    with np.errstate(all="ignore"):
+      derived = ("branch_to_skip", "relative_gradient")
+      return {name: np.asarray(getattr(signal, name)).tolist() for name in names} | {
+        name: np.asarray(getattr(signal, name)).tolist() for name in derived
+      }
+
+  curve = result.curve
+  weights = analysis.figures.measured_path_weights(curve.measured)
+  numbers: dict[str, Any] = {
+    "blocks": list(curve.measured.signals.names),
+    "mean": plain(curve.measured.mean),
+    "standard_error": plain(curve.measured.standard_error),
+    "theory": None if curve.theory is None else plain(curve.theory),
+    "path_weights": None
+    if weights is None
+    else {"mean": weights[0].tolist(), "standard_error": weights[1].tolist()},
+    "path_weights_of_theory": None
+    if curve.theory is None
+    else theory.path_weights(curve.theory.branch_share).tolist(),
+    "diagnosis": dataclasses.asdict(result.diagnosis)
+    | {"text": result.diagnosis.text, "healthy": result.diagnosis.healthy},
+  }
+  # The error of a ratio is not the ratio of errors.
+  for name in ("branch_to_skip", "relative_gradient"):
+    with np.errstate(all="ignore"):
+      values = getattr(curve.measured.signals, name)
+      numbers["mean"][name] = values.mean(0).tolist()
+      error = values.std(0, ddof=1) / len(values) ** 0.5
+      numbers["standard_error"][name] = error.tolist()
+  return numbers
+
+
+def _pair(values: np.ndarray, expected: float | None) -> list[str]:
+  """Returns entries of a measured mean with its standard error, and of theory."""
+  with np.errstate(all="ignore"):
+    mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
+  measured = f"{mean:.3g} ± {error:.1g}" if np.isfinite(error) else f"{mean:.3g}"
+  return [measured, "" if expected is None else f"{expected:.3g}"]
+
+
+def _summary_table(results: list[Result]) -> document.Table:
+  rows = []
+  for result in results:
+    signal, expected = result.curve.measured.signals, result.curve.theory
+    for quantity, name, index in (
+      ("second moment of the last block's output", "second_moment", -1),
+      ("branch-to-skip ratio of the last block", "branch_to_skip", -1),
+      ("gradient before the first block", "relative_gradient", 0),
+      ("cosine similarity behind the last block", "cosine", -1),
+    ):
+      with np.errstate(all="ignore"):
+        value = None if expected is None else float(getattr(expected, name)[index])
+        pair = _pair(getattr(signal, name)[:, index], value)
+      rows.append([result.method.title, quantity, *pair])
+    # The sum of the shares is the mean length of the paths.
+    length = None if expected is None else float(expected.branch_share.sum())
+    with np.errstate(all="ignore"):
+      pair = _pair(signal.branch_share.sum(1), length)
+    rows.append([result.method.title, "mean length of the paths", *pair])
+  return document.Table(
+    name="summary",
+    title="From the first block to the last, measured and predicted",
+    header=["method", "quantity", "measured", "theory"],
+    rows=rows,
+    note="Means ± standard errors over the seeds. The branch-to-skip ratio is of "
+    "variances; the gradient's second moment is over that behind the last block; a "
+    "path's length is the number of its branches.",
+  )
+
+
+def _blocks_table(results: list[Result]) -> document.Table:
+  rows = []
+  for result in results:
+    signal, expected = result.curve.measured.signals, result.curve.theory
+    num_blocks = len(signal.names)
+    chosen = np.unique(np.linspace(0, num_blocks, _MOST_ROWS).round().astype(int))
+    for block in chosen:
+      row = [result.method.title, str(block)]
+      for name in ("second_moment", "variance", "relative_gradient", "cosine"):
+        with np.errstate(all="ignore"):
+          value = None if expected is None else float(getattr(expected, name)[block])
+          row += _pair(getattr(signal, name)[:, block], value)
+      rows.append(row)
+  header = ["method", "behind block"]
+  for title in ("second moment", "variance", "gradient", "cosine"):
+    header += [title, "theory"]
+  return document.Table(
+    name="blocks",
+    title="The stream by block, measured and predicted",
+    header=header,
+    rows=rows,
+    note="Block 0 is the first block's input. All blocks are in signal.json.",
+  )
+
+
+def _verdict_table(results: list[Result]) -> document.Table:
+  return document.Table(
+    name="verdict",
+    title="Does the depth let the network train?",
+    header=["method", "verdict", "in words"],
+    rows=[
+      [
+        each.method.title,
+        document.Entry("healthy", "good")
+        if each.diagnosis.healthy
+        else document.Entry("faulty", "bad"),
+        each.diagnosis.text,
+      ]
+      for each in results
+    ],
+    note="The verdict is on the signal at initialization, averaged over the seeds; "
+    "what stands behind the last block is not seen.",
+  )
+
+
+def _figures(results: list[Result]) -> list[document.Figure]:
+  curves = [result.curve for result in results]
+  note = "Points are means over the seeds, with standard errors"
+  note += "; lines are theory." if any(curve.theory for curve in curves) else "."
+  zero = " A branch of zeros is not on a logarithmic axis."
+  make = analysis.figures
+  return [
+    document.Figure(
+      name="stream",
+      title="The stream from block to block",
+      figure=make.stream_figure(curves),
+      description="Two panels by block and method: second moment and variance of the "
+      "stream.",
+      note=f"{note} The variance is over examples and positions in each channel: it "
+      "lacks the channels' squared means.",
+    ),
+    document.Figure(
+      name="branch",
+      title="What each block adds",
+      figure=make.branch_figure(curves),
+      description="Four panels by block and method: second moment and variance of skip "
+      "path and branch.",
+      note=note + zero,
+    ),
+    document.Figure(
+      name="ratio",
+      title="How much of a block is its branch",
+      figure=make.ratio_figure(curves),
+      description="Branch variance over skip variance by block and method.",
+      note=note + zero,
+    ),
+    document.Figure(
+      name="gradient",
+      title="The gradient from the last block to the first",
+      figure=make.gradient_figure(curves),
+      description="Second moment of the gradient by block and method.",
+      note=f"{note} It is divided by that behind the last block.",
+    ),
+    document.Figure(
+      name="cosine",
+      title="How alike two inputs become",
+      figure=make.cosine_figure(curves),
+      description="Cosine similarity of two inputs by block and method.",
+      note=note,
+    ),
+    document.Figure(
+      name="paths",
+      title="The network as a sum of paths",
+      figure=make.path_figure(curves),
+      description="Weight of the paths of each length by method.",
+      note=f"{note} A path takes the skip path or the branch at each block; its length "
+      "counts the branches.",
+    ),
+  ]
+
+
+def _report(config: SignalConfig, results: list[Result]) -> document.Document:
+  images = (
+    "noise" if config.dataset == NOISE else f"training images of {config.dataset}"
+  )
+  sections = [
+    document.Section(
+      "Summary", "", [_summary_table(results), _agreement_table(results)]
+    ),
+    document.Section("By block", "", _figures(results)),
+    document.Section("Numbers", "", [_blocks_table(results)], collapsed=True),
+  ]
+  if _DIAGNOSE.value:
+    sections.insert(1, document.Section("Verdict", "", [_verdict_table(results)]))
+  num_blocks = len(results[0].curve.measured.signals.names)
+  return document.Document(
+    title="Signal propagation at initialization",
+    lead=f"{config.model} of {num_blocks} residual blocks, {config.num_seeds} "
+    f"initializations of each method, a batch of {config.batch_size} {images}.",
+    findings=[],
+    sections=sections,
+    config=dataclasses.asdict(config),
+    versions={
+      name: importlib.metadata.version(name)
+      for name in ("jax", "jaxlib", "flax", "numpy")
+    },
+    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    command=shlex.join(
+      ["python", "-m", "experiments.signal_propagation", *sys.argv[1:]]
+    ),
+  )
+
+
+def _agreement_table(results: list[Result]) -> document.Table:
+  """Compares measurement and theory where neither overflows."""
+  rows = []
+  for result in results:
+    measured, expected = result.curve.measured.signals, result.curve.theory
+    row = [result.method.title]
+    for name in ("second_moment", "relative_gradient"):
+      factor = np.nan
+      if expected is not None:
+        with np.errstate(all="ignore"):
+          # At a finite width it is the mean logarithm to which theory is close.
+          logarithm = np.log(getattr(measured, name) / getattr(expected, name)).mean(0)
+        known = np.abs(logarithm[np.isfinite(logarithm)])
+        factor = np.exp(known.max()) if known.size else np.nan
+      row.append("" if np.isnan(factor) else f"{factor:.2f}")
+    rows.append(row)
+  return document.Table(
+    name="agreement",
+    title="Largest factor between measurement and theory at any block",
+    header=["method", "second moment", "gradient"],
+    rows=rows,
+    note="Geometric means over the seeds. Theory is of infinitely wide networks and of "
+    "inputs that are all equally alike.",
+  )
+
+
+if __name__ == "__main__":
+  program.run(main)

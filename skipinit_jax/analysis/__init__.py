@@ -1,0 +1,27 @@
+"""Signal propagation: what theory says, what a network does, and a verdict on it."""
+
+from skipinit_jax.analysis import figures, measure, theory
+from skipinit_jax.analysis.diagnose import (
+  DISTANCE_LIMIT,
+  FORWARD_LIMIT,
+  GRADIENT_LIMIT,
+  Diagnosis,
+  Fault,
+  diagnose,
+  diagnose_signal,
+)
+from skipinit_jax.analysis.signal import Signal
+
+__all__ = [
+  "DISTANCE_LIMIT",
+  "FORWARD_LIMIT",
+  "GRADIENT_LIMIT",
+  "Diagnosis",
+  "Fault",
+  "Signal",
+  "diagnose",
+  "diagnose_signal",
+  "figures",
+  "measure",
+  "theory",
+]

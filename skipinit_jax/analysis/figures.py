@@ -1,0 +1,281 @@
+"""Figures of signals: measured points on theoretical lines, without pyplot."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skipinit_jax.analysis.measure import Ensemble
+from skipinit_jax.analysis.signal import Signal
+from skipinit_jax.analysis.theory import path_weights
+
+# matplotlib takes most of a second to import.
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+_COLORS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#9c6b4e", "#6cc5b0")
+_MARKERS = "osD^vP*"
+_SIZES = (6, 5, 4.5, 4, 4, 4, 4)
+# Inches: a phone shows a figure so wide whole, with letters that can be read.
+_WIDTH = 6.4
+# More points of a curve would hide its line.
+_MOST_POINTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """The signal of one network.
+
+  Attributes:
+    label: its name in the legend.
+    measured: its ensemble.
+    theory: what theory predicts; None: no line.
+  """
+
+  label: str
+  measured: Ensemble
+  theory: Signal | None = None
+
+
+def stream_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws the stream's second moment and variance by block."""
+  return _panels(
+    curves,
+    [
+      ("second moment of the stream", lambda signal: signal.second_moment),
+      ("variance of the stream", lambda signal: signal.variance),
+    ],
+  )
+
+
+def branch_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws second moments and variances of skip path and branch by block."""
+  return _panels(
+    curves,
+    [
+      ("second moment, skip path", lambda signal: signal.skip_second_moment),
+      ("second moment, branch", lambda signal: signal.branch_second_moment),
+      ("variance, skip path", lambda signal: signal.skip_variance),
+      ("variance, branch", lambda signal: signal.branch_variance),
+    ],
+  )
+
+
+def ratio_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws the ratio of the branch's variance to the skip path's by block.
+
+  If a network is batch-normalized, a second panel has its moving variance.
+  """
+  panels: list[tuple[str, Callable[[Signal], Any]]] = [
+    ("branch-to-skip ratio of variances", lambda signal: signal.branch_to_skip)
+  ]
+  if any(np.isfinite(curve.measured.signals.moving_variance).any() for curve in curves):
+    panels.append(
+      ("moving variance of batch norm", lambda signal: signal.moving_variance)
+    )
+  return _panels(curves, panels)
+
+
+def gradient_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws the gradient's second moment over that behind the last block, by block."""
+  return _panels(
+    curves, [("second moment of the gradient", lambda signal: signal.relative_gradient)]
+  )
+
+
+def cosine_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws the cosine similarity of two inputs by block, and what it lacks to one."""
+  return _panels(
+    curves,
+    [
+      ("cosine similarity of two inputs", lambda signal: signal.cosine),
+      ("1 - cosine similarity", lambda signal: 1 - signal.cosine),
+    ],
+    linear=(0,),
+  )
+
+
+def path_figure(curves: Sequence[Curve]) -> "Figure":
+  """Draws the weight of the paths of each length in the output."""
+  figure = _figure(3.6)
+  axes = figure.add_subplot()
+  longest = 4.0
+  for index, curve in enumerate(curves):
+    weights = measured_path_weights(curve.measured)
+    if weights is None:
+      continue
+    mean, error = weights
+    theory = None if curve.theory is None else path_weights(curve.theory.branch_share)
+    # Where there is weight: elsewhere, points on the axis would cover each other.
+    seen = np.flatnonzero(mean > 2e-3)
+    part = slice(max(seen[0] - 1, 0), seen[-1] + 2)
+    _draw(
+      axes,
+      np.arange(len(mean))[part],
+      None if theory is None else theory[part],
+      mean[part],
+      error[part],
+      _style(index, curve.label),
+    )
+    longest = max(longest, seen[-1] + 2)
+  axes.set_xlim(-0.02 * longest, longest)
+  axes.set_ylim(bottom=0)
+  axes.set_xlabel("length of the path, in branches")
+  axes.set_ylabel("weight")
+  axes.grid(alpha=0.25)
+  _legend(figure, axes)
+  return figure
+
+
+def measured_path_weights(
+  ensemble: Ensemble,
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns mean and standard error over seeds of the paths' weights.
+
+  Args:
+    ensemble: the seeds' signals.
+
+  Returns:
+    Two arrays, [d + 1]; None if a branch's share of its sum is not known, as where
+    the signal overflows.
+  """
+  with np.errstate(invalid="ignore"):
+    shares = ensemble.signals.branch_share
+  if not np.isfinite(shares).all():
+    return None
+  weights = np.array([path_weights(each) for each in shares])
+  return weights.mean(0), weights.std(0, ddof=1) / len(weights) ** 0.5
+
+
+def _panels(
+  curves: Sequence[Curve],
+  panels: Sequence[tuple[str, Callable[[Signal], Any]]],
+  linear: Collection[int] = (),
+) -> "Figure":
+  """Draws quantities by block, one panel each, on logarithmic axes.
+
+  Args:
+    curves: the networks.
+    panels: titles, and what to take of a signal: an array over blocks in its last
+      axis, of d entries (blocks 1 to d) or d + 1 (from the first block's input).
+    linear: which panels have a linear axis.
+  """
+  from matplotlib.ticker import MaxNLocator
+
+  across = min(2, len(panels))
+  down = -(-len(panels) // across)
+  figure = _figure(0.9 + 2.5 * down)
+  drawn = list(figure.subplots(down, across, squeeze=False).flat)
+  for number, (axes, (title, take)) in enumerate(zip(drawn, panels, strict=True)):
+    lows, highs = [], []
+    for index, curve in enumerate(curves):
+      with np.errstate(all="ignore"):
+        values = np.asarray(take(curve.measured.signals))
+        mean = values.mean(0)
+        error = values.std(0, ddof=1) / len(values) ** 0.5
+        theory = None if curve.theory is None else np.asarray(take(curve.theory))
+      num_blocks = len(curve.measured.signals.names)
+      blocks = np.arange(num_blocks + 1 - len(mean), num_blocks + 1)
+      log = number not in linear
+      _draw(axes, blocks, theory, mean, error, _style(index, curve.label), log)
+      shown = mean[np.isfinite(mean) & ((mean > 0) | (not log))]
+      if shown.size:
+        lows.append(shown.min())
+        highs.append(shown.max())
+    if number not in linear:
+      axes.set_yscale("log")
+      if lows:
+        _set_log_limits(axes, min(lows), max(highs))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.25)
+  figure.supxlabel("block", fontsize=10)
+  _legend(figure, drawn[0])
+  return figure
+
+
+def _set_log_limits(axes: "Axes", low: float, high: float) -> None:
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+  # At least a decade: otherwise the noise of a constant would fill the panel.
+  missing = max(0.0, 1 - np.log10(high / low)) / 2 + 0.05 * np.log10(high / low) + 0.02
+  axes.set_ylim(low / 10**missing, high * 10**missing)
+  decades = np.log10(high / low)
+  if decades > 3:
+    # Matplotlib's own ticks: powers of ten, as many as fit.
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    return
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+  axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _draw(
+  axes: "Axes",
+  x: np.ndarray,
+  theory: np.ndarray | None,
+  mean: np.ndarray,
+  error: np.ndarray,
+  style: dict[str, Any],
+  log: bool = False,
+) -> None:
+  """Draws a line of theory and, at some of its points, what was measured."""
+
+  def visible(values: np.ndarray) -> np.ndarray:
+    return np.isfinite(values) & ((values > 0) | (not log))
+
+  if theory is not None:
+    line = np.where(visible(theory), theory, np.nan)
+    axes.plot(x, line, color=style["color"], linewidth=1.5, zorder=1)
+  chosen = np.unique(np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int))
+  chosen = chosen[visible(mean[chosen])]
+  # A bar that would end below zero has no end on a logarithmic axis.
+  error = np.where(np.isfinite(error), error, 0.0)
+  below = np.minimum(error, 0.99 * mean) if log else error
+  axes.errorbar(
+    x[chosen],
+    mean[chosen],
+    [below[chosen], error[chosen]],
+    linestyle="none",
+    capsize=2,
+    elinewidth=1,
+    **style,
+  )
+
+
+def _style(index: int, label: str) -> dict[str, Any]:
+  return {
+    "color": _COLORS[index % len(_COLORS)],
+    "marker": _MARKERS[index % len(_MARKERS)],
+    # Those drawn later are smaller, so that equal points are seen.
+    "markersize": _SIZES[index % len(_SIZES)],
+    "label": label,
+  }
+
+
+def _figure(height: float) -> "Figure":
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
+
+
+def _legend(figure: "Figure", axes: "Axes") -> None:
+  containers, labels = axes.get_legend_handles_labels()
+  if labels:
+    # The points alone, without their bars.
+    handles: list[Any] = [container.get_children()[0] for container in containers]
+    # Inches of the longest label, with its sign.
+    column = 0.6 + 0.075 * max(map(len, labels))
+    figure.legend(
+      handles,
+      labels,
+      loc="outside upper center",
+      ncols=max(1, min(len(labels), int(_WIDTH / column))),
+      frameon=False,
+      fontsize=9,
+    )
+  for each in figure.axes:
+    each.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,382 @@
+"""Measured signals against theory, against plain JAX, and of a user's own network."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.analysis import measure, theory
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import (
+  BasicBlock,
+  FullyConnectedBlock,
+  PostActivationBottleneckBlock,
+  ResidualMLP,
+  WideResNet,
+  scan_variables,
+)
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def key(seed=0):
+  # Many random kernels compile much faster with this generator.
+  return jax.random.key(seed, impl="rbg")
+
+
+def assert_theory(ensemble, expected, width):
+  """Compares logarithms, within four standard errors and the finite-width term.
+
+  At width n the logarithm of a second moment drifts by the order of the typical path
+  length over n: what multiplies the stream at each block fluctuates. See
+  `theory.predict`. The drift is about twice l / n, at p = 1/2, in networks that double.
+  """
+  forward = np.append(0, np.cumsum(expected.branch_share)) / width
+  backward = forward[-1] - forward
+  seeds = len(ensemble.signals.cosine)
+
+  def compare(measured, value, finite_width):
+    np.testing.assert_array_equal(
+      measured == 0, np.broadcast_to(value == 0, measured.shape)
+    )
+    positive = value > 0
+    measured, value = measured[:, positive], value[positive]
+    logarithms = np.log(measured / value)
+    error = logarithms.std(0, ddof=1) / np.sqrt(seeds)
+    allowed = 4 * error + 5 * (finite_width[positive] + 1 / width)
+    np.testing.assert_array_less(np.abs(logarithms.mean(0)), allowed)
+
+  signals = ensemble.signals
+  for name in ("second_moment", "variance"):
+    compare(getattr(signals, name), getattr(expected, name), forward)
+    for part in ("skip", "branch"):
+      field = f"{part}_{name}"
+      compare(getattr(signals, field), getattr(expected, field), forward[1:])
+  compare(signals.relative_gradient, expected.relative_gradient, backward)
+  if not np.isnan(expected.moving_variance).all():
+    compare(signals.moving_variance, expected.moving_variance, forward[:-1])
+  # A cosine has a scale of its own, and a correlation of two random vectors as error.
+  error = 4 * ensemble.standard_error.cosine + 5 * (forward + 1 / width)
+  assert np.all(np.abs(ensemble.mean.cosine - expected.cosine) < np.minimum(error, 0.1))
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_theory_holds_for_every_method(name):
+  width, x = 256, normal(32, 512)
+  model = ResidualMLP(12, width, 2, methods.get(name), layers_per_block=2)
+  ensemble = measure.over_seeds(model, x, num_seeds=8, key=key(), train=True)
+  expected = theory.predict_model(model, x)
+  assert ensemble.signals.names == expected.names
+  assert_theory(ensemble, expected, width)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "batch_norm",
+    "unnormalized",
+    "skipinit_inverse_sqrt_depth",
+    "batch_norm_divide_by_sqrt2",
+  ],
+)
+def test_theory_holds_at_depth_1000(name):
+  """In double precision: 2^1000, and the gradients of one of the four, need it."""
+  width, x = 64, normal(16, 128).astype(np.float64)
+  with jax.enable_x64(True):
+    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    model = ResidualMLP(1000, width, 2, methods.get(name), **dtypes)
+    ensemble = measure.over_seeds(model, x, num_seeds=4, key=key(), train=True)
+    expected = theory.predict_model(model, x)
+  assert_theory(ensemble, expected, width)
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "divide_by_sqrt2"])
+def test_theory_holds_for_convolutions_with_transitions(name):
+  """Borders, strides and projections of the activated input included."""
+  model, x = WideResNet(16, 2, 2, methods.get(name)), normal(16, 8, 8, 3)
+  ensemble = measure.over_seeds(model, x, num_seeds=16, key=key(), train=True)
+  expected = theory.predict_model(model, x)
+  assert ensemble.signals.names == expected.names
+  assert_theory(ensemble, expected, 3 * 3 * 16)
+
+
+class OwnBlock(nn.Module):
+  """A block of a user: normalized by the batch, linear, its sum divided."""
+
+  features: int
+  strides: int = 1
+
+  @nn.compact
+  def __call__(self, x, _=None):
+    y = nn.BatchNorm(use_running_average=False)(x)
+    y = nn.Dense(self.features, use_bias=False, name="last")(y)
+    if x.shape[-1] != self.features:
+      x = nn.Dense(self.features, use_bias=False, name="match")(x)
+    return 0.8 * (x + y), None
+
+
+class OwnNetwork(nn.Module):
+  """A network of a user, in several forms."""
+
+  features: tuple[int, ...] = (128,) * 10
+  form: str = "plain"
+  scanned: tuple[str, ...] = ("params", "batch_stats", "signal")
+
+  @nn.compact
+  def __call__(self, x):
+    if self.form == "scan":
+      block = nn.scan(
+        OwnBlock,
+        variable_axes=dict.fromkeys(self.scanned, 0),
+        split_rngs={"params": True},
+        length=len(self.features),
+      )
+      x, _ = block(self.features[0], name="layers")(x, None)
+    else:
+      block = nn.remat(OwnBlock) if self.form == "remat" else OwnBlock
+      shared = block(self.features[0]) if self.form == "shared" else None
+      for index, features in enumerate(self.features):
+        layer = shared or block(features, name=f"layer_{index}")
+        x, _ = layer(x)
+    return nn.Dense(1, name="readout")(x)
+
+
+OWN = measure.Blocks(OwnBlock, shortcut="match", branch=("last",))
+
+
+@pytest.mark.parametrize("form", ["plain", "remat", "scan"])
+def test_theory_holds_for_a_users_network(form):
+  x = normal(32, 128)
+  ensemble = measure.over_seeds(
+    OwnNetwork(form=form), x, num_seeds=8, key=key(), blocks=OWN
+  )
+  layer = theory.Layer(1.0)
+  block = theory.Block((theory.BatchNorm(), layer), sum_scale=0.8)
+  network = theory.Network((block,) * 10)
+  expected = theory.predict(network, theory.Kernel.of(x), len(x))
+  assert_theory(ensemble, expected, 128)
+  names = ("layers/{}" if form == "scan" else "layer_{}").format
+  assert ensemble.signals.names == tuple(map(names, range(10)))
+
+
+def measure_own(blocks, form="plain", features=(8, 8, 8), x=None, **fields):
+  model = OwnNetwork(features, form, **fields)
+  x = normal(4, 8) if x is None else x
+  variables = model.init(key(), x)
+  return measure.signal(model, variables, x, blocks=blocks)
+
+
+class TestChoiceOfBlocks:
+  def test_patterns_of_paths(self):
+    for select, count in (("layer_*", 3), ("layer_2", 1), ("layer_[01]", 2)):
+      blocks = dataclasses.replace(OWN, select=select)
+      signal = jax.eval_shape(functools.partial(measure_own, blocks))
+      assert len(signal.names) == count == signal.second_moment.size - 1
+
+  def test_transitions(self):
+    named = measure_own(OWN, features=(8, 16))
+    assert np.isfinite(named.skip_variance).all()
+    unnamed = measure_own(measure.Blocks(OwnBlock), features=(8, 16))
+    assert np.isnan(unnamed.skip_variance).tolist() == [False, True]
+    assert np.isnan(unnamed.branch_variance).tolist() == [False, True]
+    np.testing.assert_allclose(unnamed.second_moment, named.second_moment)
+
+  def test_branch_without_a_name_is_what_the_block_adds(self):
+    class Plain(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        return x + 2 * x
+
+    class Network(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        return Plain(name="block")(x)
+
+    x = normal(4, 8)
+    signal = measure.signal(Network(), {}, x, blocks=measure.Blocks(Plain))
+    np.testing.assert_allclose(signal.branch_share, 4 / 5, rtol=1e-6)
+    np.testing.assert_allclose(signal.relative_gradient, [9, 1], rtol=1e-6)
+    assert np.isnan(signal.moving_variance).all()
+
+  @pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+      (measure.Blocks(), r"no residual blocks of class ResidualBlock.*OwnBlock"),
+      (measure.Blocks((nn.Conv, BasicBlock)), "Conv or BasicBlock"),
+      (
+        measure.Blocks("layers_*"),
+        r"Unknown block 'layers_\*' \(did you mean 'layer_\*",
+      ),
+      (measure.Blocks("layer_*/*/*"), r"choose one of layer_\*, layer_\*/BatchNorm_\*"),
+    ],
+  )
+  def test_no_such_blocks(self, blocks, message):
+    with pytest.raises(UsageError, match=message):
+      measure_own(blocks)
+
+  def test_a_block_that_is_called_again(self):
+    with pytest.raises(UsageError, match=r"'OwnBlock_0' is called several times"):
+      measure_own(OWN, "shared")
+
+  def test_a_scan_that_withholds_variables(self):
+    with pytest.raises(UsageError, match=r"'layers' is inside a scan.*\"signal\": 0"):
+      measure_own(OWN, "scan", scanned=("params", "batch_stats"))
+
+  def test_a_block_without_positional_argument(self):
+    class Network(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        return FullyConnectedBlock(8)(x=x)
+
+    x = normal(4, 8)
+    with pytest.raises(UsageError, match="without a positional argument"):
+      measure.over_seeds(Network(), x, num_seeds=2)
+
+
+def test_too_few_examples_and_seeds():
+  model = ResidualMLP(2, 8, 2, methods.get("batch_norm"))
+  with pytest.raises(UsageError, match=r"has 1 example\(s\).*at least 2"):
+    measure.over_seeds(model, normal(1, 8), num_seeds=2, train=True)
+  with pytest.raises(UsageError, match="num_seeds is 1"):
+    measure.over_seeds(model, normal(4, 8), num_seeds=1, train=True)
+
+
+class Perturbed(nn.Module):
+  """A network whose code provides for gradients, as Flax suggests."""
+
+  @nn.compact
+  def __call__(self, x):
+    for index in range(3):
+      block = BasicBlock(4, 2 if index == 1 else 1, name=f"block{index}")
+      x = self.perturb(f"output{index}", block(x))
+    return x.mean((1, 2))
+
+
+def test_numbers_are_those_of_plain_jax():
+  model, x = Perturbed(), normal(5, 6, 6, 3)
+  variables = model.init(key(), x)
+
+  def loss(outputs):
+    return jnp.square(outputs).sum()
+
+  signal = measure.signal(model, {"params": variables["params"]}, x, loss=loss)
+  _, state = model.apply(
+    variables, x, capture_intermediates=True, mutable=["intermediates"]
+  )
+  gradients = jax.grad(lambda variables: loss(model.apply(variables, x)))(variables)
+  state = state["intermediates"]
+  for index in range(3):
+    features = np.asarray(state[f"block{index}"]["__call__"][0], np.float64)
+    gradient = np.asarray(gradients["perturbations"][f"output{index}"])
+    rows = features.reshape(5, -1)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = (rows @ rows.T)[~np.eye(5, dtype=bool)]
+    branch = np.asarray(state[f"block{index}"]["conv2"]["__call__"][0])
+    shortcut = features - branch
+    for measured, value in (
+      (signal.second_moment[index + 1], np.square(features).mean()),
+      (signal.variance[index + 1], features.var((0, 1, 2)).mean()),
+      (signal.cosine[index + 1], cosines.mean()),
+      (signal.gradient_second_moment[index + 1], np.square(gradient).mean()),
+      (signal.branch_second_moment[index], np.square(branch).mean()),
+      (signal.branch_variance[index], branch.var((0, 1, 2)).mean()),
+      (signal.skip_second_moment[index], np.square(shortcut).mean()),
+      (signal.skip_variance[index], shortcut.var((0, 1, 2)).mean()),
+    ):
+      np.testing.assert_allclose(measured, value, rtol=1e-4)
+  np.testing.assert_allclose(signal.second_moment[0], np.square(x).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ghost", [None, 4])
+def test_moving_variance_is_what_the_running_average_approaches(ghost):
+  method = methods.get("batch_norm")
+  if ghost is not None:
+    method = methods.with_ghost_batches(method, ghost)
+  model, x = ResidualMLP(3, 16, 2, method), normal(8, 16)
+  variables = model.init(key(), x, train=True)
+  signal = measure.signal(model, variables, x, train=True)
+  _, state = model.apply(variables, x, train=True, mutable=["batch_stats"])
+  running = state["batch_stats"]["stack"]["blocks"]["norm1"]["var"]
+  np.testing.assert_allclose(
+    0.9 + 0.1 * signal.moving_variance, running.mean(1), rtol=1e-5
+  )
+  assert ghost is not None or np.allclose(signal.moving_variance, signal.variance[:-1])
+
+
+def test_scans_and_recomputation_change_nothing():
+  model = ResidualMLP(3, 16, 2, methods.get("batch_norm"), scan=False)
+  x = normal(8, 16)
+  unrolled = model.init(key(), x, train=True)
+  plain = measure.signal(model, unrolled, x, train=True)
+  assert plain.names == ("stack/block0", "stack/block1", "stack/block2")
+  model = model.clone(scan=True, remat=True)
+  scanned = measure.signal(model, scan_variables(unrolled), x, train=True)
+  assert scanned.names == ("stack/blocks/0", "stack/blocks/1", "stack/blocks/2")
+  for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(scanned), strict=True):
+    np.testing.assert_allclose(left, right, rtol=1e-4)
+
+
+def test_outputs_are_those_of_the_model():
+  model, x = ResidualMLP(3, 16, 2, methods.get("batch_norm")), normal(8, 16)
+  variables = model.init(key(), x, train=True)
+  outputs = []
+
+  def loss(y):
+    jax.debug.callback(outputs.append, y)
+    return y.sum()
+
+  measure.signal(model, variables, x, loss=loss, train=True)
+  jax.effects_barrier()
+  expected, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(outputs[0], expected, rtol=1e-5)
+
+
+def test_signal_inside_a_compiled_function_and_in_evaluation():
+  model, x = ResidualMLP(3, 16, 2, methods.get("regularized_skipinit")), normal(8, 16)
+  variables = model.init(key(), x, train=True)
+  run = jax.jit(lambda variables, x: measure.signal(model, variables, x, train=False))
+  signal = run(variables, x)
+  np.testing.assert_allclose(signal.relative_gradient, 1, rtol=1e-6)
+  np.testing.assert_array_equal(signal.branch_to_skip, 0)
+
+
+def test_a_classifier_of_zeros_stops_the_losss_gradient_and_not_the_noises():
+  model, x = ResidualMLP(3, 16, 2, methods.get("fixup")), normal(8, 16)
+  variables = model.init(key(), x, train=True)
+  run = functools.partial(measure.signal, model, variables, x, train=True)
+  np.testing.assert_array_equal(run(loss=jnp.sum).gradient_second_moment, 0)
+  noise = run().gradient_second_moment
+  assert 0.5 < noise[-1] < 2
+  np.testing.assert_allclose(noise, noise[-1], rtol=1e-6)
+
+
+def test_bfloat16_is_measured_in_float32():
+  method = methods.get("skipinit_one")
+  model, x = ResidualMLP(3, 256, 2, method, dtype=jnp.bfloat16), normal(8, 256)
+  variables = model.init(key(), x, train=True)
+  signal = measure.signal(model, variables, x, train=True)
+  assert {leaf.dtype for leaf in jax.tree.leaves(signal)} == {jnp.dtype(jnp.float32)}
+  growth = signal.second_moment / signal.second_moment[0]
+  np.testing.assert_allclose(growth, [1, 2, 4, 8], rtol=0.2)
+
+
+def test_post_activation_blocks_have_their_sum_in_front_of_the_activation():
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for _ in range(2):
+        x = PostActivationBottleneckBlock(8, branch_scale=None)(x)
+      return x
+
+  x = np.abs(normal(64, 4, 4, 32))
+  signal = measure.over_seeds(Network(), x, num_seeds=4, key=key()).mean
+  np.testing.assert_allclose(signal.skip_second_moment, signal.second_moment[:-1])
+  total = signal.skip_second_moment + signal.branch_second_moment
+  assert np.all(signal.second_moment[1:] < total)

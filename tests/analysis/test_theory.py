@@ -1,0 +1,411 @@
+"""Theory against closed forms, and its operations against sampled networks."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.analysis import theory
+from skipinit_jax.analysis.theory import BatchNorm, Kernel, Layer, ReLU
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+
+LARGE = 10**6  # a batch so large that its size does not matter
+
+
+def predict(name, depth, *, batch_size=LARGE, cosine=0.0, **keywords):
+  method = methods.get(name) if isinstance(name, str) else name
+  network = theory.uniform(method, depth, **keywords)
+  return theory.predict(network, Kernel.uniform(1.0, cosine), batch_size)
+
+
+def with_alpha(alpha):
+  return dataclasses.replace(methods.get("skipinit"), alpha=alpha)
+
+
+class TestClosedForms:
+  @pytest.mark.parametrize("activation", ["linear", "relu"])
+  @pytest.mark.parametrize("layers", [1, 3])
+  def test_unnormalized_doubles_in_both_directions(self, activation, layers):
+    signal = predict("unnormalized", 5, activation=activation, layers_per_block=layers)
+    np.testing.assert_allclose(signal.second_moment, [1, 2, 4, 8, 16, 32])
+    np.testing.assert_allclose(signal.gradient_second_moment, [32, 16, 8, 4, 2, 1])
+    np.testing.assert_allclose(signal.branch_share, 0.5)
+
+  def test_depth_1000_stays_in_range(self):
+    signal = predict("unnormalized", 1000)
+    np.testing.assert_allclose(np.log2(signal.second_moment), np.arange(1001))
+
+  @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
+  def test_skipinit_grows_by_one_plus_alpha_squared(self, alpha):
+    signal = predict(with_alpha(alpha), 20)
+    growth = (1 + alpha**2) ** np.arange(21)
+    np.testing.assert_allclose(signal.second_moment, growth)
+    np.testing.assert_allclose(signal.gradient_second_moment, growth[::-1])
+    np.testing.assert_allclose(
+      signal.branch_second_moment, alpha**2 * signal.skip_second_moment
+    )
+
+  def test_skipinit_inverse_sqrt_depth_stays_below_e(self):
+    signal = predict("skipinit_inverse_sqrt_depth", 1000)
+    assert 2.71 < signal.second_moment[-1] < math.e
+    assert 2.71 < signal.gradient_second_moment[0] < math.e
+
+  def test_linear_batch_norm_grows_by_one_a_block(self):
+    signal = predict("batch_norm", 50, activation="linear")
+    blocks = np.arange(1, 51)
+    np.testing.assert_allclose(signal.variance, np.arange(51) + 1, rtol=1e-4)
+    np.testing.assert_allclose(signal.moving_variance, blocks, rtol=1e-4)
+    np.testing.assert_allclose(signal.branch_to_skip, 1 / blocks, rtol=1e-4)
+    # The product of 1 + 1 / l, which telescopes.
+    np.testing.assert_allclose(
+      signal.gradient_second_moment, 51 / np.arange(1, 52), rtol=1e-4
+    )
+
+  def test_relu_batch_norm_adds_1_minus_1_over_pi_to_the_variance(self):
+    signal = predict("batch_norm", 1000)
+    blocks = np.arange(1001)
+    np.testing.assert_allclose(signal.second_moment, 1 + blocks, rtol=1e-4)
+    np.testing.assert_allclose(signal.variance, 1 + (1 - 1 / np.pi) * blocks, rtol=1e-4)
+    np.testing.assert_allclose(signal.cosine[-1], 1 / np.pi, rtol=2e-3)
+    power = np.log(
+      signal.gradient_second_moment[100] / signal.gradient_second_moment[400]
+    )
+    np.testing.assert_allclose(power / np.log(4), 1 / (1 - 1 / np.pi), rtol=0.02)
+
+  def test_gradients_of_batch_norm_divided_by_sqrt2_explode(self):
+    signal = predict("batch_norm_divide_by_sqrt2", 100)
+    np.testing.assert_allclose(signal.second_moment, 1, rtol=1e-4)
+    growth = signal.gradient_second_moment[50] / signal.gradient_second_moment[51]
+    np.testing.assert_allclose(growth, (1 + 1 / (1 - 1 / np.pi)) / 2, rtol=1e-4)
+
+  def test_division_by_sqrt2_is_perfect_and_loses_its_inputs(self):
+    signal = predict("divide_by_sqrt2", 3000)
+    np.testing.assert_allclose(signal.second_moment, 1)
+    np.testing.assert_allclose(signal.gradient_second_moment, 1)
+    distance = 1 - signal.cosine[[1000, 3000]]
+    np.testing.assert_allclose(
+      distance, 18 * np.pi**2 / np.array([1000, 3000]) ** 2, rtol=0.05
+    )
+    doubling = predict("unnormalized", 100)
+    np.testing.assert_allclose(signal.cosine[:101], doubling.cosine, rtol=1e-9)
+
+  def test_linear_networks_keep_angles(self):
+    signal = predict("divide_by_sqrt2", 100, cosine=0.3, activation="linear")
+    np.testing.assert_allclose(signal.cosine, 0.3)
+
+  @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout"])
+  def test_empty_branches_change_nothing(self, name):
+    signal = predict(name, 10, layers_per_block=2, cosine=0.2)
+    for values in (signal.second_moment, signal.gradient_second_moment):
+      np.testing.assert_allclose(values, 1)
+    np.testing.assert_allclose(signal.cosine, 0.2)
+    np.testing.assert_array_equal(signal.branch_second_moment, 0)
+    assert np.isnan(signal.moving_variance).all()
+
+  @pytest.mark.parametrize("name", ["skipinit_biases", "output_batch_norm"])
+  def test_what_is_outside_of_blocks_or_zero_does_not_matter(self, name):
+    plain = {"skipinit_biases": "skipinit", "output_batch_norm": "unnormalized"}
+    signal, expected = predict(name, 5), predict(plain[name], 5)
+    jax.tree.map(
+      np.testing.assert_array_equal, jax.tree.leaves(signal), jax.tree.leaves(expected)
+    )
+
+  def test_transitions_reset_batch_normalized_streams_only(self):
+    signal = predict("batch_norm", 6, transitions={4})
+    np.testing.assert_allclose(signal.second_moment, [1, 2, 3, 4, 2, 3, 4], rtol=1e-4)
+    np.testing.assert_allclose(signal.moving_variance[3], signal.variance[3])
+    doubling = predict("unnormalized", 6, transitions={4})
+    np.testing.assert_allclose(doubling.second_moment, 2.0 ** np.arange(7))
+    # Both ways through a transition share the activation's derivative.
+    np.testing.assert_allclose(doubling.gradient_second_moment[3], 8)
+
+  def test_layer_norm_scales_like_batch_norm_but_keeps_common_directions(self):
+    method = dataclasses.replace(methods.get("batch_norm"), normalizer=nn.LayerNorm)
+    signal = predict(method, 300)
+    np.testing.assert_allclose(signal.second_moment, 1 + np.arange(301), rtol=1e-4)
+    assert signal.cosine[-1] > 0.6
+    np.testing.assert_allclose(signal.gradient_second_moment[0], 301, rtol=1e-4)
+
+  def test_ghost_batches_center_over_their_own_size(self):
+    method = methods.with_ghost_batches(methods.get("batch_norm"), 8)
+    signal = predict(method, 3, batch_size=64)
+    np.testing.assert_allclose(signal.moving_variance[0], 1 - 1 / 8)
+    np.testing.assert_allclose(signal.skip_variance[0], 1 - 1 / 64)
+
+
+class TestOperations:
+  @pytest.mark.parametrize(
+    ("cosine", "expected"),
+    [
+      (1.0, 1.0),
+      (0.5, (math.sqrt(3) / 2 + math.pi / 3) / math.pi),
+      (0.0, 1 / math.pi),
+      (-1.0, 0.0),
+    ],
+  )
+  def test_arc_cosine_kernel(self, cosine, expected):
+    kernel = ReLU().forward(Kernel.uniform(3.0, cosine), 2)
+    np.testing.assert_allclose(kernel.second_moment, 1.5)
+    np.testing.assert_allclose(kernel.cosine, expected, atol=1e-12)
+
+  def test_dead_positions_stay_dead(self):
+    kernel = ReLU().forward(Kernel(np.zeros((1, 1)), np.zeros((1, 1))), 2)
+    assert kernel.second_moment == 0
+
+  @pytest.mark.parametrize("grid", [(8, 8), (5, 4), (2, 1), (1, 1)])
+  @pytest.mark.parametrize(
+    ("size", "strides"), [(1, 1), (3, 1), (1, 2), (3, 2), (7, 2)]
+  )
+  def test_windows_are_those_of_jax(self, grid, size, strides):
+    layer = Layer(1.0, size=size, strides=strides)
+    inputs = np.random.default_rng(0).normal(size=(2, *grid, 1)).astype(np.float32)
+    # With weights of one and no cross terms, a convolution adds variances.
+    expected = jax.lax.conv_general_dilated(
+      inputs**2,
+      np.ones((size, size, 1, 1), np.float32) / size**2,
+      (strides, strides),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ).mean(0)
+    same = np.diag((inputs**2).mean(0).ravel()).astype(float)
+    output = layer.forward(Kernel(same, 0 * same, grid), 2)
+    assert output.grid == expected.shape[:2] == layer.output_grid(grid)
+    np.testing.assert_allclose(output.diagonal, expected.ravel(), rtol=1e-5)
+
+  @pytest.mark.parametrize(("size", "strides"), [(1, 2), (3, 1), (3, 2)])
+  def test_backward_is_the_transpose_of_forward(self, size, strides):
+    layer, rng = Layer(2.0, size=size, strides=strides), np.random.default_rng(0)
+    inputs = Kernel(rng.normal(size=(20, 20)), rng.normal(size=(20, 20)), (4, 5))
+    outputs = layer.forward(inputs, 8)
+    gradient = Kernel(*rng.normal(size=(2, *outputs.same.shape)), outputs.grid)
+    np.testing.assert_allclose(
+      outputs.inner_product(gradient, 8),
+      inputs.inner_product(layer.backward(gradient, inputs, 8), 8),
+    )
+
+  def test_border_of_a_convolution_loses_second_moment(self):
+    kernel = Layer(2.0, size=3).forward(Kernel.uniform(1.0, 0.0, (2, 2)), 2)
+    np.testing.assert_allclose(kernel.diagonal, 2 * 4 / 9)
+
+  @pytest.mark.parametrize("relu", [False, True])
+  @pytest.mark.parametrize("batch_size", [4, 8])
+  def test_batch_norm_agrees_with_samples(self, relu, batch_size):
+    """Both directions, against the gradient that JAX computes of the formula."""
+    inputs, gradient = Kernel.uniform(2.0, 0.3), Kernel.uniform(1.0, 0.4)
+    samples, (key, other) = 100_000, jax.random.split(jax.random.key(0))
+
+    def draw(key, kernel):
+      matrix = np.full((batch_size, batch_size), kernel.other[0, 0])
+      np.fill_diagonal(matrix, kernel.same[0, 0])
+      normal = jax.random.normal(key, (samples, batch_size))
+      return normal @ np.linalg.cholesky(matrix).T.astype(np.float32)
+
+    def formula(x):
+      x = x - x.mean(1, keepdims=True)
+      x = x / jnp.sqrt(jnp.square(x).mean(1, keepdims=True))
+      return nn.relu(x) if relu else x
+
+    y, transpose = jax.vjp(formula, draw(key, inputs))
+    (g,) = transpose(draw(other, gradient))
+    norm = BatchNorm(relu=relu, epsilon=0.0)
+    for values, kernel in (
+      (y, norm.forward(inputs, batch_size)),
+      (g, norm.backward(gradient, inputs, batch_size)),
+    ):
+      values = np.asarray(values, np.float64)
+      assert_mean(np.square(values).mean(1), kernel.same[0, 0])
+      pairs = values.sum(1) ** 2 - np.square(values).sum(1)
+      assert_mean(pairs / (batch_size * (batch_size - 1)), kernel.other[0, 0])
+
+  def test_batch_norm_of_positions_has_variance_one(self):
+    kernel = Layer(2.0, size=3).forward(Kernel.uniform(1.0, 0.1, (4, 4)), 8)
+    normalized = BatchNorm().forward(kernel, 8)
+    np.testing.assert_allclose(normalized.variance(8), 1, rtol=1e-4)
+    np.testing.assert_allclose(normalized.centered(8).same, normalized.same, atol=1e-12)
+
+  def test_kernel_of_a_batch(self):
+    x = np.random.default_rng(0).normal(size=(5, 2, 3, 7)) + 1
+    kernel = Kernel.of(x)
+    assert kernel.grid == (2, 3)
+    np.testing.assert_allclose(kernel.second_moment, (x**2).mean())
+    pairs = [(x[i] * x[j]).mean() for i, j in itertools.permutations(range(5), 2)]
+    np.testing.assert_allclose(np.trace(kernel.other) / 6, np.mean(pairs))
+    channels = x.reshape(-1, 7)
+    np.testing.assert_allclose(kernel.variance(5), channels.var(0).mean())
+
+
+def assert_mean(samples, expected):
+  """Within four and a half standard errors, which must be small.
+
+  The fourth moment of a gradient is infinite for the smallest batches, hence the rest.
+  """
+  error = samples.std() / len(samples) ** 0.5
+  assert error < 0.05
+  assert abs(samples.mean() - expected) < 4.5 * error + 1e-6, (samples.mean(), expected)
+
+
+class TestPaths:
+  def test_weights_are_those_of_an_enumeration(self):
+    shares = np.random.default_rng(0).uniform(size=10)
+    expected = np.zeros(11)
+    for path in itertools.product([0, 1], repeat=10):
+      weight = np.prod(np.where(path, shares, 1 - shares))
+      expected[sum(path)] += weight
+    weights = theory.path_weights(shares)
+    np.testing.assert_allclose(weights, expected)
+    np.testing.assert_allclose(weights.sum(), 1)
+    np.testing.assert_allclose(theory.mean_path_length(weights), shares.sum())
+
+  def test_weights_are_those_of_a_networks_paths(self):
+    """Two blocks of factors 1 and 3 on the branch, and a factor on the sum."""
+    blocks = [
+      theory.Block((Layer(1.0),), alpha=alpha, sum_scale=0.7) for alpha in (1.0, 3.0)
+    ]
+    network = theory.Network(tuple(blocks))
+    signal = theory.predict(network, Kernel.uniform(1.0, 0.0), 2)
+    paths = np.array([1, 1 + 9, 9]) * 0.7**4
+    np.testing.assert_allclose(signal.second_moment[-1], paths.sum())
+    weights = theory.path_weights(signal.branch_share)
+    np.testing.assert_allclose(weights, paths / paths.sum())
+
+  @pytest.mark.parametrize(
+    ("name", "mean", "median"),
+    [
+      ("unnormalized", 500, 500),
+      ("divide_by_sqrt2", 500, 500),
+      ("batch_norm", sum(1 / (block + 1) for block in range(1, 1001)), 6),
+      ("skipinit_inverse_sqrt_depth", 1000 / 1001, 1),
+      ("skipinit", 0, 0),
+      ("fixup", 0, 0),
+    ],
+  )
+  def test_typical_lengths(self, name, mean, median):
+    weights = theory.path_weights(predict(name, 1000).branch_share)
+    assert weights.shape == (1001,)
+    np.testing.assert_allclose(weights.sum(), 1)
+    np.testing.assert_allclose(theory.mean_path_length(weights), mean, rtol=1e-4)
+    assert theory.median_path_length(weights) == median
+
+  @pytest.mark.parametrize("shares", [[0.5, 1.5], [[0.5]], [float("nan")]])
+  def test_shares_that_are_none(self, shares):
+    with pytest.raises(UsageError, match="branch_share"):
+      theory.path_weights(shares)
+
+
+class TestDescribe:
+  @pytest.mark.parametrize("scan", [True, False])
+  def test_wide_resnet(self, scan):
+    model = WideResNet(16, 2, 10, methods.get("batch_norm"), scan=scan)
+    network = theory.describe(model, (4, 9, 9, 3))
+    assert network.grid == (9, 9)
+    assert network.stem == Layer(widening=16 / 3, size=3)
+    assert len(network.blocks) == 6
+    rest = "blocks/0" if scan else "block0"
+    assert [block.name for block in network.blocks][:2] == [
+      "stage1_first",
+      f"stage1_rest/{rest}",
+    ]
+    norm = BatchNorm(relu=True)
+    assert network.blocks[2] == theory.Block(
+      trunk=(norm,),
+      shortcut=(Layer(widening=2.0, strides=2),),
+      branch=(Layer(widening=2.0, size=3, strides=2), norm, Layer(size=3)),
+      name="stage2_first",
+    )
+    assert network.blocks[3].trunk == network.blocks[3].shortcut == ()
+
+  def test_resnet_starts_behind_its_max_pool(self):
+    model = ResNet(50, 10, methods.get("skipinit"))
+    network = theory.describe(model, (2, 64, 64, 3))
+    assert (network.stem, network.grid, len(network.blocks)) == (None, (16, 16), 16)
+    assert network.blocks[3] == theory.Block(
+      trunk=(ReLU(),),
+      shortcut=(Layer(widening=2.0, strides=2),),
+      branch=(
+        Layer(widening=0.5),
+        ReLU(),
+        Layer(size=3, strides=2),
+        ReLU(),
+        Layer(widening=4.0),
+      ),
+      alpha=0.0,
+      name="stage2_first",
+    )
+    kernel = Kernel.uniform(1.0, 0.5, network.grid)
+    assert theory.predict(network, kernel, 2).second_moment.shape == (17,)
+    with pytest.raises(UsageError, match="max pool"):
+      theory.predict_model(model, np.zeros((2, 64, 64, 3)))
+
+  def test_residual_mlp_with_fixup(self):
+    model = ResidualMLP(4, 32, 10, methods.get("fixup"), layers_per_block=3)
+    network = theory.describe(model, (2, 8, 8, 1))
+    assert network.grid == (1, 1)
+    assert network.stem == Layer(2.0 * 64 / 32, widening=0.5)
+    layers = [step for step in network.blocks[0].branch if isinstance(step, Layer)]
+    assert [layer.weight_variance for layer in layers] == [1.0, 1.0, 0.0]
+
+  def test_version_1(self):
+    model = ResNet(50, 10, methods.get("batch_norm"), version=1)
+    with pytest.raises(UsageError, match="version 1"):
+      theory.describe(model, (2, 32, 32, 3))
+
+
+class TestBadInput:
+  def test_unknown_normalizer(self):
+    method = dataclasses.replace(
+      methods.get("batch_norm"), normalizer=functools.partial(nn.InstanceNorm)
+    )
+    with pytest.raises(
+      UsageError, match=r"does not know the normalizer .*InstanceNorm"
+    ):
+      theory.uniform(method, 3)
+
+  @pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+      ({"num_blocks": 0}, "num_blocks is 0"),
+      ({"num_blocks": 2, "layers_per_block": 0}, "layers_per_block is 0"),
+      ({"num_blocks": 2, "transitions": {3}}, "transitions holds 3"),
+      ({"num_blocks": 2, "activation": "rely"}, "did you mean 'relu'"),
+    ],
+  )
+  def test_networks(self, keywords, message):
+    with pytest.raises(UsageError, match=message):
+      theory.uniform(methods.get("unnormalized"), **keywords)
+
+  def test_batches(self):
+    with pytest.raises(UsageError, match=r"has 1 example\(s\)"):
+      predict("unnormalized", 2, batch_size=1)
+    with pytest.raises(UsageError, match="fewer than 4 different examples"):
+      predict("batch_norm", 2, batch_size=3)
+    predict("batch_norm", 2, batch_size=4)
+    with pytest.raises(UsageError, match="different examples"):
+      predict("batch_norm", 2, cosine=1.0)
+
+  @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+      (lambda: Kernel.uniform(0.0, 0.0), "second_moment is 0.0"),
+      (lambda: Kernel.uniform(1.0, 1.1), "cosine is 1.1"),
+      (lambda: Kernel.of(np.zeros((2, 3, 4))), "have shape"),
+      (lambda: Kernel.of(np.zeros((1, 3))), "need at least 2"),
+    ],
+  )
+  def test_kernels(self, make, message):
+    with pytest.raises(UsageError, match=message):
+      make()
+
+  def test_other_grids_and_no_blocks(self):
+    network = theory.uniform(methods.get("skipinit"), 1)
+    with pytest.raises(UsageError, match=r"grid of \(2, 2\)"):
+      theory.predict(network, Kernel.uniform(1.0, 0.0, (2, 2)), 2)
+    with pytest.raises(UsageError, match="no residual blocks"):
+      theory.predict(theory.Network(()), Kernel.uniform(1.0, 0.0), 2)
