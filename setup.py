@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 
 README = Path(__file__).with_name("README.md")
 
+# Lets several machines share a study.
+_POSTGRESQL = ["psycopg[binary]>=3.2"]
+
 setup(
   name="skipinit_jax",
   version="0.1.0",
@@ -37,7 +40,7 @@ setup(
   # Programs, benchmarks and tests run from a checkout. Installed, they would be
   # top-level packages called `experiments` and `tests`.
   packages=find_packages(include=["skipinit_jax", "skipinit_jax.*"]),
-  package_data={"skipinit_jax": ["py.typed"]},
+  package_data={"skipinit_jax": ["py.typed", "studies/document.html"]},
   zip_safe=False,
   python_requires=">=3.11",
   install_requires=[
@@ -49,15 +52,19 @@ setup(
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.4",
     "jax>=0.10",
+    "jinja2>=3.1",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
     "numpy>=2.1",
     "optax>=0.2.6",
+    "optuna>=4.9",
     "orbax-checkpoint>=0.12.4",
     # tensorflow-datasets decodes images with it without requiring it.
     "pillow>=11",
     "rich>=14",
     "scikit-learn>=1.6",
+    # Of optuna's storages, whose errors and transactions studies handle.
+    "sqlalchemy>=2",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.10",
   ],
@@ -65,8 +72,9 @@ setup(
     # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
     "cuda": ["jax[cuda]"],
     "tpu": ["jax[tpu]"],
-    "studies": ["optuna>=4.5", "psycopg[binary]>=3.2"],
+    "postgresql": _POSTGRESQL,
     "tests": [
+      *_POSTGRESQL,
       "mypy>=1.18",
       "pytest>=8.4",
       "pytest-timeout>=2.4",

@@ -1,4 +1,4 @@
-"""Measures test accuracy by depth and method, the paper's headline.
+"""Measures test accuracy and the best learning rate by depth and method.
 
 Example:
   python -m experiments.depth_study --workdir=/tmp/study --config=demo
@@ -10,33 +10,18 @@ The convolutional network of 1000 layers:
 
 from absl import flags
 
-from experiments import program
+from experiments import program, study_program
 from experiments.configs.depth_study import CONFIGS
 from skipinit_jax import studies
 
-_WORKDIR = program.define_workdir("the runs and the study's tables and figure")
-_WORKERS = flags.DEFINE_integer(
-  "workers",
-  None,
-  "Processes that share the runs. Default: one a core of a CPU, one on an accelerator.",
-)
+# --help shows what this program and all studies share.
+flags.adopt_module_key_flags(study_program)
 _CONFIG = program.define_config(CONFIGS, default="demo")
 
 
 def main() -> int:
   """Runs the program."""
-  workers = _WORKERS.value
-  if workers is None:
-    workers = studies.default_num_workers()
-  try:
-    study = studies.run(_CONFIG.value, _WORKDIR.value, num_workers=workers)
-  except studies.Interrupted:
-    print("Interrupted and saved: the same command goes on from here.")
-    return program.INTERRUPTED_STATUS
-  paths = studies.report.write(study, _WORKDIR.value)
-  studies.report.print_table(study.cells)
-  print("Results:", *paths)
-  return 0
+  return study_program.run(lambda: studies.depth_study(_CONFIG.value))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Typed default configurations of depth studies."""
 
+import dataclasses
 from collections.abc import Callable
 
-from skipinit_jax.studies import DepthStudyConfig
+from experiments.configs import train
+from skipinit_jax.studies import DepthStudyConfig, SearchConfig
 from skipinit_jax.training import TrainConfig
 
 
@@ -13,10 +15,9 @@ def demo() -> DepthStudyConfig:
   method gets all of them.
   """
   return DepthStudyConfig(
+    methods=("batch_norm", "skipinit", "divide_by_sqrt2", "skipinit_one"),
     wide_resnet_depths=(16, 100),
     residual_mlp_depths=(1000,),
-    wide_resnet_learning_rates=(2**-4, 2**-6),
-    residual_mlp_learning_rates=(2**-5, 2**-9),
     wide_resnet=TrainConfig(
       model="wide_resnet",
       width=1,
@@ -28,7 +29,96 @@ def demo() -> DepthStudyConfig:
     residual_mlp=TrainConfig(
       model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=8
     ),
+    wide_resnet_search=SearchConfig(
+      learning_rates=(2**-4, 2**-6), extend=False, num_seeds=1, best_of=1
+    ),
+    residual_mlp_search=SearchConfig(
+      learning_rates=(2**-5, 2**-9), extend=False, num_seeds=1, best_of=1
+    ),
   )
 
 
-CONFIGS: dict[str, Callable[[], DepthStudyConfig]] = {"demo": demo}
+def digits() -> DepthStudyConfig:
+  """The published table's methods on `digits`, searched, within an hour on two cores.
+
+  The networks have width 1 and few epochs, the statistics are over 2 seeds.
+  """
+  return DepthStudyConfig(
+    wide_resnet_depths=(16, 100, 1000),
+    residual_mlp_depths=(16, 100, 1000),
+    wide_resnet=TrainConfig(
+      model="wide_resnet", width=1, batch_size=32, epochs=3, constant_epochs=2
+    ),
+    residual_mlp=TrainConfig(
+      model="residual_mlp", width=64, epochs=8, constant_epochs=6
+    ),
+    wide_resnet_search=SearchConfig(
+      learning_rates=(2**-5, 2**-4),
+      min_learning_rate=2**-8,
+      max_learning_rate=2**-2,
+      num_seeds=2,
+      best_of=2,
+    ),
+    residual_mlp_search=SearchConfig(
+      learning_rates=(2**-7, 2**-6),
+      min_learning_rate=2**-11,
+      max_learning_rate=2**-3,
+      num_seeds=3,
+      best_of=2,
+    ),
+  )
+
+
+def fashion_mnist_cpu() -> DepthStudyConfig:
+  """Fully connected networks on Fashion-MNIST, in an hour on two cores.
+
+  A convolutional network of 100 layers would take half an hour an epoch there.
+  """
+  return DepthStudyConfig(
+    residual_mlp_depths=(16, 100, 1000),
+    residual_mlp=TrainConfig(
+      dataset="fashion_mnist",
+      model="residual_mlp",
+      width=64,
+      epochs=1,
+      constant_epochs=0.5,
+      halve_every_epochs=0.1,
+    ),
+    residual_mlp_search=SearchConfig(
+      learning_rates=(2**-7, 2**-6),
+      min_learning_rate=2**-9,
+      max_learning_rate=2**-1,
+      num_seeds=2,
+      best_of=2,
+    ),
+  )
+
+
+def fashion_mnist() -> DepthStudyConfig:
+  """The published protocol on Fashion-MNIST, for a GPU or TPU."""
+  return _published(train.CONFIGS["fashion_mnist"]())
+
+
+def cifar10() -> DepthStudyConfig:
+  """The paper's depth tables (Wide-ResNet n-2), by our reading of its protocol."""
+  return _published(train.CONFIGS["cifar10"]())
+
+
+def _published(config: TrainConfig) -> DepthStudyConfig:
+  default = TrainConfig()
+  return DepthStudyConfig(
+    methods_without_l2=("skipinit",),
+    wide_resnet_depths=(16, 100, 1000),
+    wide_resnet=dataclasses.replace(
+      config, depth=default.depth, learning_rate=default.learning_rate
+    ),
+  )
+
+
+CONFIGS: dict[str, Callable[[], DepthStudyConfig]] = {
+  "demo": demo,
+  "digits": digits,
+  "fashion_mnist_cpu": fashion_mnist_cpu,
+  "fashion_mnist": fashion_mnist,
+  "cifar10": cifar10,
+}

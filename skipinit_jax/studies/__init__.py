@@ -1,24 +1,63 @@
-"""Studies: many runs, their statistics, tables and figures."""
+"""Studies: learning-rate searches, their statistics, tables, figures and reports."""
 
-from skipinit_jax.studies import report
-from skipinit_jax.studies.depth import (
-  Cell,
-  DepthStudy,
-  DepthStudyConfig,
-  run,
-  summarize,
-  trial_configs,
+from skipinit_jax.studies.batch_size import BatchSizeStudyConfig, batch_size_study
+from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
+from skipinit_jax.studies.document import markdown
+from skipinit_jax.studies.regularization import (
+  RegularizationStudyConfig,
+  regularization_study,
 )
-from skipinit_jax.studies.trials import Interrupted, default_num_workers
+from skipinit_jax.studies.report import (
+  accuracy_table,
+  make_report,
+  print_accuracy,
+  write_report,
+)
+from skipinit_jax.studies.runner import Interrupted, run
+from skipinit_jax.studies.search import SearchConfig, wanted_runs
+from skipinit_jax.studies.statistics import (
+  Optimum,
+  Outcome,
+  RateSummary,
+  find_optimum,
+  largest_stable_rate,
+  summarize_rate,
+)
+from skipinit_jax.studies.study import (
+  Run,
+  Search,
+  SearchResult,
+  Study,
+  StudyResults,
+  read_results,
+)
 
 __all__ = [
-  "Cell",
-  "DepthStudy",
+  "BatchSizeStudyConfig",
   "DepthStudyConfig",
   "Interrupted",
-  "default_num_workers",
-  "report",
+  "Optimum",
+  "Outcome",
+  "RateSummary",
+  "RegularizationStudyConfig",
+  "Run",
+  "Search",
+  "SearchConfig",
+  "SearchResult",
+  "Study",
+  "StudyResults",
+  "accuracy_table",
+  "batch_size_study",
+  "depth_study",
+  "find_optimum",
+  "largest_stable_rate",
+  "make_report",
+  "markdown",
+  "print_accuracy",
+  "read_results",
+  "regularization_study",
   "run",
-  "summarize",
-  "trial_configs",
+  "summarize_rate",
+  "wanted_runs",
+  "write_report",
 ]

@@ -1,167 +1,525 @@
-"""Tables and the figure of a depth study."""
+"""Reports of studies: from `results.json` to a `Document`."""
 
-import csv
-import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
 
-import rich.box
-import rich.console
-import rich.table
-
-from skipinit_jax import methods
-from skipinit_jax.studies.depth import Cell, DepthStudy
-from skipinit_jax.studies.names import format_rate, unique
-from skipinit_jax.training.metrics import write_json
-
-_KINDS = ("json", "csv", "md", "png")
-# As many as there are methods.
-_COLORS = (
-  "#4269d0",
-  "#efb118",
-  "#ff725c",
-  "#6cc5b0",
-  "#3ca951",
-  "#a463f2",
-  "#97bbf5",
-  "#9c6b4e",
-  "#9498a0",
-  "#e15ca8",
-  "#1d3557",
-  "#b8c43a",
+from skipinit_jax.errors import unknown_name
+from skipinit_jax.studies import document, figures, findings
+from skipinit_jax.studies.document import (
+  Document,
+  Entry,
+  Figure,
+  Finding,
+  Section,
+  Table,
 )
+from skipinit_jax.studies.names import format_rate, network_name
+from skipinit_jax.studies.published import DEPTH_TABLE, Published
+from skipinit_jax.studies.statistics import difference
+from skipinit_jax.studies.study import SearchResult, StudyResults, unique, write_results
+from skipinit_jax.training import TrainConfig
+
+_DATASETS = {
+  "digits": "scikit-learn's 8x8 digits",
+  "fashion_mnist": "Fashion-MNIST",
+  "cifar10": "CIFAR-10",
+  "cifar100": "CIFAR-100",
+}
+_EDGE = "*"
+# What the rows and columns of a study's tables are.
+_HEADERS = {
+  "depth_study": ("network", "method"),
+  "batch_size_study": ("batch size", "method"),
+  "regularization_study": ("method", "dropout"),
+}
 
 
-def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-  """Returns the study's table: networks by methods.
+def make_report(results: StudyResults) -> Document:
+  """Returns the report of a study: findings, tables and figures.
+
+  Args:
+    results: of a finished study.
+
+  Raises:
+    UsageError: the study is of an unknown kind.
+  """
+  claims = _findings(results)
+  make = {
+    "depth_study": _depth_report,
+    "batch_size_study": _batch_size_report,
+    "regularization_study": _regularization_report,
+  }[results.name]
+  title, lead, sections = make(results)
+  nothing = _nothing_trains(results)
+  return Document(
+    title=title,
+    lead=f"{nothing} {lead}" if nothing else lead,
+    findings=claims,
+    sections=[*sections, _curves_section(results), _runs_section(results)],
+    config=results.config,
+    versions=results.versions,
+    device=", ".join(results.devices),
+    command=results.command,
+  )
+
+
+def write_report(
+  results: StudyResults, directory: str | os.PathLike[str]
+) -> list[pathlib.Path]:
+  """Writes `results.json`, `report.html` and the files of all tables and figures.
+
+  Args:
+    results: of a finished study.
+    directory: where to; made if it does not exist.
 
   Returns:
-    The header and the rows. An entry is the test accuracy in percent with the best
-    rate, or says that the method does not train.
+    The files, `report.html` first.
   """
-  names = unique(cell.method for cell in cells)
-  by_place = {(cell.network, cell.method): cell for cell in cells}
-  header = ["network", *(methods.get(name).title for name in names)]
+  paths = document.write(make_report(results), directory)
+  return [*paths, write_results(results, directory)]
+
+
+def _findings(results: StudyResults) -> list[Finding]:
+  find = {
+    "depth_study": findings.depth_findings,
+    "batch_size_study": findings.batch_size_findings,
+    "regularization_study": findings.regularization_findings,
+  }
+  if results.name not in find:
+    raise unknown_name("kind of study", results.name, find)
+  return find[results.name](results)
+
+
+def _nothing_trains(results: StudyResults) -> str:
+  """Returns a sentence if no trial trained, else nothing."""
+  if any(search.largest_stable_rate is not None for search in results.searches):
+    return ""
+  num_diverged = sum(run.status == "diverged" for run in results.runs)
+  return (
+    f"No trial trained: of {len(results.runs)} runs {num_diverged} diverged, and at no "
+    f"rate was the mean test accuracy above {100 * results.threshold:.1f} %, which is "
+    "chance and three standard errors."
+  )
+
+
+def accuracy_table(results: StudyResults) -> Table:
+  """Returns the study's main table: test accuracy and best rate.
+
+  Args:
+    results: of any study.
+  """
+  entries = {
+    (each.row, each.column): _accuracy_entry(each) for each in results.searches
+  }
+  columns = unique([each.column for each in results.searches])
+  note = [_statistics_note(results)]
+  if any(_at_edge(each) for each in results.searches):
+    note.append(
+      f"{_EDGE} The best rate is the lowest or highest that was allowed: a better one "
+      "may lie beyond."
+    )
+  return Table(
+    name="accuracy",
+    title="Test accuracy in % and best learning rate",
+    header=[_HEADERS[results.name][0], *columns],
+    rows=[
+      [row, *(entries.get((row, column), "") for column in columns)]
+      for row in unique([each.row for each in results.searches])
+    ],
+    note=" ".join(note),
+  )
+
+
+def _statistics_note(results: StudyResults) -> str:
+  counts = sorted({rate.num_runs for each in results.searches for rate in each.rates})
+  seeds = " to ".join(map(str, unique([counts[0], counts[-1]])))
+  best_of = sorted({search.best_of for search in results.searches})
+  over = (
+    "One seed at each rate."
+    if counts == [1]
+    else f"The best of {seeds} seeds at each rate."
+    if best_of == [1]
+    else f"Mean ± standard deviation over the best {' or '.join(map(str, best_of))} of "
+    f"{seeds} seeds at each rate; in parentheses the rates whose mean lies within one "
+    "deviation of the best."
+  )
+  searched = (
+    "The rates are searched by factors of two until the best one is inside."
+    if all(search.extends for search in results.searches)
+    else "The rates are fixed; a better one may lie between or beyond them."
+  )
+  return f"{over} {searched}"
+
+
+def _at_edge(search: SearchResult) -> bool:
+  return (
+    search.extends
+    and search.trains
+    and search.optimum is not None
+    and not search.optimum.is_inside
+  )
+
+
+def _accuracy_entry(search: SearchResult) -> Entry:
+  if search.test_accuracy is None or search.optimum is None:
+    return Entry("does not train (diverges)", "bad")
+  accuracy = _percent(search.test_accuracy, search.test_accuracy_deviation)
+  optimum = search.optimum
+  rate = format_rate(optimum.learning_rate)
+  if not search.trains:
+    return Entry(f"does not train ({accuracy}, {rate})", "bad")
+  if optimum.lowest_rate < optimum.highest_rate:
+    low, high = format_rate(optimum.lowest_rate), format_rate(optimum.highest_rate)
+    rate = f"{rate} ({low} to {high})"
+  return Entry(f"{accuracy}, {rate}{_EDGE if _at_edge(search) else ''}")
+
+
+def _percent(accuracy: float, deviation: float | None) -> str:
+  error = "" if deviation is None else f"±{100 * deviation:.1f}"
+  return f"{100 * accuracy:.1f}{error}"
+
+
+def _depth_report(
+  results: StudyResults,
+) -> tuple[str, str, list[Section]]:
+  dataset = _dataset(results, "wide_resnet", "residual_mlp")
+  comparison = published_table(results)
+  contents: list[Table | Figure] = [
+    accuracy_table(results),
+    Figure(
+      name="accuracy_by_depth",
+      title="Test accuracy by depth and method",
+      figure=figures.depth_bars(results),
+      description="Bars of the test accuracy of each network by method; hatched bars "
+      "mark methods that do not train.",
+      note="Whiskers are one standard deviation. A method trains if its accuracy is "
+      f"above {100 * results.threshold:.1f} %: always naming the most frequent class, "
+      "and three standard errors.",
+    ),
+  ]
+  sections = [Section("Accuracy by depth", "", contents)]
+  if comparison is not None:
+    sections.append(
+      Section(
+        "Beside the published results",
+        "On another data set or network the numbers differ for many reasons, and only "
+        "which networks train is compared.",
+        [comparison],
+      )
+    )
+  gap = _difference_table(results)
+  if gap is not None:
+    sections.append(Section("Against batch norm", "", [gap]))
+  title = f"Depth study on {dataset}"
+  lead = (
+    f"Test accuracy of residual networks on {dataset}, by depth and method, each at "
+    "its best learning rate, beside the results of De & Smith (2020)."
+  )
+  return title, lead, sections
+
+
+def published_table(results: StudyResults) -> Table | None:
+  """Returns measured beside published results of the same depth and method.
+
+  Args:
+    results: of a depth study.
+
+  Returns:
+    The table; None if nothing is published for any of the study's depths.
+  """
+  rows: list[list[str | Entry]] = []
+  for search in results.searches:
+    published = _find_published(search)
+    if published is not None:
+      dataset = results.config[search.labels["model"]]["dataset"]
+      rows.append(
+        [
+          search.row,
+          search.column,
+          _accuracy_entry(search),
+          _published_entry(published),
+          _agreement(search, published, dataset),
+        ]
+      )
+  if not rows:
+    return None
+  dataset = _dataset(results, "wide_resnet", "residual_mlp")
+  return Table(
+    name="published",
+    title="Measured and published",
+    header=[
+      "network",
+      "method",
+      f"measured: {dataset}",
+      f"published: {_DATASETS['cifar10']}, Wide-ResNet of this depth and width 2",
+      "agreement",
+    ],
+    rows=rows,
+    note=f"Published: {DEPTH_TABLE[0].source}. Differences are measured minus "
+    "published, in percentage points, with the root of the sum of both squared "
+    "deviations; within two of these they count as agreement.",
+  )
+
+
+def _find_published(search: SearchResult) -> Published | None:
+  labels = search.labels
+  return next(
+    (
+      each
+      for each in DEPTH_TABLE
+      if each.depth == labels["depth"]
+      and each.method == labels["method"]
+      and each.l2 == (labels["l2"] > 0)
+    ),
+    None,
+  )
+
+
+def _published_entry(published: Published) -> str:
+  if published.test_accuracy is None or published.learning_rates is None:
+    return "does not train"
+  best, low, high = map(format_rate, published.learning_rates)
+  within = f" ({low} to {high})" if low != high else ""
+  return f"{published.test_accuracy}±{published.deviation}, {best}{within}"
+
+
+def _agreement(search: SearchResult, published: Published, dataset: str) -> Entry:
+  trains = published.test_accuracy is not None
+  if search.trains != trains:
+    return Entry(
+      f"differs: {'trains' if search.trains else 'does not train'} here", "bad"
+    )
+  same = (search.labels["model"], search.labels["width"], dataset) == (
+    published.model,
+    published.width,
+    published.dataset,
+  )
+  if not same or published.test_accuracy is None or search.test_accuracy is None:
+    return Entry("both train" if trains else "neither trains", "good")
+  deviation = search.test_accuracy_deviation
+  gap, error = difference(
+    100 * search.test_accuracy,
+    None if deviation is None else 100 * deviation,
+    published.test_accuracy,
+    published.deviation,
+  )
+  if error is None:
+    return Entry(f"both train, {findings.format_gap(gap, error)}", "good")
+  agrees = abs(gap) <= 2 * error
+  return Entry(
+    f"{'agrees' if agrees else 'differs'}: {findings.format_gap(gap, error)}",
+    "good" if agrees else "bad",
+  )
+
+
+def _difference_table(results: StudyResults) -> Table | None:
+  rows = unique([search.row for search in results.searches])
+  by_place = {(each.row, each.column): each for each in results.searches}
+  reference = {
+    each.row: each
+    for each in results.searches
+    if each.labels["method"] == "batch_norm" and each.labels["l2"] > 0 and each.trains
+  }
+  columns = [
+    column
+    for column in unique([search.column for search in results.searches])
+    if column not in {each.column for each in reference.values()}
+  ]
+  if not reference or not columns:
+    return None
+
+  def entry(row: str, column: str) -> str:
+    search = by_place.get((row, column))
+    if search is None or not search.trains:
+      return "does not train" if search else ""
+    return findings.format_gap(*findings.accuracy_difference(search, reference[row]))
+
+  return Table(
+    name="difference",
+    title="Test accuracy minus that of batch norm, in percentage points",
+    header=["network", *columns],
+    rows=[
+      [row, *(entry(row, column) for column in columns)]
+      for row in rows
+      if row in reference
+    ],
+    note="± is the root of the sum of both squared deviations.",
+  )
+
+
+def _batch_size_report(
+  results: StudyResults,
+) -> tuple[str, str, list[Section]]:
+  dataset = _dataset(results, "train")
+  sections = [Section("Accuracy by batch size", "", [accuracy_table(results)])]
+  for budget in unique([search.labels["budget"] for search in results.searches]):
+    contents = Figure(
+      name=f"batch_size_same_{budget}",
+      title=f"The same number of {budget} at every batch size",
+      figure=figures.batch_size_curves(results, budget),
+      description="Four panels by batch size and method: test accuracy, training loss, "
+      "optimal learning rate, largest stable learning rate.",
+      note="Whiskers are one standard deviation, those of a rate its range. Networks "
+      "that do not train have no optimal rate. Hollow marks are bounds: the best, or a "
+      "stable, rate is the lowest or highest that was tried.",
+    )
+    sections.append(Section(f"At the same number of {budget}", "", [contents]))
+  sections.append(Section("Learning rates", "", [_rates_table(results)]))
+  title = f"Batch-size study on {dataset}"
+  lead = (
+    f"{_network(results)} on {dataset}: test accuracy, training loss, optimal and "
+    "largest stable learning rate by batch size and method (De & Smith, 2020; our "
+    "reading of its protocol, whose figures are published without numbers)."
+  )
+  return title, lead, sections
+
+
+def _rates_table(results: StudyResults) -> Table:
   rows = [
     [
-      network,
-      *(
-        _entry(by_place[network, name]) if (network, name) in by_place else ""
-        for name in names
-      ),
+      search.row,
+      search.column,
+      *_optimal_rate(search),
+      findings.format_stable_rate(search),
+      "none" if search.train_loss is None else f"{search.train_loss:.4f}",
     ]
-    for network in unique(cell.network for cell in cells)
+    for search in results.searches
   ]
-  return header, rows
-
-
-def _entry(cell: Cell) -> str:
-  if cell.test_accuracy is None or cell.learning_rate is None:
-    return "does not train (diverges)"
-  deviation = "" if cell.deviation is None else f"±{100 * cell.deviation:.1f}"
-  accuracy = f"{100 * cell.test_accuracy:.1f}{deviation}"
-  rate = format_rate(cell.learning_rate)
-  return (
-    f"{accuracy}, {rate}" if cell.trains else f"does not train ({accuracy}, {rate})"
+  return Table(
+    name="rates",
+    title="Optimal and largest stable learning rate",
+    header=[
+      *_HEADERS[results.name],
+      "optimal",
+      "range",
+      "largest stable",
+      "training loss",
+    ],
+    rows=rows,
+    note="Stable: enough seeds completed, with a mean test accuracy above chance; ≥: "
+    "no higher rate was tried. The training loss is the last epoch's mean, at the "
+    "optimal rate.",
   )
 
 
-def markdown(cells: Sequence[Cell]) -> str:
-  """Returns the study's table in Markdown."""
-  header, rows = table(cells)
-  lines = [header, ["---"] * len(header), *rows]
-  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _optimal_rate(search: SearchResult) -> tuple[str | Entry, str]:
+  """Returns the optimal rate and its range."""
+  optimum = search.optimum
+  if optimum is None or not search.trains:
+    return Entry("does not train", "bad"), "none"
+  low, high = format_rate(optimum.lowest_rate), format_rate(optimum.highest_rate)
+  return format_rate(optimum.learning_rate), f"{low} to {high}" if low != high else low
 
 
-def print_table(cells: Sequence[Cell]) -> None:
-  """Prints the study's table to standard output."""
-  header, rows = table(cells)
-  view = rich.table.Table(
-    title="Test accuracy in % and best learning rate", box=rich.box.SIMPLE_HEAVY
+def _regularization_report(
+  results: StudyResults,
+) -> tuple[str, str, list[Section]]:
+  dataset = _dataset(results, "train")
+  figure = Figure(
+    name="accuracy_by_dropout",
+    title="Test accuracy by dropout rate",
+    figure=figures.regularization_curves(results),
+    description="Lines of the test accuracy by dropout rate, one for each method with "
+    "and without biases and L2.",
+    note="Whiskers are one standard deviation.",
   )
-  for index, name in enumerate(header):
-    view.add_column(name, no_wrap=index == 0)
-  for row in rows:
-    view.add_row(*row)
-  rich.console.Console().print(view)
+  title = f"Regularization study on {dataset}"
+  lead = (
+    f"{_network(results)} on {dataset}: test accuracy by biases, dropout, L2 and "
+    "method. The paper regularizes SkipInit with biases and dropout together."
+  )
+  sections = [Section("Accuracy", "", [accuracy_table(results), figure])]
+  return title, lead, sections
 
 
-def write(study: DepthStudy, workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
-  """Writes `results.json`, `results.csv`, `results.md` and `results.png`.
+def _curves_section(results: StudyResults) -> Section:
+  return Section(
+    "Curves behind the optima",
+    "",
+    [
+      Figure(
+        name="rate_curves",
+        title="Test accuracy by learning rate",
+        figure=figures.rate_curves(results),
+        description="A panel for each row of the table, a line for each method.",
+        note="Circles mark the best rates of networks that train, crosses below the "
+        "accuracies the rates at which too few seeds completed. Whiskers are one "
+        "standard deviation.",
+      ),
+      Figure(
+        name="learning_curves",
+        title="Test accuracy by epoch at the best rate",
+        figure=figures.learning_curves(results),
+        description="A panel for each row of the table, a line for each method.",
+        note="Means over all completed seeds.",
+      ),
+    ],
+  )
 
-  Args:
-    study: a study of at least one cell.
-    workdir: an existing directory.
 
-  Returns:
-    The files.
-  """
-  paths = [pathlib.Path(workdir, f"results.{kind}") for kind in _KINDS]
-  as_json, as_csv, as_markdown, as_png = paths
-  cells = study.cells
-  rows = [dataclasses.asdict(cell) for cell in cells]
-  write_json(as_json, dataclasses.asdict(study))
-  with as_csv.open("w", newline="", encoding="utf-8") as file:
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-  as_markdown.write_text(markdown(cells), encoding="utf-8")
-  draw(cells, as_png)
-  return paths
-
-
-def draw(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
-  """Draws test accuracy by network and method.
-
-  Args:
-    cells: the study's cells.
-    path: the image file; its ending decides the format.
-  """
-  # A figure without pyplot: no global state, and no display is looked for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  names = unique(cell.method for cell in cells)
-  networks = unique(cell.network for cell in cells)
-  figure = Figure(figsize=(2.2 + 2.1 * len(networks), 3.6), layout="constrained")
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  width = 0.84 / len(names)
-  for index, name in enumerate(names):
-    color = _COLORS[index % len(_COLORS)]
-    for cell in (cell for cell in cells if cell.method == name):
-      center = networks.index(cell.network) - 0.42 + (index + 0.5) * width
-      accuracy = 100 * (cell.test_accuracy or 0.0)
-      axes.bar(
-        center,
-        accuracy,
-        0.92 * width,
-        yerr=None if cell.deviation is None else 100 * cell.deviation,
-        color=color if cell.trains else "none",
-        edgecolor=color,
-        hatch=None if cell.trains else "////",
+def _runs_section(results: StudyResults) -> Section:
+  names = _HEADERS[results.name]
+  rows = []
+  diverged = []
+  for search in results.searches:
+    for rate in search.rates:
+      accuracy = (
+        "none"
+        if rate.test_accuracy is None
+        else _percent(rate.test_accuracy, rate.test_accuracy_deviation)
       )
-      note = f"{accuracy:.0f}" if cell.test_accuracy is not None else "diverges"
-      axes.text(
-        center,
-        accuracy + 1.5,
-        note,
-        ha="center",
-        va="bottom",
-        fontsize=8,
-        rotation=0 if cell.test_accuracy is not None else 90,
-        color="black" if cell.test_accuracy is not None else color,
+      loss = "none" if rate.train_loss is None else f"{rate.train_loss:.4f}"
+      name = format_rate(rate.learning_rate)
+      rows.append([search.row, search.column, name, f"{rate.num_runs}", accuracy, loss])
+      if rate.num_diverged:
+        count = f"{rate.num_diverged} of {rate.num_runs}"
+        diverged.append([search.row, search.column, name, count])
+  num_runs = len(results.runs)
+  num_diverged = sum(run.status == "diverged" for run in results.runs)
+  minutes = sum(run.seconds for run in results.runs) / 60
+  time = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+  tables = [
+    Table(
+      name="all_rates",
+      title="Every rate that was tried",
+      header=[*names, "rate", "runs", "test accuracy (%)", "training loss"],
+      rows=rows,
+      note="Over the best seeds, as above; none: too few of them completed.",
+    )
+  ]
+  if diverged:
+    tables.append(
+      Table(
+        name="diverged",
+        title="Runs that diverged",
+        header=[*names, "rate", "diverged"],
+        rows=diverged,
+        note="A run diverges when a loss, gradient or parameter is not finite. It is "
+        "counted, and never taken for a completed one.",
       )
-    axes.bar(0, 0, color=color, label=methods.get(name).title)
-  axes.bar(0, 0, color="none", edgecolor="gray", hatch="////", label="does not train")
-  depths = {cell.network: cell.depth for cell in cells}
-  labels = [f"{network}\ndepth {depths[network]}" for network in networks]
-  axes.set_xticks(range(len(networks)), labels)
-  axes.set_ylim(0, 105)
-  axes.set_ylabel("test accuracy (%)")
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(
-    ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9
-  )
-  figure.savefig(path, dpi=150)
+    )
+  text = f"{num_runs} runs, of which {num_diverged} diverged, took {time} in all."
+  return Section("All runs", text, tables, collapsed=True)
+
+
+def _dataset(results: StudyResults, *names: str) -> str:
+  """Returns the data set's name for people."""
+  models = {search.labels.get("model", "train") for search in results.searches}
+  used = [results.config[name]["dataset"] for name in names if name in models]
+  return _DATASETS.get(used[0], used[0])
+
+
+def _network(results: StudyResults) -> str:
+  train = results.config["train"]
+  fields = {name: train[name] for name in ("model", "depth", "width", "version")}
+  return network_name(TrainConfig(**fields))
+
+
+def print_accuracy(results: StudyResults) -> None:
+  """Prints the study's main table and what it found to standard output."""
+  document.print_table(accuracy_table(results))
+  if nothing := _nothing_trains(results):
+    print(nothing)
+  marks = {True: "holds", False: "does not hold", None: "cannot tell"}
+  for finding in _findings(results):
+    print(f"[{marks[finding.holds]}] {finding.claim}")

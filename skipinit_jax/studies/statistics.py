@@ -1,8 +1,194 @@
-"""Statistics of runs."""
+"""Statistics of runs: the protocol's means, optima and ranges, as pure functions."""
 
+import dataclasses
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+OBJECTIVES: tuple[str, ...] = ("test_accuracy", "train_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one run came to.
+
+  Attributes:
+    test_accuracy: from 0 to 1; None if the run diverged.
+    train_loss: mean over the last epoch; None if the run diverged.
+  """
+
+  test_accuracy: float | None
+  train_loss: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSummary:
+  """The runs at one learning rate, which differ in their seed.
+
+  The means and deviations are over the best k of the n runs, each quantity's own best
+  ones, so that failed seeds do not skew them. They are None where fewer than k runs
+  completed, and the deviations also for k = 1.
+
+  Attributes:
+    learning_rate: the rate.
+    num_runs: n, diverged runs included.
+    num_diverged: how many of them diverged.
+    test_accuracy: mean of the k highest test accuracies, from 0 to 1.
+    test_accuracy_deviation: their sample standard deviation.
+    train_loss: mean of the k lowest training losses.
+    train_loss_deviation: their sample standard deviation.
+  """
+
+  learning_rate: float
+  num_runs: int
+  num_diverged: int
+  test_accuracy: float | None
+  test_accuracy_deviation: float | None
+  train_loss: float | None
+  train_loss_deviation: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+  """The best rate of a search, by one objective.
+
+  Attributes:
+    objective: what decided: test_accuracy (the highest) or train_loss (the lowest).
+    value: the objective's mean at the best rate.
+    deviation: its deviation there; None for k = 1.
+    learning_rate: the rate with the best mean; of several, the largest.
+    lowest_rate: the lowest rate whose mean lies within one deviation of the best.
+    highest_rate: the highest such rate.
+    is_inside: whether a lower and a higher rate were tried, so that the best one does
+      not lie at the edge of what was tried.
+  """
+
+  objective: str
+  value: float
+  deviation: float | None
+  learning_rate: float
+  lowest_rate: float
+  highest_rate: float
+  is_inside: bool
+
+
+def summarize_rate(
+  learning_rate: float, outcomes: Sequence[Outcome], best_of: int
+) -> RateSummary:
+  """Returns the statistics of the runs at one rate.
+
+  Args:
+    learning_rate: the rate.
+    outcomes: of its runs, at least one.
+    best_of: k, the number of best runs that the means are over.
+  """
+  accuracy = _best(
+    [-run.test_accuracy for run in outcomes if run.test_accuracy is not None], best_of
+  )
+  loss = _best(
+    [run.train_loss for run in outcomes if run.train_loss is not None], best_of
+  )
+  return RateSummary(
+    learning_rate=learning_rate,
+    num_runs=len(outcomes),
+    num_diverged=sum(run.test_accuracy is None for run in outcomes),
+    test_accuracy=None if accuracy is None else -accuracy[0],
+    test_accuracy_deviation=None if accuracy is None else accuracy[1],
+    train_loss=None if loss is None else loss[0],
+    train_loss_deviation=None if loss is None else loss[1],
+  )
+
+
+def _best(values: Sequence[float], count: int) -> tuple[float, float | None] | None:
+  """Returns mean and deviation of the lowest values; None if there are too few."""
+  if len(values) < count:
+    return None
+  best = sorted(values)[:count]
+  return statistics.fmean(best), statistics.stdev(best) if count > 1 else None
+
+
+def find_optimum(rates: Sequence[RateSummary], objective: str) -> Optimum | None:
+  """Returns the best rate and its range.
+
+  The optimal learning rate is the one with the best mean; its range holds every rate
+  whose mean lies within one deviation of it (our reading of De & Smith, 2020). A rate
+  at which too few runs completed cannot be the best one, but shows that the search has
+  gone far enough.
+
+  Args:
+    rates: the statistics of each rate that was tried, in any order.
+    objective: what decides: one of `OBJECTIVES`.
+
+  Returns:
+    The optimum; None if too few runs completed at every rate.
+  """
+  means: dict[float, tuple[float, float | None]] = {}
+  for rate in rates:
+    mean = getattr(rate, objective)
+    if mean is not None:
+      deviation = getattr(rate, f"{objective}_deviation")
+      means[rate.learning_rate] = (mean, deviation)
+  if not means:
+    return None
+  sign = 1 if objective == "test_accuracy" else -1
+  best = max(means, key=lambda rate: (sign * means[rate][0], rate))
+  value, deviation = means[best]
+  within = [
+    rate
+    for rate, (mean, _) in means.items()
+    if sign * (value - mean) <= (deviation or 0.0)
+  ]
+  tried = [rate.learning_rate for rate in rates]
+  return Optimum(
+    objective=objective,
+    value=value,
+    deviation=deviation,
+    learning_rate=best,
+    lowest_rate=min(within),
+    highest_rate=max(within),
+    is_inside=min(tried) < best < max(tried),
+  )
+
+
+def largest_stable_rate(rates: Sequence[RateSummary], threshold: float) -> float | None:
+  """Returns the largest rate that still trains.
+
+  Args:
+    rates: the statistics of each rate that was tried.
+    threshold: the accuracy above which a network trains, see `above_chance`.
+
+  Returns:
+    The largest rate at which enough runs completed and their mean test accuracy is
+    above the threshold; None if there is none.
+  """
+  stable = [
+    rate.learning_rate
+    for rate in rates
+    if rate.test_accuracy is not None and rate.test_accuracy > threshold
+  ]
+  return max(stable, default=None)
+
+
+def difference(
+  value: float, deviation: float | None, other: float, other_deviation: float | None
+) -> tuple[float, float | None]:
+  """Returns `value - other` and its uncertainty.
+
+  Args:
+    value: a mean.
+    deviation: its deviation; None if it is unknown.
+    other: the mean to compare it with.
+    other_deviation: likewise.
+
+  Returns:
+    The difference, and the root of the sum of the squared deviations; None if one of
+    them is unknown.
+  """
+  if deviation is None or other_deviation is None:
+    return value - other, None
+  return value - other, math.hypot(deviation, other_deviation)
 
 
 def chance(labels: np.ndarray) -> float:
@@ -20,3 +206,17 @@ def above_chance(labels: np.ndarray) -> float:
   """
   share = chance(labels)
   return share + 3 * math.sqrt(share * (1 - share) / len(labels))
+
+
+def group_by_rate(
+  outcomes: Mapping[tuple[float, int], Outcome],
+) -> dict[float, dict[int, Outcome]]:
+  """Returns outcomes by rate and seed, the rates ascending.
+
+  Args:
+    outcomes: by rate and seed.
+  """
+  groups: dict[float, dict[int, Outcome]] = {}
+  for (rate, seed), outcome in sorted(outcomes.items()):
+    groups.setdefault(rate, {})[seed] = outcome
+  return groups

@@ -1,0 +1,495 @@
+"""Runs the trials of a study, side by side, until the study is finished.
+
+The command's own process asks the storage what to do and watches; the training runs
+are in processes of their own, or, on an accelerator, in threads that each have some of
+its devices. Whatever is killed, the same command goes on.
+"""
+
+import concurrent.futures
+import contextlib
+import math
+import os
+import pathlib
+import queue
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+
+from skipinit_jax import data
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies.progress import StudyProgress
+from skipinit_jax.studies.statistics import above_chance
+from skipinit_jax.studies.storage import (
+  HEARTBEAT_SECONDS,
+  Claim,
+  Storage,
+  default_url,
+  printable_url,
+  run_dir,
+)
+from skipinit_jax.studies.study import (
+  Key,
+  Run,
+  Search,
+  Study,
+  StudyResults,
+  check,
+  missing_runs,
+  summarize,
+  write_results,
+)
+from skipinit_jax.training import Result, TrainConfig, train
+from skipinit_jax.training.lock import Lock, LockedError
+from skipinit_jax.training.metrics import read_metrics
+from skipinit_jax.training.signals import StopRequest
+
+_POLL_SECONDS = 1.0
+_MAX_ATTEMPTS = 3
+# The processes of a command that was killed save before they end.
+_SAVE_SECONDS = 120.0
+
+
+class Interrupted(Exception):
+  """A signal stopped the study; the same call goes on where it stopped."""
+
+
+def run(
+  study: Study,
+  workdir: str | os.PathLike[str],
+  *,
+  storage: str | None = None,
+  study_name: str | None = None,
+  num_workers: int | None = None,
+  devices_per_trial: int | None = None,
+) -> StudyResults:
+  """Runs a study to its end and writes `results.json`.
+
+  The same call goes on with an interrupted study. Calls on other machines with the
+  same storage share the work, each with a workdir of its own or a common one.
+
+  Args:
+    study: the study.
+    workdir: directory of the results, of the runs' own directories (under `trials`),
+      and of the storage's file unless there is another.
+    storage: URL of a database; None: an SQLite file in the workdir.
+    study_name: the study's name in the database; None: its kind's.
+    num_workers: processes that share the runs. One process runs a trial on each group
+      of devices. None: one a core of a CPU, one on an accelerator.
+    devices_per_trial: devices of one process that a trial has; None: all of a CPU, one
+      of an accelerator.
+
+  Returns:
+    The results.
+
+  Raises:
+    UsageError: a configuration, the data, the storage or the workdir cannot be used,
+      or a trial failed again and again.
+    Interrupted: a signal asked to stop; running trials were saved.
+  """
+  check(study)
+  num_workers, devices_per_trial = _resources(num_workers, devices_per_trial)
+  threshold = _threshold(study)
+  workdir = pathlib.Path(workdir).absolute()
+  lock_path = _lock_path(workdir)
+  command = shlex.join(["python", *_arguments(storage)])
+  with contextlib.ExitStack() as stack:
+    stack.callback(lock_path.unlink, missing_ok=True)
+    stack.enter_context(Lock(lock_path))
+    trials = Storage(storage or default_url(workdir), study, study_name)
+    stop = stack.enter_context(StopRequest())
+    workers = stack.enter_context(
+      _Workers(workdir / "trials", num_workers, devices_per_trial, stop)
+    )
+    progress = stack.enter_context(StudyProgress(study, workers.capacity))
+    supervisor = _Supervisor(study, trials, threshold, workers, lock_path, progress)
+    runs = supervisor.run(stop)
+  results = summarize(study, runs, threshold, command)
+  write_results(results, workdir)
+  return results
+
+
+def _resources(
+  num_workers: int | None, devices_per_trial: int | None
+) -> tuple[int, int]:
+  on_cpu = jax.default_backend() == "cpu"
+  if num_workers is None:
+    num_workers = _num_cores() if on_cpu else 1
+  if num_workers < 1:
+    raise UsageError(f"--workers is {num_workers}: it must be at least 1.")
+  if num_workers > 1 and not on_cpu:
+    raise UsageError(
+      f"--workers is {num_workers}: processes cannot share an accelerator, so it must "
+      "be 1, which runs a trial on each of its devices."
+    )
+  num_devices = jax.local_device_count()
+  if devices_per_trial is None:
+    devices_per_trial = num_devices if on_cpu else 1
+  elif num_workers > 1:
+    raise UsageError(
+      f"--devices_per_trial is {devices_per_trial} and --workers {num_workers}: only "
+      "one process shares its devices among trials, so use --workers=1 with it."
+    )
+  if not 1 <= devices_per_trial <= num_devices or num_devices % devices_per_trial:
+    raise UsageError(
+      f"--devices_per_trial is {devices_per_trial}: it must divide the {num_devices} "
+      "devices."
+    )
+  return num_workers, devices_per_trial
+
+
+def _num_cores() -> int:
+  # Fewer than the machine's where a job may use only some; macOS cannot tell.
+  may_tell = hasattr(os, "sched_getaffinity")
+  return len(os.sched_getaffinity(0)) if may_tell else os.cpu_count() or 1
+
+
+def _threshold(study: Study) -> float:
+  config = study.searches[0].config
+  names = {search.config.dataset for search in study.searches}
+  if len(names) > 1:
+    raise UsageError(
+      f"The study's data sets differ ({', '.join(sorted(names))}): it has one."
+    )
+  return above_chance(data.load(config.dataset, data_dir=config.data_dir).test.labels)
+
+
+def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
+  path = workdir / "commands" / f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  except OSError as error:
+    raise UsageError(
+      f"The workdir {workdir} cannot be written ({error.strerror}): use another "
+      "--workdir."
+    ) from None
+  return path
+
+
+def _arguments(storage: str | None) -> list[str]:
+  """Returns how this program was called, without interpreter's path and password."""
+  module = getattr(sys.modules["__main__"], "__spec__", None)
+  arguments = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
+  if not storage:
+    return arguments
+  shown = printable_url(storage)
+  return [argument.replace(storage, shown) for argument in arguments]
+
+
+class _Supervisor:
+  """Matches the study's missing runs with this machine's free workers."""
+
+  def __init__(
+    self,
+    study: Study,
+    storage: Storage,
+    threshold: float,
+    workers: "_Workers",
+    lock_path: pathlib.Path,
+    progress: StudyProgress,
+  ):
+    self._study = study
+    self._storage = storage
+    self._threshold = threshold
+    self._workers = workers
+    self._lock_path = lock_path
+    self._progress = progress
+    self._running: dict[concurrent.futures.Future[Run | None], Claim] = {}
+    self._attempts: dict[Key, int] = {}
+    self._deaths = 0
+
+  def run(self, stop: StopRequest) -> dict[Key, Run]:
+    """Returns all finished runs once the study misses none.
+
+    Raises:
+      Interrupted: the stop was requested; nothing runs any more.
+      UsageError: a trial cannot be run.
+    """
+    try:
+      return self._run(stop)
+    finally:
+      self._workers.close()
+      self._end_all()
+
+  def _end_all(self) -> None:
+    # What ended while the workers closed counts; the rest goes on another time.
+    for future, claim in self._running.items():
+      done = future.done() and not future.cancelled() and not future.exception()
+      run = future.result() if done else None
+      if run is not None:
+        self._storage.complete(claim, run)
+      else:
+        self._storage.fail(claim, "interrupted")
+    self._running.clear()
+
+  def _run(self, stop: StopRequest) -> dict[Key, Run]:
+    alive_at = -math.inf
+    while True:
+      if stop.requested:
+        raise Interrupted
+      if time.monotonic() - alive_at >= HEARTBEAT_SECONDS:
+        alive_at = time.monotonic()
+        self._storage.heartbeat(self._running.values())
+        self._storage.fail_abandoned()
+        self._storage.fail_stale()
+      runs = self._storage.runs()
+      missing = missing_runs(self._study, runs, self._threshold)
+      if missing:
+        self._storage.enqueue(missing)
+        self._start(missing)
+      self._progress.update(runs, [key for _, key in missing], len(self._running))
+      if not missing:
+        return runs
+      self._wait(stop)
+
+  def _start(self, missing: Sequence[tuple[Search, Key]]) -> None:
+    searches = {key: search for search, key in missing}
+    while len(self._running) < self._workers.capacity:
+      claim = self._storage.claim(searches, self._lock_path)
+      if claim is None:
+        return
+      key = claim.key
+      config = searches[key].run_config(key.learning_rate, key.seed)
+      try:
+        self._running[self._workers.submit(config, key)] = claim
+      except BrokenProcessPool:
+        # A process died while it had nothing to do, or just now.
+        self._storage.fail(claim, "its process died")
+        self._replace_workers()
+        return
+
+  def _wait(self, stop: StopRequest) -> None:
+    if not self._running:
+      # All that is left runs on other machines.
+      time.sleep(_POLL_SECONDS)
+      return
+    done, _ = concurrent.futures.wait(
+      self._running,
+      timeout=_POLL_SECONDS,
+      return_when=concurrent.futures.FIRST_COMPLETED,
+    )
+    died = False
+    for future in done:
+      claim = self._running.pop(future)
+      try:
+        run = future.result()
+      except BrokenProcessPool:
+        died = True
+        self._storage.fail(claim, "its process died")
+      except UsageError:
+        self._storage.fail(claim, "it cannot be run")
+        raise
+      except Exception as error:
+        self._fail(claim, error)
+      else:
+        if run is None:
+          self._storage.fail(claim, "interrupted")
+        else:
+          self._deaths = 0
+          self._storage.complete(claim, run)
+    # Some systems send their signals to all processes of a command.
+    if died and not stop.requested:
+      self._replace_workers()
+
+  def _fail(self, claim: Claim, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    self._storage.fail(claim, reason)
+    attempts = self._attempts[claim.key] = self._attempts.get(claim.key, 0) + 1
+    where = run_dir(self._workers.trials_dir, claim.key)
+    self._progress.message(f"The trial in {where} failed and is retried: {reason}")
+    if attempts == _MAX_ATTEMPTS:
+      raise UsageError(f"The trial in {where} failed {attempts} times: {reason}")
+
+  def _replace_workers(self) -> None:
+    self._deaths += 1
+    if self._deaths == _MAX_ATTEMPTS:
+      raise UsageError(
+        f"Worker processes died {self._deaths} times before a trial finished (too "
+        "little memory?): use fewer --workers. Finished trials are kept."
+      )
+    # The death of one breaks the pool: its other processes were told to save and end.
+    self._end_all()
+    self._progress.message("A worker process died: its trial is retried.")
+    self._workers.replace()
+
+
+class _Workers:
+  """Processes that train, or threads that each have a group of devices.
+
+  Attributes:
+    trials_dir: the directory of the runs' own ones.
+    capacity: trials that run at the same time.
+  """
+
+  def __init__(
+    self,
+    trials_dir: pathlib.Path,
+    num_workers: int,
+    devices_per_trial: int,
+    stop: StopRequest,
+  ):
+    self.trials_dir = trials_dir
+    self._num_workers = num_workers
+    self._stop = stop
+    self._executor: concurrent.futures.Executor
+    if num_workers == 1:
+      devices = jax.local_devices()
+      self._groups: queue.SimpleQueue[list[jax.Device]] = queue.SimpleQueue()
+      for start in range(0, len(devices), devices_per_trial):
+        self._groups.put(devices[start : start + devices_per_trial])
+      self.capacity = self._groups.qsize()
+      self._executor = concurrent.futures.ThreadPoolExecutor(self.capacity)
+    else:
+      self.capacity = num_workers
+      self._start_processes()
+
+  def __enter__(self) -> "_Workers":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _start_processes(self) -> None:
+    # Forking would copy JAX's locks without the threads that hold them.
+    context = get_context("spawn")
+    there, self._alive = context.Pipe(duplex=False)
+    self._executor = concurrent.futures.ProcessPoolExecutor(
+      self._num_workers, context, _watch_parent, (there,)
+    )
+
+  def submit(
+    self, config: TrainConfig, key: Key
+  ) -> "concurrent.futures.Future[Run | None]":
+    """Starts a run; its result is None if it was asked to stop."""
+    workdir = run_dir(self.trials_dir, key)
+    if self._num_workers == 1:
+      return self._executor.submit(self._run_in_thread, config, workdir, key)
+    with _without_interrupts():
+      return self._executor.submit(_run_in_process, config, workdir, key)
+
+  def _run_in_thread(
+    self, config: TrainConfig, workdir: pathlib.Path, key: Key
+  ) -> Run | None:
+    devices = self._groups.get()
+    try:
+      return _run(config, workdir, key, devices=devices, stop=self._stop)
+    finally:
+      self._groups.put(devices)
+
+  def replace(self) -> None:
+    """Starts new processes in place of broken ones."""
+    self.close()
+    self._start_processes()
+
+  def close(self) -> None:
+    """Lets the runs save and waits for their ends."""
+    if self._num_workers == 1:
+      self._stop.requested = True
+    else:
+      self._alive.close()
+    self._executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+  """Lets the processes that start here never see SIGINT, not even while they start.
+
+  A terminal interrupts every process of a study: the command passes it on.
+  """
+  if not hasattr(signal, "pthread_sigmask"):  # Windows.
+    yield
+    return
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _watch_parent(connection: Connection) -> None:
+  def watch() -> None:
+    # Nothing is ever sent: the end of the file is that the command closed it or died.
+    with contextlib.suppress(EOFError, OSError):
+      connection.recv()
+    while True:
+      # Again and again: a trial in its last step takes the first one for itself, and
+      # the process would then wait for another trial forever.
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1.0)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_in_process(config: TrainConfig, workdir: pathlib.Path, key: Key) -> Run | None:
+  run = _run(config, workdir, key)
+  if run is None:
+    # Nobody would tell this process to end: the pool is broken or its owner gone.
+    os._exit(0)
+  return run
+
+
+def _run(
+  config: TrainConfig,
+  workdir: pathlib.Path,
+  key: Key,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  stop: StopRequest | None = None,
+) -> Run | None:
+  deadline = time.monotonic() + _SAVE_SECONDS
+  while True:
+    start = time.monotonic()
+    try:
+      result = train(config, workdir, show_progress=False, devices=devices, stop=stop)
+      break
+    except LockedError:
+      if start > deadline:
+        raise
+      if stop is not None and stop.requested:
+        return None
+      time.sleep(0.2)
+  if result.status == "interrupted":
+    return None
+  return _record(key, result, read_metrics(workdir), time.monotonic() - start)
+
+
+def _record(
+  key: Key, result: Result, rows: Sequence[Mapping[str, Any]], seconds: float
+) -> Run:
+  return Run(
+    search=key.search,
+    learning_rate=key.learning_rate,
+    seed=key.seed,
+    status=result.status,
+    step=result.step,
+    train_loss=result.train_loss,
+    train_accuracy=result.train_accuracy,
+    test_loss=result.test_loss,
+    test_accuracy=result.test_accuracy,
+    history={
+      name: {
+        column: [_shorten(row[column]) for row in rows if row["kind"] == kind]
+        for column in ("epoch", "loss", "accuracy")
+      }
+      for name, kind in (("train", "train"), ("test", "eval"))
+    },
+    seconds=_shorten(seconds),
+    device=result.device,
+    versions=result.versions,
+  )
+
+
+def _shorten(value: float) -> float:
+  """Returns a value with the digits that a curve shows."""
+  return float(f"{value:.4g}")

@@ -1,0 +1,98 @@
+"""The report of a study that has been run, on the terminal and in files."""
+
+import math
+import shutil
+
+import pytest
+
+from skipinit_jax.studies import DepthStudyConfig, Run, SearchConfig, depth_study
+from skipinit_jax.studies.study import missing_runs, summarize, write_results
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """A study's directory with its results, one run of which diverged."""
+  config = DepthStudyConfig(
+    methods=("skipinit", "skipinit_one"),
+    residual_mlp_depths=(2,),
+    residual_mlp_search=SearchConfig((0.125,), extend=False, num_seeds=1, best_of=1),
+  )
+  study = depth_study(config)
+  runs = {}
+  for search, key in missing_runs(study, {}, 0.2):
+    diverged = search.labels["method"] == "skipinit_one"
+    curve = {"epoch": [1.0], "loss": [0.5], "accuracy": [0.875]}
+    runs[key] = Run(
+      **key._asdict(),
+      status="diverged" if diverged else "completed",
+      step=4,
+      train_loss=math.nan if diverged else 0.5,
+      train_accuracy=math.nan if diverged else 0.9,
+      test_loss=None if diverged else 0.5,
+      test_accuracy=None if diverged else 0.875,
+      history={"train": curve, "test": curve},
+      seconds=1.0,
+      device="1 x cpu",
+      versions={"jax": "0.10.2"},
+    )
+  workdir = tmp_path / "study"
+  workdir.mkdir()
+  write_results(summarize(study, runs, 0.2, "python -m x"), workdir)
+  return workdir
+
+
+def report(run_program, *flags, status=0):
+  return run_program(["experiments.report", *flags], status=status)
+
+
+def test_report_and_the_same_again_from_its_own_results(workdir, run_program, tmp_path):
+  output = tmp_path / "new" / "report"
+  done = report(run_program, f"--workdir={workdir}", f"--output={output}")
+  assert f"Report: {output / 'report.html'}, with its tables" in done.stdout
+  assert "87.5, 2^-3" in done.stdout
+  assert "[holds] SkipInit, α = 0 trains at every depth.\n" in done.stdout
+  page = (output / "report.html").read_text()
+  assert "87.5, 2^-3" in page and "python -m x" in page
+  for kind in ("png", "svg", "pdf"):
+    assert (output / f"accuracy_by_depth.{kind}").stat().st_size > 0
+  # NaN among them, the results are the same again.
+  results = (workdir / "results.json").read_bytes()
+  assert (output / "results.json").read_bytes() == results
+  assert [path.name for path in workdir.iterdir()] == ["results.json"]
+
+  # Without the study, beside what lies there: the same bytes.
+  shutil.rmtree(workdir)
+  files = {path.name: path.read_bytes() for path in output.iterdir()}
+  report(run_program, f"--workdir={output}")
+  assert {path.name: path.read_bytes() for path in output.iterdir()} == files
+
+
+def test_bad_input_is_one_sentence(workdir, run_program, tmp_path):
+  def refused(*flags):
+    done = report(run_program, *flags, status=1)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  assert refused(f"--workdir={empty}") == (
+    f"error: There is no study in {empty}: it has no results.json.\n"
+  )
+  assert list(empty.iterdir()) == []
+
+  unfinished = tmp_path / "unfinished"
+  run = unfinished / "trials" / "mlp" / "rate_0.5" / "seed_0"
+  run.mkdir(parents=True)
+  (run / "result.json").write_text('{"status": "completed"}')
+  assert "is not finished (1 of its runs are): run the same command again" in refused(
+    f"--workdir={unfinished}"
+  )
+
+  file = tmp_path / "file"
+  file.write_text("kept")
+  assert refused(f"--workdir={workdir}", f"--output={file}") == (
+    f"error: The report cannot be written to {file} (File exists): use another "
+    "--output.\n"
+  )
+  assert file.read_text() == "kept"

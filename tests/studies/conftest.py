@@ -1,0 +1,271 @@
+"""A small study, and the two kinds of databases that hold studies."""
+
+import contextlib
+import getpass
+import itertools
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import pytest
+
+from skipinit_jax.studies import SearchConfig
+from skipinit_jax.studies.storage import default_url
+from skipinit_jax.studies.study import Key, Run, Search, Study, missing_runs
+from skipinit_jax.training import TrainConfig
+
+THRESHOLD = 0.2
+
+
+@pytest.fixture
+def make_study() -> Callable[..., Study]:
+  """Makes a study of fully connected networks, each run of which takes a moment.
+
+  `make_study(methods=("skipinit",), rates=(0.125,), seeds=2, epochs=1)`; further
+  arguments are fields of its `TrainConfig`.
+  """
+
+  def make(
+    methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
+  ) -> Study:
+    fields = {"epochs": 1, "batch_size": 736} | fields
+    protocol = SearchConfig(
+      learning_rates=rates, extend=False, num_seeds=seeds, best_of=1
+    )
+    searches = [
+      Search(
+        name=f"mlp/{method}",
+        row="MLP 2-8",
+        column=method,
+        labels={"method": method, "depth": 2},
+        config=TrainConfig(
+          model="residual_mlp", depth=2, width=8, method=method, **fields
+        ),
+        protocol=protocol,
+      )
+      for method in methods
+    ]
+    return Study(name, {"num_seeds": seeds}, tuple(searches))
+
+  return make
+
+
+@pytest.fixture
+def wanted() -> Callable[[Study], list[tuple[Search, Key]]]:
+  """Returns the runs that a study asks for when none is finished."""
+  return lambda study: missing_runs(study, {}, THRESHOLD)
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+  """Makes a finished run: `make_run(key, test_accuracy=0.5)`."""
+
+  def make(key: Key, **fields) -> Run:
+    values = {
+      "status": "completed",
+      "step": 2,
+      "train_loss": 1.0,
+      "train_accuracy": 0.5,
+      "test_loss": 1.5,
+      "test_accuracy": 0.5,
+      "history": {
+        kind: {"epoch": [1.0], "loss": [1.0], "accuracy": [0.5]}
+        for kind in ("train", "test")
+      },
+      "seconds": 2.0,
+      "device": "1 x cpu",
+      "versions": {"jax": "0"},
+    }
+    return Run(**key._asdict(), **(values | fields))
+
+  return make
+
+
+class Command:
+  """A program with its process group, and what it prints.
+
+  Attributes:
+    process: the command's own process.
+  """
+
+  def __init__(self, arguments: list[str], output: pathlib.Path):
+    self._output = output
+    inherited = {
+      name: value
+      for name, value in os.environ.items()
+      if not name.startswith(("JAX_", "XLA_"))
+    }
+    cache = {
+      "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    with output.open("wb") as file:
+      self.process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=inherited | cache | {"JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
+
+  @property
+  def output(self) -> str:
+    """What it and its workers have printed so far."""
+    return self._output.read_text()
+
+  def workers(self) -> list[int]:
+    """The processes that it started to train."""
+    found = []
+    # Not the tracker process that multiprocessing starts first.
+    for task in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+      with contextlib.suppress(FileNotFoundError):
+        found += [int(child) for child in task.read_text().split()]
+    return [pid for pid in found if b"spawn_main" in command_line(pid)]
+
+  def signal_group(self, number: int) -> None:
+    """Sends a signal to it and its workers, as a terminal or a batch system does."""
+    os.killpg(self.process.pid, number)
+
+  def wait(self, timeout: float = 120) -> int:
+    """Waits for its end and returns its exit status."""
+    try:
+      return self.process.wait(timeout)
+    except subprocess.TimeoutExpired:
+      pytest.fail(f"The command does not end:\n{self.output}")
+
+
+def command_line(pid: int) -> bytes:
+  """Returns the command line of a process; of one that has ended it is empty."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+  except (FileNotFoundError, ProcessLookupError):
+    return b""
+
+
+@pytest.fixture
+def start_command(tmp_path) -> Iterator[Callable[..., Command]]:
+  """Starts `python -m MODULE FLAGS...` as a process group, which ends with the test."""
+  commands: list[Command] = []
+
+  def start(*arguments: str) -> Command:
+    output = tmp_path / f"output_{len(commands)}"
+    commands.append(Command(list(arguments), output))
+    return commands[-1]
+
+  yield start
+  for command in commands:
+    with contextlib.suppress(ProcessLookupError):
+      command.signal_group(signal.SIGKILL)
+    command.process.wait()
+
+
+@pytest.fixture
+def has_ended() -> Callable[[int], bool]:
+  """Tells whether a process has ended, reaped or not."""
+  return lambda pid: not command_line(pid)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+  """Runs a PostgreSQL server of its own; its URL, which lacks the database's name."""
+  programs = sorted(
+    pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+    key=lambda path: float(path.parts[4]),
+  )
+  found = programs[-1] if programs else shutil.which("initdb")
+  if found is None:
+    pytest.skip("no PostgreSQL server is installed (Debian's package: postgresql)")
+  bin_dir = pathlib.Path(found).parent
+  # PostgreSQL refuses to run as root.
+  user = "postgres" if os.geteuid() == 0 else None
+  # Not in pytest's own folder, which other users may not enter.
+  directory = pathlib.Path(tempfile.mkdtemp(prefix="skipinit_postgresql_"))
+  data_dir, log_path = directory / "data", directory / "log"
+  if user is not None:
+    owner = pwd.getpwnam(user)
+    os.chown(directory, owner.pw_uid, owner.pw_gid)
+  name = user or getpass.getuser()
+  subprocess.run(
+    [bin_dir / "initdb", "--auth=trust", "--no-sync", f"--pgdata={data_dir}"],
+    user=user,
+    cwd=directory,
+    check=True,
+    capture_output=True,
+  )
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  with log_path.open("wb") as log:
+    server = subprocess.Popen(
+      [
+        bin_dir / "postgres",
+        *("-D", data_dir, "-p", str(port), "-h", "127.0.0.1", "-k", ""),
+        *("-c", "fsync=off", "-c", "full_page_writes=off"),
+      ],
+      user=user,
+      cwd=directory,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+  try:
+    deadline = time.monotonic() + 60
+    while not _accepts(port):
+      if server.poll() is not None or time.monotonic() > deadline:
+        pytest.fail(f"PostgreSQL does not start:\n{log_path.read_text()}")
+      time.sleep(0.05)
+    yield f"postgresql+psycopg://{name}:secret@127.0.0.1:{port}"
+  finally:
+    # Its "fast" shutdown, which does not wait for those still connected.
+    server.send_signal(signal.SIGINT)
+    try:
+      server.wait(30)
+    except subprocess.TimeoutExpired:
+      server.kill()
+      server.wait()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _accepts(port: int) -> bool:
+  import psycopg
+
+  try:
+    psycopg.connect(host="127.0.0.1", port=port, user="nobody", dbname="postgres")
+  except psycopg.OperationalError as error:
+    # That there is no such user is what a server says that is ready.
+    return "nobody" in str(error)
+  return True
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server) -> str:
+  """The URL of a fresh database on a real server."""
+  import psycopg
+
+  name = f"study_{next(_NUMBERS)}"
+  server = postgresql_server.replace("+psycopg", "")
+  with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    connection.execute(f"CREATE DATABASE {name}")
+  return f"{postgresql_server}/{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request, tmp_path) -> str:
+  """The URL of a fresh database, of each kind."""
+  if request.param == "postgresql":
+    return request.getfixturevalue("postgresql_url")
+  return default_url(tmp_path)

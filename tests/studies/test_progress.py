@@ -1,0 +1,175 @@
+"""What a study shows of itself, on a terminal and in a log file."""
+
+import io
+import os
+import pty
+import re
+import time
+import types
+
+import pytest
+
+from skipinit_jax.studies import progress as progress_lib
+from skipinit_jax.studies.progress import StudyProgress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still until its only element is changed."""
+  now = [1000.0]
+  stopped = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(progress_lib, "time", stopped)
+  return now
+
+
+@pytest.fixture
+def study(make_study):
+  return make_study(methods=("skipinit", "batch_norm"), rates=(0.25, 0.3), seeds=1)
+
+
+@pytest.fixture
+def keys(study, wanted):
+  """SkipInit and batch norm at rate 2^-2, then both at 0.3."""
+  return [key for _, key in wanted(study)]
+
+
+def run_on_terminal(run):
+  """Returns what `run` writes to a real terminal of its own."""
+  leader, follower = pty.openpty()
+  with os.fdopen(follower, "w") as stream:
+    run(stream)
+  content = b""
+  # The output is small enough for the terminal's buffer; its end is an error.
+  while True:
+    try:
+      content += os.read(leader, 65536)
+    except OSError:
+      break
+  os.close(leader)
+  return content.decode()
+
+
+def test_each_finished_trial_is_a_line(clock, study, keys, make_run):
+  stream = io.StringIO()
+  with StudyProgress(study, capacity=2, stream=stream) as progress:
+    progress.update({}, keys, num_running=2)
+    clock[0] += 100
+    runs = {keys[0]: make_run(keys[0], test_accuracy=0.5, seconds=90.0)}
+    progress.update(runs, keys[1:], num_running=1)
+    progress.update(runs, keys[1:], num_running=2)
+    clock[0] += 30
+    runs |= {
+      keys[1]: make_run(keys[1], test_accuracy=0.25, seconds=30.0),
+      keys[2]: make_run(
+        keys[2], status="diverged", step=7, test_accuracy=None, seconds=10.0
+      ),
+    }
+    progress.update(runs, keys[3:], num_running=1)
+    progress.message("something else")
+    clock[0] += 3600
+    runs[keys[3]] = make_run(keys[3], test_accuracy=0.75, seconds=40.0)
+    progress.update(runs, [], num_running=0)
+  # The other networks are taken to be like the first one: 3 runs of 90 s on 2 workers.
+  # Then the only one left is like that of its own network.
+  assert stream.getvalue().splitlines() == [
+    "[1 done, 1 running, 2 left, 0:01:40 passed, about 0:02:15 left] "
+    "MLP 2-8, skipinit, rate 2^-2, seed 0: 50.0 %, best 50.0 % at 2^-2",
+    "[3 done, 1 running, 0 left, 0:02:10 passed, about 0:00:15 left] "
+    "MLP 2-8, batch_norm, rate 2^-2, seed 0: 25.0 %, best 25.0 % at 2^-2",
+    "[3 done, 1 running, 0 left, 0:02:10 passed, about 0:00:15 left] "
+    "MLP 2-8, skipinit, rate 0.3, seed 0: diverged at step 7, best 50.0 % at 2^-2",
+    "something else",
+    "[4 done, 0 running, 0 left, 1:02:10 passed, 0:00:00 left] "
+    "MLP 2-8, batch_norm, rate 0.3, seed 0: 75.0 %, best 75.0 % at 0.3",
+  ]
+
+
+def test_a_resumed_study_repeats_no_line(clock, study, keys, make_run):
+  stream = io.StringIO()
+  with StudyProgress(study, capacity=1, stream=stream) as progress:
+    runs = {key: make_run(key) for key in keys[:2]}
+    progress.update(runs, keys[2:], num_running=1)
+    progress.update(runs, keys[2:], num_running=1)
+  assert stream.getvalue() == "2 trials are done already.\n"
+
+
+def test_without_a_best_there_is_none(clock, study, keys, make_run):
+  stream = io.StringIO()
+  with StudyProgress(study, capacity=1, stream=stream) as progress:
+    progress.update({}, keys, num_running=1)
+    run = make_run(keys[0], status="diverged", step=3, test_accuracy=None)
+    progress.update({keys[0]: run}, keys[1:], num_running=1)
+  assert stream.getvalue().endswith(" seed 0: diverged at step 3\n")
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_no_control_characters_in_a_file(
+  tmp_path, monkeypatch, study, keys, make_run, variable
+):
+  monkeypatch.setenv(variable, "1")
+  with (
+    open(tmp_path / "log", "w+") as stream,
+    StudyProgress(study, capacity=2, stream=stream) as progress,
+  ):
+    progress.update({}, keys, num_running=2)
+    # A file that someone follows has the line at once.
+    progress.message("[bold]brackets[/bold]")
+    assert (tmp_path / "log").read_text() == "[bold]brackets[/bold]\n"
+    progress.update({keys[0]: make_run(keys[0])}, keys[1:], num_running=1)
+  content = (tmp_path / "log").read_text()
+  assert content.count("\n") == 2
+  assert all(c == "\n" or c.isprintable() for c in content)
+
+
+def test_live_bar(monkeypatch, study, keys, make_run):
+  monkeypatch.setenv("TERM", "xterm-256color")
+  monkeypatch.setenv("COLUMNS", "100")
+
+  def run(stream):
+    with StudyProgress(study, capacity=2, stream=stream) as progress:
+      progress.update({}, keys, num_running=2)
+      time.sleep(0.5)  # Two refreshes.
+      progress.message("a line [that] stays")
+      runs = {key: make_run(key, test_accuracy=0.875) for key in keys[:3]}
+      progress.update(runs, keys[3:], num_running=1)
+
+  output = run_on_terminal(run)
+  assert "\x1b[?25l" in output and output.count("\x1b[?25h") == 1
+  text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+  assert text.count("a line [that] stays\r\n") == 1
+  assert "0 done, 2 running, 2 left, 0:00:00 passed, -:--:-- left" in text
+  assert text.count("seed 0: 87.5 %, best 87.5 % at ") == 3
+  last = text.rstrip().splitlines()[-1].split("\r")[-1]
+  assert re.search(
+    "━ 3 done, 1 running, 0 left, 0:00:0. passed, about 0:00:01 left", last
+  )
+  assert len(last) <= 100
+
+
+def test_bar_is_ended_by_an_error(monkeypatch, study):
+  monkeypatch.setenv("TERM", "xterm-256color")
+
+  def run(stream):
+    with pytest.raises(KeyboardInterrupt), StudyProgress(study, 1, stream=stream):
+      raise KeyboardInterrupt
+
+  assert run_on_terminal(run).count("\x1b[?25h") == 1
+
+
+def test_dumb_terminal_gets_plain_lines(monkeypatch, study, keys, make_run):
+  monkeypatch.setenv("TERM", "dumb")
+
+  def run(stream):
+    with StudyProgress(study, 1, stream=stream) as progress:
+      progress.update({}, keys, num_running=1)
+      progress.update({keys[0]: make_run(keys[0])}, keys[1:], num_running=1)
+
+  output = run_on_terminal(run)
+  assert output.startswith("[1 done, 1 running, 2 left, ") and "\x1b" not in output
+
+
+def test_standard_error_is_the_default(capsys, study):
+  with StudyProgress(study, 1) as progress:
+    progress.message("hello")
+  captured = capsys.readouterr()
+  assert (captured.out, captured.err) == ("", "hello\n")

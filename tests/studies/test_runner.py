@@ -1,0 +1,506 @@
+"""Studies that are killed, shared and retried come to what undisturbed ones do."""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+
+import jax
+import optuna
+import pytest
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies import read_results, run, runner
+from skipinit_jax.studies.storage import default_url, run_dir
+from skipinit_jax.studies.study import Key
+from skipinit_jax.training import train
+from skipinit_jax.training.checkpoints import LOCK
+from skipinit_jax.training.lock import Lock
+from skipinit_jax.training.metrics import read_json, read_metrics, to_json
+
+# Two runs that diverge in their first steps, then two that take a few seconds.
+LONG, EPOCHS, SEEDS = 2**-5, 500, 2
+COMMAND = [
+  "experiments.depth_study",
+  "--workers=2",
+  "--config.methods=('skipinit',)",
+  "--config.wide_resnet_depths=()",
+  "--config.residual_mlp_depths=(2,)",
+  "--config.residual_mlp.width=8",
+  f"--config.residual_mlp.epochs={EPOCHS}",
+  "--config.residual_mlp.eval_every_epochs=50",
+  "--config.residual_mlp.checkpoint_every_seconds=0.2",
+  f"--config.residual_mlp_search.learning_rates=(1e9, {LONG})",
+  "--noconfig.residual_mlp_search.extend",
+  f"--config.residual_mlp_search.num_seeds={SEEDS}",
+  f"--config.residual_mlp_search.best_of={SEEDS}",
+]
+SEARCH = "residual_mlp_2_8/skipinit"
+
+
+def latest_steps(workdir):
+  """Returns the step of the newest checkpoint of each long run."""
+  return [
+    max(
+      (
+        int(path.name)
+        for path in workdir.glob(
+          f"trials/{SEARCH}/rate_{LONG}/seed_{seed}/checkpoints/*"
+        )
+        if path.name.isdigit()
+      ),
+      default=0,
+    )
+    for seed in range(SEEDS)
+  ]
+
+
+def wait_for_progress(command, workdir, since):
+  """Waits until both long runs have checkpoints after some steps; returns theirs."""
+  deadline = time.monotonic() + 120
+  while True:
+    steps = latest_steps(workdir)
+    if all(step > before for step, before in zip(steps, since, strict=True)):
+      return steps
+    ended = command.process.poll() is not None
+    if ended or time.monotonic() > deadline:
+      pytest.fail(f"No progress since {since}, but {steps}:\n{command.output}")
+    time.sleep(0.02)
+
+
+def long_dirs(workdir):
+  return [run_dir(workdir / "trials", Key(SEARCH, LONG, seed)) for seed in range(SEEDS)]
+
+
+def finished_at(workdir):
+  """Returns when each finished run wrote its result."""
+  return {
+    path: path.stat().st_mtime_ns
+    for path in workdir.glob("trials/**/result.json")
+    if json.loads(path.read_text())["status"] != "interrupted"
+  }
+
+
+def what_counts(results):
+  """Returns what two studies must have in common, as values that equal themselves."""
+  fields = to_json(dataclasses.asdict(results))
+  # The configuration says also how often checkpoints are written.
+  del fields["config"]
+  for each in fields["runs"]:
+    del each["seconds"]
+  del fields["command"]
+  return fields
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """The same study in this process, where nothing is killed."""
+  from experiments.configs.depth_study import demo
+  from skipinit_jax.studies import SearchConfig, depth_study
+
+  base = demo()
+  config = dataclasses.replace(
+    base,
+    methods=("skipinit",),
+    wide_resnet_depths=(),
+    residual_mlp_depths=(2,),
+    residual_mlp=dataclasses.replace(
+      base.residual_mlp,
+      width=8,
+      epochs=EPOCHS,
+      eval_every_epochs=50,
+    ),
+    residual_mlp_search=SearchConfig(
+      learning_rates=(1e9, LONG), extend=False, num_seeds=SEEDS, best_of=SEEDS
+    ),
+  )
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  # On one device each, as the processes have.
+  return run(depth_study(config), workdir, num_workers=1, devices_per_trial=1)
+
+
+def test_killed_in_every_way(
+  storage_url, undisturbed, start_command, has_ended, tmp_path
+):
+  on_server = not storage_url.startswith("sqlite")
+  workdir = tmp_path / "study"
+  command = [*COMMAND, f"--workdir={workdir}"]
+  url = storage_url if on_server else default_url(workdir)
+  if on_server:
+    command.append(f"--storage={url}")
+
+  # A worker dies: the command replaces it.
+  study = start_command(*command)
+  steps = wait_for_progress(study, workdir, [0] * SEEDS)
+  workers = study.workers()
+  assert len(workers) == 2
+  os.kill(workers[0], signal.SIGKILL)
+  steps = wait_for_progress(study, workdir, steps)
+  assert "A worker process died: its trial is retried." in study.output
+  # The command dies: its workers save and end by themselves.
+  workers = study.workers()
+  study.process.kill()
+  assert study.wait() == -signal.SIGKILL
+  deadline = time.monotonic() + 20
+  while not all(map(has_ended, workers)):
+    assert time.monotonic() < deadline, "workers outlive their command"
+    time.sleep(0.05)
+  for directory, step in zip(long_dirs(workdir), latest_steps(workdir), strict=True):
+    result = read_json(directory / "result.json")
+    assert (result["status"], result["step"]) == ("interrupted", step)
+  finished = finished_at(workdir)
+  assert len(finished) == SEEDS
+
+  # Everything dies at once.
+  study = start_command(*command)
+  steps = wait_for_progress(study, workdir, latest_steps(workdir))
+  study.signal_group(signal.SIGKILL)
+  study.wait()
+
+  # Ctrl-C in a terminal reaches all processes, a request to end often only one.
+  study = start_command(*command)
+  steps = wait_for_progress(study, workdir, steps)
+  if on_server:
+    study.process.terminate()
+  else:
+    study.signal_group(signal.SIGINT)
+  assert study.wait() == 4, study.output
+  assert "Interrupted and saved: the same command goes on from here." in study.output
+  assert "Traceback" not in study.output and "died" not in study.output
+  assert not (workdir / "results.json").exists()
+  with pytest.raises(UsageError, match="is not finished"):
+    read_results(workdir)
+  assert max(latest_steps(workdir)) < EPOCHS * 23, "nothing is left to do"
+
+  # Two commands finish it together: on two machines, or twice in one workdir.
+  workdirs = [workdir, tmp_path / "other" if on_server else workdir]
+  studies = [start_command(*command, f"--workdir={each}") for each in workdirs]
+  for study in studies:
+    assert study.wait() == 0, study.output
+  for each in workdirs:
+    results = read_results(each)
+    assert what_counts(results) == what_counts(undisturbed)
+    keys = [(r.search, r.learning_rate, r.seed) for r in results.runs]
+    assert sorted(keys) == [
+      (SEARCH, rate, seed) for rate in (LONG, 1e9) for seed in (0, 1)
+    ]
+    assert "secret" not in (each / "results.json").read_text()
+
+  # What was finished stayed as it was, and the rest went on from where it stopped.
+  assert finished.items() <= finished_at(workdir).items()
+  for directory in long_dirs(workdir):
+    events = directory.glob("tensorboard/events*")
+    starts = sorted(int(path.suffix[1:]) for path in events)
+    if (directory / "result.json") in finished_at(workdir):
+      rows = [row for row in read_metrics(directory) if row["kind"] == "train"]
+      assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert starts[0] == 0 and sum(start > 1 for start in starts) >= 3, starts
+  trials = optuna.load_study(study_name="depth_study", storage=url).get_trials()
+  ends = Counter(
+    (trial.params["learning_rate"], trial.params["seed"])
+    for trial in trials
+    if trial.state.name != "FAIL"
+  )
+  assert ends == {(rate, seed): 1 for rate in (LONG, 1e9) for seed in (0, 1)}
+  # Nothing had to wait for a time of grace, after which trials fail without a reason.
+  reasons = {
+    trial.user_attrs.get("reason") for trial in trials if trial.state.name == "FAIL"
+  }
+  assert reasons - {"asked for twice"} == {"its process died", "interrupted"}
+
+
+ORPHAN = textwrap.dedent("""
+  import time
+  from multiprocessing import Pipe
+  from skipinit_jax.studies import runner
+  from skipinit_jax.training.signals import StopRequest
+
+  there, here = Pipe(duplex=False)
+  runner._watch_parent(there)
+  with StopRequest() as stop:
+    here.close()
+    while not stop.requested:
+      time.sleep(0.01)
+  print("finished", flush=True)
+  time.sleep(600)
+""")
+
+
+def test_a_worker_ends_even_if_its_last_trial_took_the_signal():
+  result = subprocess.run(
+    [sys.executable, "-c", ORPHAN],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert (result.returncode, result.stdout) == (-signal.SIGTERM, "finished\n")
+
+
+@pytest.fixture
+def replace_train(monkeypatch):
+  """Puts a function of the same arguments, and of `train` first, in its place."""
+
+  def replace(function):
+    monkeypatch.setattr(
+      runner, "train", lambda *args, **fields: function(train, *args, **fields)
+    )
+
+  return replace
+
+
+def seeds(results):
+  return sorted(each.seed for each in results.runs)
+
+
+def test_trials_share_the_devices(make_study, replace_train, tmp_path):
+  together = threading.Barrier(4)
+  groups = []
+
+  def train_together(train, config, workdir, *, devices, **fields):
+    groups.append(devices)
+    # Nobody comes past this unless four trials run at the same time.
+    together.wait(timeout=60)
+    return train(config, workdir, devices=devices, **fields)
+
+  replace_train(train_together)
+  study = make_study(seeds=8, checkpoint_every_seconds=0.0, epochs=3)
+  results = run(study, tmp_path, num_workers=1, devices_per_trial=2)
+  assert seeds(results) == list(range(8))
+  assert {each.device for each in results.runs} == {"2 x cpu"}
+  assert results.devices == ["2 x cpu"]
+  of_each = Counter(tuple(device.id for device in devices) for devices in groups)
+  assert of_each.total() == 8 and len(of_each) == 4
+  used = [device for devices in of_each for device in devices]
+  assert sorted(used) == [device.id for device in jax.devices()]
+  assert read_results(tmp_path) == results
+  # One process does not even read what is finished again.
+  replace_train(None)
+  assert run(study, tmp_path, num_workers=1, devices_per_trial=2) == results
+
+
+def test_trials_in_one_process_stop_and_go_on(make_study, replace_train, tmp_path):
+  study = make_study(seeds=3, epochs=3, checkpoint_every_seconds=0.0)
+  undisturbed = run(study, tmp_path / "a", num_workers=1, devices_per_trial=2)
+
+  def stop_at_second_epoch(train, config, workdir, *, stop, **fields):
+    threading.Thread(target=request, args=(pathlib.Path(workdir), stop)).start()
+    return train(config, workdir, stop=stop, **fields)
+
+  def request(workdir, stop):
+    deadline = time.monotonic() + 60
+    metrics = workdir / "metrics.jsonl"
+    while time.monotonic() < deadline and not stop.requested:
+      stop.requested = metrics.exists() and '"eval"' in metrics.read_text()
+      time.sleep(0.001)
+
+  replace_train(stop_at_second_epoch)
+  workdir = tmp_path / "b"
+  with pytest.raises(runner.Interrupted):
+    run(study, workdir, num_workers=1, devices_per_trial=2)
+  trials = optuna.load_study(
+    study_name="depth_study", storage=default_url(workdir)
+  ).get_trials()
+  assert "RUNNING" not in {trial.state.name for trial in trials}
+  stopped = [read_json(path)["step"] for path in workdir.glob("trials/**/result.json")]
+  assert any(0 < step < 6 for step in stopped), stopped
+  replace_train(lambda train, *args, **fields: train(*args, **fields))
+  resumed = run(study, workdir, num_workers=1, devices_per_trial=2)
+  assert what_counts(resumed) == what_counts(undisturbed)
+
+
+def test_a_trial_that_raises_is_retried(make_study, replace_train, tmp_path, capsys):
+  failures = ["first\nwith more lines", "second"]
+
+  def fail_twice(train, config, *args, **fields):
+    if config.seed == 1 and failures:
+      raise RuntimeError(failures.pop(0))
+    return train(config, *args, **fields)
+
+  replace_train(fail_twice)
+  results = run(make_study(), tmp_path, num_workers=1)
+  assert seeds(results) == [0, 1]
+  lines = capsys.readouterr().err.splitlines()
+  where = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_1"
+  assert [line for line in lines if "failed" in line] == [
+    f"The trial in {where} failed and is retried: RuntimeError: {reason}"
+    for reason in ("first", "second")
+  ]
+  assert not failures
+
+
+def test_a_trial_that_always_raises_ends_the_study(make_study, replace_train, tmp_path):
+  calls = []
+
+  def fail(train, config, *args, **fields):
+    calls.append(config.seed)
+    if config.seed == 1:
+      raise RuntimeError("no\nTraceback")
+    return train(config, *args, **fields)
+
+  replace_train(fail)
+  study = make_study()
+  with pytest.raises(UsageError) as error:
+    run(study, tmp_path, num_workers=1)
+  where = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_1"
+  assert str(error.value) == f"The trial in {where} failed 3 times: RuntimeError: no"
+  assert calls == [0, 1, 1, 1]
+  # What was finished is kept, and the next call tries the rest again.
+  replace_train(lambda train, *args, **fields: train(*args, **fields))
+  assert seeds(run(study, tmp_path, num_workers=1)) == [0, 1]
+
+
+def test_a_trial_that_cannot_be_run_ends_the_study_at_once(
+  make_study, replace_train, tmp_path
+):
+  calls = []
+
+  def refuse(train, config, *args, **fields):
+    calls.append(config.seed)
+    raise UsageError("The batch is too large.")
+
+  replace_train(refuse)
+  with pytest.raises(UsageError, match=r"^The batch is too large\.$"):
+    run(make_study(seeds=3), tmp_path, num_workers=1)
+  assert calls == [0]
+
+
+def test_a_trial_waits_while_its_directory_is_in_use(make_study, tmp_path, monkeypatch):
+  study = make_study(seeds=1)
+  directory = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_0"
+  directory.mkdir(parents=True)
+  lock = Lock(directory / LOCK)
+  released = threading.Timer(2.0, lock.close)
+  released.start()
+  start = time.monotonic()
+  assert len(run(study, tmp_path, num_workers=1).runs) == 1
+  assert time.monotonic() - start > 2
+  monkeypatch.setattr(runner, "_SAVE_SECONDS", 0.3)
+  study = make_study(seeds=1, rates=(0.5,))
+  directory = tmp_path / "trials/mlp/skipinit/rate_0.5/seed_0"
+  directory.mkdir(parents=True)
+  with (
+    Lock(directory / LOCK),
+    pytest.raises(UsageError, match=f"{directory} is in use by another run"),
+  ):
+    run(study, tmp_path, num_workers=1)
+
+
+class BrokenPool(concurrent.futures.ThreadPoolExecutor):
+  """Processes of which one dies now and then."""
+
+  deaths: list[str]
+
+  def __init__(self, num_workers, context, initializer, arguments):
+    super().__init__(num_workers)
+
+  def submit(self, function, *arguments):
+    death = self.deaths.pop(0) if self.deaths else "none"
+    if death == "before":
+      raise BrokenProcessPool
+    if death == "during":
+      future = concurrent.futures.Future()
+      future.set_exception(BrokenProcessPool())
+      return future
+    return super().submit(runner._run, *arguments)
+
+
+@pytest.fixture
+def break_pools(monkeypatch):
+  """Lets worker processes die: "before" they get a trial, or "during" one."""
+
+  def replace(*deaths):
+    monkeypatch.setattr(BrokenPool, "deaths", list(deaths), raising=False)
+    monkeypatch.setattr(runner.concurrent.futures, "ProcessPoolExecutor", BrokenPool)
+
+  return replace
+
+
+def test_dead_workers_are_replaced(make_study, break_pools, tmp_path, capsys):
+  # Three deaths end a study, but not with a finished trial between them.
+  break_pools("during", *["none"] * 3, "before", "none", "none", "during")
+  results = run(make_study(seeds=5), tmp_path, num_workers=2)
+  assert seeds(results) == list(range(5))
+  assert not BrokenPool.deaths
+  words = "A worker process died: its trial is retried."
+  assert capsys.readouterr().err.count(words) == 3
+  trials = optuna.load_study(
+    study_name="depth_study", storage=default_url(tmp_path)
+  ).get_trials()
+  states = Counter(trial.state.name for trial in trials)
+  assert states["COMPLETE"] == 5 and set(states) == {"COMPLETE", "FAIL"}
+
+
+@pytest.mark.parametrize("death", ["before", "during"])
+def test_workers_that_die_again_and_again_end_the_study(
+  make_study, break_pools, tmp_path, death
+):
+  break_pools(*[death] * 9)
+  with pytest.raises(UsageError) as error:
+    run(make_study(), tmp_path, num_workers=2)
+  assert str(error.value) == (
+    "Worker processes died 3 times before a trial finished (too little memory?): use "
+    "fewer --workers. Finished trials are kept."
+  )
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ({"num_workers": 0}, "--workers is 0: it must be at least 1"),
+    ({"num_workers": 1, "devices_per_trial": 3}, "it must divide the 8 devices"),
+    ({"num_workers": 1, "devices_per_trial": 0}, "--devices_per_trial is 0"),
+    ({"num_workers": 1, "devices_per_trial": 16}, "--devices_per_trial is 16"),
+    ({"num_workers": 2, "devices_per_trial": 2}, "so use --workers=1 with it"),
+  ],
+)
+def test_bad_numbers_are_one_sentence(arguments, words, make_study, tmp_path):
+  with pytest.raises(UsageError, match=words):
+    run(make_study(), tmp_path / "study", **arguments)
+  assert not (tmp_path / "study").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_one_sentence(make_study, tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(UsageError, match=r"cannot be written \(.*\): use another --work"):
+    run(make_study(), tmp_path / "file" / "study", num_workers=1)
+
+
+def test_the_command_is_recorded_without_the_password(
+  make_study, postgresql_url, tmp_path, monkeypatch
+):
+  arguments = ["program", f"--storage={postgresql_url}", "--storage", postgresql_url]
+  monkeypatch.setattr(sys, "argv", arguments)
+  results = run(make_study(seeds=1), tmp_path, storage=postgresql_url, num_workers=1)
+  assert "secret" not in (tmp_path / "results.json").read_text()
+  assert results.command.count(":***@127.0.0.1") == 2
+
+
+def test_a_grown_study_keeps_its_runs(make_study, replace_train, tmp_path):
+  trained = []
+
+  def note(train, config, *args, **fields):
+    trained.append((config.method, config.learning_rate, config.seed))
+    return train(config, *args, **fields)
+
+  replace_train(note)
+  run(make_study(seeds=1), tmp_path, num_workers=1, devices_per_trial=2)
+  methods = ("skipinit", "batch_norm")
+  results = run(
+    make_study(methods, seeds=2), tmp_path, num_workers=1, devices_per_trial=2
+  )
+  expected = {(method, 2**-5, seed) for method in methods for seed in (0, 1)}
+  assert len(trained) == 4 and set(trained) == expected
+  assert len(results.runs) == 4
+  with pytest.raises(UsageError, match=r"have momentum 0\.9, this one has 0\.5"):
+    run(make_study(seeds=1, momentum=0.5), tmp_path, num_workers=1)
+  assert read_results(tmp_path) == results

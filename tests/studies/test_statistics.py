@@ -1,0 +1,215 @@
+"""The protocol's statistics, on cases computed by hand."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from skipinit_jax import data
+from skipinit_jax.studies import Outcome, find_optimum, largest_stable_rate
+from skipinit_jax.studies.statistics import (
+  above_chance,
+  chance,
+  difference,
+  group_by_rate,
+  summarize_rate,
+)
+
+
+def summary(rate, accuracies, best_of=1, losses=None):
+  """The statistics of a rate; None is a diverged run."""
+  losses = losses or [None if each is None else 1 - each for each in accuracies]
+  runs = [Outcome(*each) for each in zip(accuracies, losses, strict=True)]
+  return summarize_rate(rate, runs, best_of)
+
+
+def test_mean_and_deviation_over_the_best_two_of_four():
+  rate = summarize_rate(
+    0.5,
+    [Outcome(0.7, 0.1), Outcome(0.9, 0.4), Outcome(0.1, 0.2), Outcome(0.8, 0.3)],
+    best_of=2,
+  )
+  assert (rate.learning_rate, rate.num_runs, rate.num_diverged) == (0.5, 4, 0)
+  assert rate.test_accuracy == pytest.approx(0.85)
+  # Two values a distance x apart have the sample deviation x / sqrt(2).
+  assert rate.test_accuracy_deviation == pytest.approx(0.1 / math.sqrt(2))
+  # The lowest losses are those of other seeds.
+  assert rate.train_loss == pytest.approx(0.15)
+  assert rate.train_loss_deviation == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_five_of_seven_leave_out_two_diverged_seeds():
+  accuracies = [0.9, None, 0.91, 0.92, None, 0.93, 0.94]
+  rate = summary(0.5, accuracies, best_of=5)
+  assert (rate.num_runs, rate.num_diverged) == (7, 2)
+  assert rate.test_accuracy == pytest.approx(0.92)
+  assert rate.test_accuracy_deviation == pytest.approx(math.sqrt(0.001 / 4))
+
+
+def test_five_of_seven_leave_out_the_worst_two():
+  values = [0.1, 0.93, 0.91, 0.2, 0.94, 0.92, 0.9]
+  rate = summary(0.5, values, best_of=5)
+  best = [0.93, 0.91, 0.94, 0.92, 0.9]
+  assert rate.test_accuracy == pytest.approx(statistics.mean(best))
+  assert rate.test_accuracy_deviation == pytest.approx(np.std(best, ddof=1))
+
+
+def test_fewer_than_k_completed_runs_have_no_mean():
+  rate = summary(0.5, [0.9, 0.9, None], best_of=3)
+  assert (rate.num_runs, rate.num_diverged) == (3, 1)
+  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (None, None)
+  assert (rate.train_loss, rate.train_loss_deviation) == (None, None)
+
+
+def test_best_one_has_no_deviation():
+  rate = summary(0.5, [0.3, 0.6, None])
+  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (0.6, None)
+  assert (rate.train_loss, rate.train_loss_deviation) == (pytest.approx(0.4), None)
+
+
+def test_optimum_and_its_range():
+  # Means 0.80, 0.895, 0.9, 0.895, 0.89; the deviation at the best rate is 0.00707.
+  rates = [
+    summary(2.0**-4, [0.80, 0.80], 2),
+    summary(2.0**-3, [0.895, 0.895], 2),
+    summary(2.0**-2, [0.905, 0.895], 2),
+    summary(2.0**-1, [0.895, 0.895], 2),
+    summary(2.0**0, [0.89, 0.89], 2),
+  ]
+  optimum = find_optimum(rates[::-1], "test_accuracy")
+  assert optimum.objective == "test_accuracy"
+  assert optimum.value == pytest.approx(0.9)
+  assert optimum.deviation == pytest.approx(0.01 / math.sqrt(2))
+  assert optimum.learning_rate == 2.0**-2
+  assert (optimum.lowest_rate, optimum.highest_rate) == (2.0**-3, 2.0**-1)
+  assert optimum.is_inside
+
+
+def test_range_holds_every_rate_within_one_deviation_across_a_gap():
+  # The rate between is worse, the one far below is not.
+  rates = [
+    summary(0.125, [0.9, 0.88], 2),
+    summary(0.25, [0.5, 0.5], 2),
+    summary(0.5, [0.91, 0.89], 2),
+  ]
+  optimum = find_optimum(rates, "test_accuracy")
+  assert (optimum.learning_rate, optimum.lowest_rate) == (0.5, 0.125)
+  assert optimum.highest_rate == 0.5
+
+
+def test_a_mean_exactly_one_deviation_away_is_in_the_range():
+  rates = [summary(0.25, [0.5], 1), summary(0.5, [0.75], 1)]
+  exactly = [
+    summary(0.25, [0.5, 0.5], 2),
+    # Mean 0.75, deviation 0.25: numbers that floats hold.
+    summarize_rate(0.5, [Outcome(each, 0.0) for each in (0.5, 0.75, 1.0)], 3),
+  ]
+  assert find_optimum(exactly, "test_accuracy").lowest_rate == 0.25
+  # Without a deviation only ties are in the range.
+  assert find_optimum(rates, "test_accuracy").lowest_rate == 0.5
+
+
+def test_of_equal_means_the_largest_rate_is_the_best():
+  rates = [summary(rate, [0.9]) for rate in (0.125, 0.25, 0.5)] + [summary(1.0, [0.5])]
+  optimum = find_optimum(rates, "test_accuracy")
+  assert optimum.learning_rate == 0.5
+  assert (optimum.lowest_rate, optimum.highest_rate) == (0.125, 0.5)
+  assert optimum.deviation is None
+
+
+@pytest.mark.parametrize(
+  ("accuracies", "best", "inside"),
+  [
+    ([0.9, 0.8, 0.7], 0.25, False),
+    ([0.7, 0.9, 0.8], 0.5, True),
+    ([0.7, 0.8, 0.9], 1.0, False),
+    # A rate at which everything diverged is a tried one.
+    ([0.7, 0.9, None], 0.5, True),
+    ([None, 0.9, 0.8], 0.5, True),
+    ([0.9, None, None], 0.25, False),
+  ],
+)
+def test_best_rate_is_inside_what_was_tried(accuracies, best, inside):
+  rates = [
+    summary(rate, [each])
+    for rate, each in zip((0.25, 0.5, 1.0), accuracies, strict=True)
+  ]
+  optimum = find_optimum(rates, "test_accuracy")
+  assert (optimum.learning_rate, optimum.is_inside) == (best, inside)
+
+
+def test_training_loss_decides_where_it_is_the_objective():
+  # The lowest loss is at the lower rate, the highest accuracy at the higher one.
+  rates = [
+    summary(0.25, [0.8, 0.8], 2, losses=[0.1, 0.3]),
+    summary(0.5, [0.9, 0.9], 2, losses=[0.3, 0.3]),
+    summary(1.0, [0.7, 0.7], 2, losses=[0.5, 0.5]),
+  ]
+  by_loss = find_optimum(rates, "train_loss")
+  assert by_loss.objective == "train_loss"
+  assert (by_loss.learning_rate, by_loss.value) == (0.25, pytest.approx(0.2))
+  # 0.3 is within the deviation 0.141 of 0.2, 0.5 is not.
+  assert (by_loss.lowest_rate, by_loss.highest_rate) == (0.25, 0.5)
+  assert not by_loss.is_inside
+  assert find_optimum(rates, "test_accuracy").learning_rate == 0.5
+
+
+def test_where_no_rate_completes_there_is_no_optimum():
+  rates = [summary(0.25, [None]), summary(0.5, [None])]
+  assert find_optimum(rates, "test_accuracy") is None
+  assert find_optimum([], "test_accuracy") is None
+  assert largest_stable_rate(rates, 0.1) is None
+
+
+def test_largest_stable_rate_trains_and_completes():
+  rates = [
+    summary(0.25, [0.9, 0.9], 2),
+    summary(0.5, [0.3, 0.3], 2),
+    # At chance, exactly at the threshold, and with too few completed runs.
+    summary(1.0, [0.1, 0.1], 2),
+    summary(2.0, [0.2, 0.2], 2),
+    summary(4.0, [0.9, None], 2),
+  ]
+  assert largest_stable_rate(rates, 0.2) == 0.5
+  assert largest_stable_rate(rates, 0.1) == 2.0
+  assert largest_stable_rate(rates, 0.95) is None
+
+
+def test_difference_adds_squared_deviations():
+  gap, error = difference(0.75, 0.03, 0.5, 0.04)
+  assert (gap, error) == (0.25, pytest.approx(0.05))
+  assert difference(0.75, None, 0.5, 0.04) == (0.25, None)
+  assert difference(0.5, 0.03, 0.75, None) == (-0.25, None)
+
+
+def test_chance_is_the_share_of_the_most_frequent_label():
+  assert chance(np.array([0, 1, 1, 2])) == 0.5
+  assert chance(np.array([3, 3])) == 1.0
+
+
+def test_threshold_is_three_standard_errors_above_chance():
+  # Share 1/2 of 100 labels: a standard error of 0.05.
+  assert above_chance(np.repeat([0, 1], 50)) == pytest.approx(0.65)
+
+
+def test_networks_that_always_guess_one_digit_do_not_train():
+  labels = data.load("digits").test.labels
+  guesses = [summary(0.5, [float(np.mean(labels == digit))]) for digit in range(10)]
+  assert largest_stable_rate(guesses, above_chance(labels)) is None
+  # Nor do networks that guess at random, but for three in a thousand of them.
+  random = np.random.default_rng(0)
+  accuracies = [
+    float(np.mean(random.integers(10, size=len(labels)) == labels)) for _ in range(1000)
+  ]
+  assert np.mean(np.array(accuracies) > above_chance(labels)) <= 0.003
+
+
+def test_outcomes_are_grouped_in_the_order_of_rates_and_seeds():
+  outcomes = {
+    (rate, seed): Outcome(rate, seed) for rate in (4, 1, 2) for seed in (1, 0)
+  }
+  groups = group_by_rate(outcomes)
+  assert list(groups) == [1, 2, 4]
+  assert [list(seeds) for seeds in groups.values()] == [[0, 1]] * 3
+  assert groups[2][1] == Outcome(2, 1)

@@ -1,0 +1,465 @@
+"""The trials of a study in a database: each run counts once, whoever dies."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+
+import optuna
+import pytest
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies import storage as storage_module
+from skipinit_jax.studies.storage import Storage, run_dir
+from skipinit_jax.training.lock import Lock
+from skipinit_jax.training.metrics import to_json
+
+# Opened by nobody, like that of a process which died.
+UNLOCKED = pathlib.Path(__file__)
+
+
+def trials(url, name="depth_study"):
+  """Returns all trials of the database, as any other program of Optuna's sees them."""
+  return optuna.load_study(study_name=name, storage=url).get_trials()
+
+
+def states(url):
+  return Counter(trial.state.name for trial in trials(url))
+
+
+def claim_all(storage, keys, lock_path=UNLOCKED):
+  claims = []
+  while (claim := storage.claim(keys, lock_path)) is not None:
+    claims.append(claim)
+  return claims
+
+
+def test_trials_are_claimed_in_order_and_once(
+  storage_url, make_study, wanted, make_run
+):
+  study = make_study(rates=(0.5, 0.25), seeds=2)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  storage = Storage(storage_url, study)
+  assert storage.claim(keys, UNLOCKED) is None
+  storage.enqueue(runs)
+  other = Storage(storage_url, study)
+  other.enqueue(runs)
+  # Only what was asked for, even though it is not the first.
+  assert other.claim(keys[2:], UNLOCKED).key == keys[2]
+  claims = claim_all(storage, keys)
+  assert [claim.key for claim in claims] == [keys[0], keys[1], keys[3]]
+  assert claim_all(other, keys) == []
+  assert storage.count_running() == 4
+  assert storage.runs() == {}
+  run = make_run(keys[0], test_accuracy=0.75)
+  storage.complete(claims[0], run)
+  assert storage.runs() == other.runs() == {keys[0]: run}
+  storage.enqueue(runs)
+  assert states(storage_url) == {"COMPLETE": 1, "RUNNING": 3}
+  first = trials(storage_url)[0]
+  assert first.value == 0.75
+  assert first.params == {"learning_rate": 0.5, "seed": 0}
+  labels = {name: first.user_attrs[name] for name in ("search", "method", "depth")}
+  assert labels == {"search": "mlp/skipinit", "method": "skipinit", "depth": 2}
+
+
+# Each process opens the database, which is still empty, asks for all runs and takes
+# what it gets, while the others do the same.
+CLAIMERS = textwrap.dedent("""
+  import os, pathlib, pickle, sys, time
+  from skipinit_jax.studies.storage import Storage
+
+  url, directory, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+  study, wanted, runs = pickle.loads((directory / "study").read_bytes())
+
+  def work(number):
+    storage = Storage(url, study)
+    storage.enqueue(wanted)
+    (directory / f"ready_{number}").touch()
+    while len(list(directory.glob("ready_*"))) < count:
+      time.sleep(0.01)
+    claimed = []
+    while claim := storage.claim(runs, directory / "lock"):
+      claimed.append(claim.key)
+      time.sleep(0.05)
+      if len(claimed) % 4 == 3:
+        storage.fail(claim, "bad luck")
+        storage.enqueue(wanted)
+      else:
+        storage.complete(claim, runs[claim.key])
+    (directory / str(number)).write_bytes(pickle.dumps(claimed))
+
+  # Forked before JAX starts any thread, so that not every process imports it.
+  gate, opener = os.pipe()
+  children = []
+  for number in range(count):
+    if not (pid := os.fork()):
+      try:
+        os.close(opener)
+        os.read(gate, 1)
+        work(number)
+        os._exit(0)
+      except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    children.append(pid)
+  os.close(opener)
+  sys.exit(any([os.waitpid(pid, 0)[1] for pid in children]))
+""")
+
+
+def test_processes_that_start_at_once_run_each_trial_once(
+  storage_url, make_study, wanted, make_run, tmp_path
+):
+  study = make_study(seeds=12)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  done = {key: make_run(key) for key in keys}
+  (tmp_path / "study").write_bytes(pickle.dumps((study, runs, done)))
+  count = 3
+  result = subprocess.run(
+    [sys.executable, "-c", CLAIMERS, storage_url, tmp_path, str(count)],
+    capture_output=True,
+    text=True,
+    timeout=200,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  claimed = [
+    pickle.loads((tmp_path / str(number)).read_bytes()) for number in range(count)
+  ]
+  assert sum(map(bool, claimed)) > 1, "one process did everything"
+  every = Counter(key for keys in claimed for key in keys)
+  num_failed = sum(len(keys[2::4]) for keys in claimed)
+  # Nothing is lost, and nothing is run again but what failed.
+  assert set(every) == set(keys)
+  assert every.total() == len(keys) + num_failed
+  ends = Counter(
+    trial.user_attrs.get("reason", trial.state.name) for trial in trials(storage_url)
+  )
+  ends.pop("asked for twice", None)
+  assert ends == {"COMPLETE": len(keys), "bad luck": num_failed}
+  assert Storage(storage_url, study).runs() == done
+
+
+def claim_at_once(url, study, keys, monkeypatch):
+  """Lets two look at a waiting trial before either takes it, if the database does."""
+  both = threading.Barrier(2)
+  check = optuna.storages.RDBStorage.check_trial_is_updatable
+
+  def check_and_wait(self, trial_id, state):
+    check(self, trial_id, state)
+    # It breaks where the other one waits for the database.
+    with contextlib.suppress(threading.BrokenBarrierError):
+      both.wait(timeout=1)
+
+  monkeypatch.setattr(
+    optuna.storages.RDBStorage, "check_trial_is_updatable", check_and_wait
+  )
+  claims = []
+
+  def claim(storage):
+    claims.append(storage.claim(keys, UNLOCKED))
+
+  threads = [
+    threading.Thread(target=claim, args=(Storage(url, study),)) for _ in range(2)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return [claim for claim in claims if claim is not None]
+
+
+def test_two_cannot_claim_one_trial(storage_url, make_study, wanted, monkeypatch):
+  study = make_study(seeds=1)
+  runs = wanted(study)
+  Storage(storage_url, study).enqueue(runs)
+  keys = [key for _, key in runs]
+  assert len(claim_at_once(storage_url, study, keys, monkeypatch)) == 1
+
+
+def test_sqlite_alone_lets_two_claim_one_trial(
+  tmp_path, make_study, wanted, monkeypatch
+):
+  # What `_take_turns` is for; the test above would otherwise show nothing.
+  monkeypatch.setattr(storage_module, "_take_turns", lambda engine: None)
+  study = make_study(seeds=1)
+  runs = wanted(study)
+  url = storage_module.default_url(tmp_path)
+  Storage(url, study).enqueue(runs)
+  keys = [key for _, key in runs]
+  assert len(claim_at_once(url, study, keys, monkeypatch)) == 2
+
+
+def test_a_trial_taken_and_ended_since_the_look_is_passed_over(
+  storage_url, make_study, wanted, make_run, monkeypatch
+):
+  study = make_study(seeds=2)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  slow, quick = Storage(storage_url, study), Storage(storage_url, study)
+  slow.enqueue(runs)
+  seen = slow._study.get_trials()
+  claim = quick.claim(keys, UNLOCKED)
+  quick.complete(claim, make_run(claim.key))
+  monkeypatch.setattr(slow, "_trials", lambda: seen)
+  assert slow.claim(keys, UNLOCKED).key == keys[1]
+
+
+def test_runs_asked_for_twice_at_the_same_moment_run_once(
+  storage_url, make_study, wanted, monkeypatch
+):
+  study = make_study(seeds=2)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  first, second = Storage(storage_url, study), Storage(storage_url, study)
+  first.enqueue(runs)
+  with monkeypatch.context() as patch:
+    patch.setattr(second, "_live", dict)
+    second.enqueue(runs)
+  assert states(storage_url) == {"WAITING": 4}
+  assert [claim.key for claim in claim_all(second, keys)] == keys
+  assert states(storage_url) == {"RUNNING": 2, "FAIL": 2}
+  assert [trial.state.name for trial in trials(storage_url)[:2]] == ["RUNNING"] * 2
+
+
+def test_a_failed_trial_is_asked_for_again(storage_url, make_study, wanted, make_run):
+  study = make_study(seeds=1)
+  runs = wanted(study)
+  (_, key) = runs[0]
+  storage = Storage(storage_url, study)
+  for _ in range(2):
+    storage.enqueue(runs)
+    storage.fail(storage.claim([key], UNLOCKED), "ValueError: no")
+    assert storage.claim([key], UNLOCKED) is None
+  storage.enqueue(runs)
+  storage.complete(storage.claim([key], UNLOCKED), make_run(key))
+  assert list(storage.runs()) == [key]
+  assert states(storage_url) == {"FAIL": 2, "COMPLETE": 1}
+  assert trials(storage_url)[0].user_attrs["reason"] == "ValueError: no"
+
+
+def test_without_a_sign_of_life_a_trial_fails_and_its_late_result_counts_not(
+  storage_url, make_study, wanted, make_run, monkeypatch
+):
+  monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+  monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
+  study = make_study(seeds=2)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  silent, living = Storage(storage_url, study), Storage(storage_url, study)
+  silent.enqueue(runs)
+  lost = silent.claim(keys, UNLOCKED)
+  kept = living.claim(keys, UNLOCKED)
+  living.fail_stale()
+  assert states(storage_url) == {"RUNNING": 2}
+  deadline = time.monotonic() + 4
+  while time.monotonic() < deadline:
+    living.heartbeat([kept])
+    time.sleep(0.25)
+  living.fail_stale()
+  assert [trial.state.name for trial in trials(storage_url)] == ["FAIL", "RUNNING"]
+  living.enqueue(runs)
+  again = living.claim(keys, UNLOCKED)
+  assert again.key == lost.key == keys[0]
+  # The process lives after all, and tells its result before or after the other.
+  silent.heartbeat([lost])
+  silent.complete(lost, make_run(keys[0], test_accuracy=0.1))
+  assert living.runs() == {}
+  living.complete(again, make_run(keys[0], test_accuracy=0.9))
+  silent.complete(lost, make_run(keys[0], test_accuracy=0.2))
+  silent.fail(lost, "late")
+  living.complete(kept, make_run(keys[1]))
+  assert states(storage_url) == {"FAIL": 1, "COMPLETE": 2}
+  assert silent.runs()[keys[0]].test_accuracy == 0.9
+
+
+def test_trials_of_a_dead_process_fail_at_once(
+  storage_url, make_study, wanted, tmp_path, monkeypatch
+):
+  study = make_study(seeds=4)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  storage = Storage(storage_url, study)
+  storage.enqueue(runs)
+  living, dead, elsewhere = (tmp_path / name for name in ("living", "dead", "host"))
+  dead.touch()
+  with Lock(living):
+    assert storage.claim(keys, living).key == keys[0]
+    assert storage.claim(keys, dead).key == keys[1]
+    # Gone with its machine's file system, or on a machine of another name.
+    assert storage.claim(keys, elsewhere).key == keys[2]
+    with monkeypatch.context() as patch:
+      patch.setattr(socket, "gethostname", lambda: "another")
+      assert storage.claim(keys, dead).key == keys[3]
+    storage.fail_abandoned()
+    assert [trial.state.name for trial in trials(storage_url)] == [
+      "RUNNING",
+      "FAIL",
+      "RUNNING",
+      "RUNNING",
+    ]
+  storage.fail_abandoned()
+  assert states(storage_url) == {"RUNNING": 2, "FAIL": 2}
+
+
+def test_diverged_runs_come_back_as_they_were(
+  storage_url, make_study, wanted, make_run
+):
+  study = make_study(rates=(0.1, 1e9), seeds=1)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  storage = Storage(storage_url, study)
+  storage.enqueue(runs)
+  diverged = make_run(
+    keys[0],
+    status="diverged",
+    train_loss=math.nan,
+    test_loss=None,
+    test_accuracy=None,
+    history={
+      "train": {"epoch": [0.5], "loss": [math.inf], "accuracy": [0.0]},
+      "test": {"epoch": [], "loss": [-math.inf], "accuracy": [math.nan]},
+    },
+  )
+  completed = make_run(keys[1], test_loss=math.inf, train_loss=0.1 + 0.2)
+  for run in (diverged, completed):
+    storage.complete(storage.claim(keys, UNLOCKED), run)
+  read = Storage(storage_url, study).runs()
+  for run in (diverged, completed):
+    # Unlike NaN, what stands for it equals itself.
+    actual = dataclasses.asdict(read[run.search, run.learning_rate, run.seed])
+    assert to_json(actual) == to_json(dataclasses.asdict(run))
+  assert math.isnan(read[keys[0]].train_loss)
+  assert read[keys[0]].outcome.train_loss is None
+  assert states(storage_url) == {"PRUNED": 1, "COMPLETE": 1}
+
+
+def test_a_study_grows(storage_url, make_study, wanted, make_run):
+  small, runs = make_study(seeds=1), wanted(make_study(seeds=1))
+  storage = Storage(storage_url, small)
+  storage.enqueue(runs)
+  (_, key) = runs[0]
+  storage.complete(storage.claim([key], UNLOCKED), make_run(key))
+  large = make_study(methods=("skipinit", "batch_norm"), rates=(2**-5, 0.5), seeds=2)
+  storage = Storage(storage_url, large)
+  assert storage.runs() == {key: make_run(key)}
+  storage.enqueue(wanted(large))
+  new = [key for _, key in wanted(large)]
+  claimed = [claim.key for claim in claim_all(storage, new)]
+  assert sorted(claimed) == sorted(set(new) - {key})
+  # The smaller study asks for its own runs only, and is still finished.
+  assert list(Storage(storage_url, small).runs()) == [key]
+
+
+def test_studies_of_two_names_share_a_database(
+  storage_url, make_study, wanted, make_run
+):
+  study = make_study(seeds=1)
+  (_, key) = wanted(study)[0]
+  first, second = (Storage(storage_url, study, name) for name in ("a", "b"))
+  first.enqueue(wanted(study))
+  first.complete(first.claim([key], UNLOCKED), make_run(key))
+  assert (len(first.runs()), len(second.runs())) == (1, 0)
+  assert second.claim([key], UNLOCKED) is None
+
+
+def test_a_study_of_another_kind_is_refused(storage_url, make_study):
+  Storage(storage_url, make_study())
+  with pytest.raises(UsageError) as error:
+    Storage(storage_url, make_study(name="batch_size_study"), "depth_study")
+  words = "is a depth_study, not a batch_size_study: use another --workdir or"
+  assert words in str(error.value)
+  assert "secret" not in str(error.value)
+
+
+def test_a_study_that_is_not_ours_is_refused(storage_url, make_study):
+  other = optuna.create_study(study_name="theirs", storage=storage_url)
+  other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+  with pytest.raises(UsageError, match=r"theirs .* is a study of others, not"):
+    Storage(storage_url, make_study(), "theirs")
+
+
+def test_another_configuration_is_refused(storage_url, make_study, wanted):
+  study = make_study()
+  Storage(storage_url, study).enqueue(wanted(study))
+  Storage(storage_url, make_study(checkpoint_every_seconds=1.0))
+  with pytest.raises(UsageError) as error:
+    Storage(storage_url, make_study(momentum=0.5))
+  words = "its runs of mlp/skipinit have momentum 0.9, this one has 0.5. Use that, or"
+  assert words in str(error.value)
+  assert states(storage_url) == {"WAITING": 2}
+
+
+@pytest.mark.parametrize(
+  ("url", "words"),
+  [
+    ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "refused"),
+    ("postgresql+psycopg://127.0.0.1:1/x?user=me&password=secret", "refused"),
+    ("postgresql+telepathy://me:secret@host/x", "postgresql.telepathy"),
+    ("ftp://me:secret@host/x", "sqlalchemy.dialects:ftp"),
+    ("sqlite:////dev/null/study.db", "unable to open"),
+    ("postgresql+psycopg://me:secret@host:port/x", "it must be the URL"),
+    ("postgresql:/me:secret@host/x", "'***@host/x': it must be the URL"),
+    ("study.db", "'study.db': it must be the URL"),
+    ("", "it must be the URL"),
+  ],
+)
+def test_a_database_that_cannot_be_used_is_one_sentence(
+  url, words, make_study, monkeypatch
+):
+  monkeypatch.setattr(time, "sleep", lambda seconds: None)
+  with pytest.raises(UsageError) as error:
+    Storage(url, make_study())
+  message = str(error.value)
+  assert words in message
+  assert "secret" not in message and "\n" not in message
+
+
+def test_a_wrong_password_or_database_is_one_sentence(postgresql_url, make_study):
+  with pytest.raises(UsageError) as error:
+    Storage(re.sub(r"/\w+$", "/absent", postgresql_url), make_study())
+  assert 'database "absent" does not exist' in str(error.value)
+  assert ":***@127.0.0.1" in str(error.value) and "secret" not in str(error.value)
+
+
+def test_the_storage_outlives_a_restart_of_the_server(
+  postgresql_url, make_study, wanted, make_run
+):
+  import psycopg
+
+  study = make_study(seeds=1)
+  (_, key) = wanted(study)[0]
+  storage = Storage(postgresql_url, study)
+  storage.enqueue(wanted(study))
+  claim = storage.claim([key], UNLOCKED)
+  server, name = postgresql_url.replace("+psycopg", "").rsplit("/", 1)
+  with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    connection.execute(
+      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+      [name],
+    )
+    storage.complete(claim, make_run(key))
+    assert list(storage.runs()) == [key]
+    connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+  with pytest.raises(UsageError, match="Finished trials are kept"):
+    storage.runs()
+
+
+def test_each_run_has_its_own_directory(tmp_path, make_study, wanted):
+  rates = (0.1, math.nextafter(0.1, 1))
+  study = make_study(methods=("skipinit", "batch_norm"), rates=rates)
+  keys = {key for _, key in wanted(study)}
+  assert len({run_dir(tmp_path, key) for key in keys}) == len(keys) == 8
