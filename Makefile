@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 -rs
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

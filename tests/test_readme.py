@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from skipinit_jax import methods
-from skipinit_jax.studies import Cell, report
-from skipinit_jax.training.metrics import read_json
+import pytest
+
+from skipinit_jax import methods, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,11 +26,10 @@ def test_table_of_methods_is_complete():
   assert tuple(names) == methods.NAMES
 
 
-def test_results_are_those_of_the_demo():
-  cells = [
-    Cell(**cell) for cell in read_json(ROOT / "results/demo/results.json")["cells"]
-  ]
-  assert report.markdown(cells) in README
+@pytest.mark.parametrize("name", ["demo", "digits", "fashion_mnist"])
+def test_results_are_those_of_the_study(name):
+  table = studies.accuracy_table(studies.read_results(ROOT / "results" / name))
+  assert studies.markdown(table) in README
 
 
 def test_files_and_folders_exist():

@@ -39,7 +39,7 @@ def demo() -> DepthStudyConfig:
 
 
 def digits() -> DepthStudyConfig:
-  """The published table's methods on `digits`, searched, within an hour on two cores.
+  """The published table's methods on `digits`, searched, in hours on two cores.
 
   The networks have width 1 and few epochs, the statistics are over 2 seeds.
   """
@@ -62,7 +62,7 @@ def digits() -> DepthStudyConfig:
     residual_mlp_search=SearchConfig(
       learning_rates=(2**-7, 2**-6),
       min_learning_rate=2**-11,
-      max_learning_rate=2**-3,
+      max_learning_rate=2**-1,
       num_seeds=3,
       best_of=2,
     ),
