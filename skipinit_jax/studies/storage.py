@@ -230,8 +230,9 @@ class Storage:
         if trial.state == TrialState.FAIL:
           continue
         if first.setdefault(key, trial.number) < trial.number:
-          # Two processes asked for this run at the same moment.
-          if trial.state == TrialState.WAITING:
+          # Two processes asked for this run at the same moment. Taken first, because
+          # the earlier trial may have failed and another process may be running this.
+          if trial.state == TrialState.WAITING and self._take(trial._trial_id):
             self._end(trial._trial_id, TrialState.FAIL, "asked for twice")
         elif (
           trial.state == TrialState.WAITING

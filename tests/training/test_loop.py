@@ -115,6 +115,7 @@ def test_result(finished):
     assert result.versions[package] == importlib.metadata.version(package)
   assert read_json(workdir / "result.json") == dataclasses.asdict(result)
   assert set(os.listdir(workdir)) == {
+    "lock",
     "checkpoints",
     "config.json",
     "metrics.jsonl",
