@@ -9,7 +9,7 @@ from skipinit_jax.training import TrainConfig
 
 
 def digits() -> BatchSizeStudyConfig:
-  """A small network on `digits`, in half an hour on two cores."""
+  """A small network on `digits`, for two cores."""
   return BatchSizeStudyConfig(
     batch_sizes=(16, 32, 64, 128, 256),
     ghost_batch_size=32,

@@ -72,7 +72,7 @@ def digits() -> DepthStudyConfig:
 def fashion_mnist_cpu() -> DepthStudyConfig:
   """Fully connected networks on Fashion-MNIST, in an hour on two cores.
 
-  A convolutional network of 100 layers would take half an hour an epoch there.
+  Convolutional networks of that depth are too slow there.
   """
   return DepthStudyConfig(
     residual_mlp_depths=(16, 100, 1000),

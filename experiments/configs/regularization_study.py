@@ -9,7 +9,7 @@ from skipinit_jax.training import TrainConfig
 
 
 def digits() -> RegularizationStudyConfig:
-  """A small network on `digits`, in half an hour on two cores."""
+  """A small network on `digits`, for two cores."""
   return RegularizationStudyConfig(
     train=TrainConfig(width=1, batch_size=32, epochs=8, constant_epochs=4),
     search=SearchConfig(learning_rates=(2**-5, 2**-4), num_seeds=3, best_of=2),

@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Self, TextIO
 
-import rich.console
-import rich.progress
-
 from skipinit_jax.studies.names import format_rate
 from skipinit_jax.studies.study import Key, Run, Study
+from skipinit_jax.training.progress import start_bar
 
 
 class StudyProgress:
@@ -38,25 +36,7 @@ class StudyProgress:
     self._stream = sys.stderr if stream is None else stream
     self._start = time.monotonic()
     self._seen: set[Key] | None = None
-    self._bar = self._start_bar() if self._stream.isatty() else None
-
-  def _start_bar(self) -> rich.progress.Progress | None:
-    # Only whether the stream is a terminal counts: rich also believes variables such
-    # as FORCE_COLOR, which would put control characters into a log file.
-    console = rich.console.Console(file=self._stream, force_terminal=True)
-    if console.is_dumb_terminal:
-      return None
-    bar = rich.progress.Progress(
-      rich.progress.BarColumn(bar_width=None),
-      rich.progress.TextColumn("{task.description}", markup=False),
-      console=console,
-      expand=True,
-      redirect_stdout=False,
-      redirect_stderr=self._stream is sys.stderr,
-    )
-    bar.add_task("starting", total=None)
-    bar.start()
-    return bar
+    self._bar = start_bar(self._stream, None)
 
   def update(
     self, runs: Mapping[Key, Run], missing: Sequence[Key], num_running: int

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from skipinit_jax.errors import unknown_name
+from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.studies import document, figures, findings
 from skipinit_jax.studies.document import (
   Document,
@@ -74,9 +74,18 @@ def write_report(
 
   Returns:
     The files, `report.html` first.
+
+  Raises:
+    UsageError: the directory cannot be written.
   """
-  paths = document.write(make_report(results), directory)
-  return [*paths, write_results(results, directory)]
+  try:
+    paths = document.write(make_report(results), directory)
+    return [*paths, write_results(results, directory)]
+  except OSError as error:
+    raise UsageError(
+      f"The report cannot be written to {directory} ({error.strerror}): use another "
+      "--workdir or --output."
+    ) from None
 
 
 def _findings(results: StudyResults) -> list[Finding]:

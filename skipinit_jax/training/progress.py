@@ -15,6 +15,38 @@ _MAX_LINES = 100
 _MIN_SECONDS = 10.0
 
 
+def start_bar(stream: TextIO, total: int | None) -> rich.progress.Progress | None:
+  """Starts a live bar of one task, with its description beside it.
+
+  Args:
+    stream: where to write.
+    total: what completes the task; None: not known yet.
+
+  Returns:
+    The bar; None if the stream is no terminal that can show it.
+  """
+  if not stream.isatty():
+    return None
+  # Only whether the stream is a terminal counts: rich also believes variables such as
+  # FORCE_COLOR, which would put control characters into a log file.
+  console = rich.console.Console(file=stream, force_terminal=True)
+  if console.is_dumb_terminal:
+    return None
+  bar = rich.progress.Progress(
+    rich.progress.BarColumn(bar_width=None),
+    rich.progress.TextColumn("{task.description}", markup=False),
+    console=console,
+    expand=True,
+    refresh_per_second=4,
+    # Standard output may be a file even where standard error is a terminal.
+    redirect_stdout=False,
+    redirect_stderr=stream is sys.stderr,
+  )
+  bar.add_task("starting", total=total)
+  bar.start()
+  return bar
+
+
 class Progress:
   """Shows the epoch, loss, accuracy, speed and time left of one training run.
 
@@ -50,27 +82,7 @@ class Progress:
     self._enabled = enabled
     self._first: tuple[int, float] | None = None
     self._last_line = (0, -math.inf)
-    self._bar = self._start_bar() if enabled and self._stream.isatty() else None
-
-  def _start_bar(self) -> rich.progress.Progress | None:
-    # Only whether the stream is a terminal counts: rich also believes variables such
-    # as FORCE_COLOR, which would put control characters into a log file.
-    console = rich.console.Console(file=self._stream, force_terminal=True)
-    if console.is_dumb_terminal:
-      return None
-    bar = rich.progress.Progress(
-      rich.progress.BarColumn(bar_width=None),
-      rich.progress.TextColumn("{task.description}", markup=False),
-      console=console,
-      expand=True,
-      refresh_per_second=4,
-      # Standard output may be a file even where standard error is a terminal.
-      redirect_stdout=False,
-      redirect_stderr=self._stream is sys.stderr,
-    )
-    bar.add_task("starting", total=self._total_steps)
-    bar.start()
-    return bar
+    self._bar = start_bar(self._stream, total_steps) if enabled else None
 
   def update(
     self, step: int, loss: float, accuracy: float, images_per_second: float

@@ -93,6 +93,6 @@ def test_bad_input_is_one_sentence(workdir, run_program, tmp_path):
   file.write_text("kept")
   assert refused(f"--workdir={workdir}", f"--output={file}") == (
     f"error: The report cannot be written to {file} (File exists): use another "
-    "--output.\n"
+    "--workdir or --output.\n"
   )
   assert file.read_text() == "kept"
