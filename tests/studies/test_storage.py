@@ -73,8 +73,8 @@ def test_trials_are_claimed_in_order_and_once(
   assert labels == {"search": "mlp/skipinit", "method": "skipinit", "depth": 2}
 
 
-# Each process opens the database, which is still empty, asks for all runs and takes
-# what it gets, while the others do the same.
+# Each process opens the database, which is still empty, asks for all missing runs and
+# takes what it gets until none is missing, while the others do the same.
 CLAIMERS = textwrap.dedent("""
   import os, pathlib, pickle, sys, time
   from skipinit_jax.studies.storage import Storage
@@ -89,12 +89,15 @@ CLAIMERS = textwrap.dedent("""
     while len(list(directory.glob("ready_*"))) < count:
       time.sleep(0.01)
     claimed = []
-    while claim := storage.claim(runs, directory / "lock"):
-      claimed.append(claim.key)
+    while len(storage.runs()) < len(runs):
+      storage.enqueue(wanted)
+      claim = storage.claim(runs, directory / "lock")
       time.sleep(0.05)
+      if claim is None:
+        continue
+      claimed.append(claim.key)
       if len(claimed) % 4 == 3:
         storage.fail(claim, "bad luck")
-        storage.enqueue(wanted)
       else:
         storage.complete(claim, runs[claim.key])
     (directory / str(number)).write_bytes(pickle.dumps(claimed))
