@@ -1,6 +1,10 @@
 """Studies: learning-rate searches, their statistics, tables, figures and reports."""
 
 from skipinit_jax.studies.batch_size import BatchSizeStudyConfig, batch_size_study
+from skipinit_jax.studies.branch_scale import (
+  BranchScaleStudyConfig,
+  branch_scale_study,
+)
 from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
 from skipinit_jax.studies.document import markdown
 from skipinit_jax.studies.regularization import (
@@ -34,6 +38,7 @@ from skipinit_jax.studies.study import (
 
 __all__ = [
   "BatchSizeStudyConfig",
+  "BranchScaleStudyConfig",
   "DepthStudyConfig",
   "Interrupted",
   "Optimum",
@@ -48,6 +53,7 @@ __all__ = [
   "StudyResults",
   "accuracy_table",
   "batch_size_study",
+  "branch_scale_study",
   "depth_study",
   "find_optimum",
   "largest_stable_rate",

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from skipinit_jax.studies.findings import is_stable_throughout
-from skipinit_jax.studies.names import format_rate
+from skipinit_jax.studies.names import format_alpha, format_rate
+from skipinit_jax.studies.statistics import Optimum
 from skipinit_jax.studies.study import SearchResult, StudyResults, unique
 
 # matplotlib takes most of a second to import; a study draws when it has finished.
@@ -247,21 +248,7 @@ def batch_size_curves(results: StudyResults, budget: str) -> "Figure":
       for search in mine
       if search.optimum is not None and search.trains
     ]
-    best.errorbar(
-      [size for size, _ in optima],
-      [optimum.learning_rate for _, optimum in optima],
-      [
-        [optimum.learning_rate - optimum.lowest_rate for _, optimum in optima],
-        [optimum.highest_rate - optimum.learning_rate for _, optimum in optima],
-      ],
-      capsize=2,
-      **style,
-    )
-    _hollow(
-      best,
-      [(size, each.learning_rate) for size, each in optima if not each.is_inside],
-      style,
-    )
+    _best_rates(best, optima, style)
     found = [search for search in mine if search.largest_stable_rate is not None]
     stable.plot(
       [_batch_size(search) for search in found],
@@ -313,6 +300,27 @@ def _batch_size(search: SearchResult) -> int:
   return size
 
 
+def _best_rates(
+  axes: "Axes", optima: Sequence[tuple[Any, Optimum]], style: dict[str, Any]
+) -> None:
+  """Draws best rates with their ranges; those at the edge of a search are hollow."""
+  axes.errorbar(
+    [x for x, _ in optima],
+    [optimum.learning_rate for _, optimum in optima],
+    [
+      [optimum.learning_rate - optimum.lowest_rate for _, optimum in optima],
+      [optimum.highest_rate - optimum.learning_rate for _, optimum in optima],
+    ],
+    capsize=2,
+    **style,
+  )
+  _hollow(
+    axes,
+    [(x, optimum.learning_rate) for x, optimum in optima if not optimum.is_inside],
+    style,
+  )
+
+
 def _hollow(
   axes: "Axes", points: Sequence[tuple[Any, Any]], style: dict[str, Any]
 ) -> None:
@@ -350,6 +358,105 @@ def regularization_curves(results: StudyResults) -> "Figure":
   axes.grid(alpha=0.25)
   _legend(figure, axes)
   return figure
+
+
+def branch_scale_curves(results: StudyResults) -> "Figure":
+  """Draws test accuracy and best rate by alpha, a row of panels for each depth.
+
+  Args:
+    results: of a branch-scale study.
+  """
+  depths = unique([search.labels["depth"] for search in results.searches])
+  figure = _figure(1.2 + 2.1 * len(depths))
+  panels = figure.subplots(len(depths), 2, squeeze=False)
+  scaled = [each for each in results.searches if each.labels["alpha"] is not None]
+  alphas = sorted({search.labels["alpha"] for search in scaled})
+  lines = unique([_alpha_line(search) for search in results.searches])
+  for (accuracy, best), depth in zip(panels, depths, strict=True):
+    for index, line in enumerate(lines):
+      mine = [
+        search
+        for search in results.searches
+        if search.labels["depth"] == depth and _alpha_line(search) == line
+      ]
+      if mine[0].labels["alpha"] is None:
+        _reference_line(accuracy, best, mine[0], line, index)
+      else:
+        mine.sort(key=lambda search: float(search.labels["alpha"]))
+        _alpha_curves(accuracy, best, mine, alphas, line, index)
+    accuracy.set_ylim(0, 104)
+    accuracy.set_ylabel("test accuracy (%)")
+    accuracy.set_title(f"depth {depth}", fontsize=10)
+    best.set_title(f"optimal learning rate, depth {depth}", fontsize=10)
+    rates = [rate for drawn in best.lines for rate in drawn.get_ydata() if rate > 0]
+    if rates:
+      _log_axis(best, "y", _powers_between(min(rates), max(rates)), 6)
+    for axes in (accuracy, best):
+      axes.set_xticks(
+        range(len(alphas)), [_as_power(alpha, format_alpha) for alpha in alphas]
+      )
+      axes.set_xlim(-0.5, len(alphas) - 0.5)
+      axes.grid(alpha=0.25)
+  figure.supxlabel("α at initialization", fontsize=10)
+  _legend(figure, panels[0, 0])
+  return figure
+
+
+def _alpha_line(search: SearchResult) -> str:
+  """Returns the name of a search's line: its row without the network."""
+  if search.labels["alpha"] is None:
+    return search.column
+  return search.row.partition(", ")[2] or search.row
+
+
+def _alpha_curves(
+  accuracy: "Axes",
+  best: "Axes",
+  searches: Sequence[SearchResult],
+  alphas: Sequence[float],
+  line: str,
+  index: int,
+) -> None:
+  """Draws one line of accuracies and one of best rates, at alphas' ranks."""
+  style = _style(index)
+  places = [alphas.index(search.labels["alpha"]) for search in searches]
+  points = [
+    (place, search)
+    for place, search in zip(places, searches, strict=True)
+    if search.test_accuracy is not None
+  ]
+  accuracy.errorbar(
+    [place for place, _ in points],
+    [100 * (search.test_accuracy or 0.0) for _, search in points],
+    [100 * (search.test_accuracy_deviation or 0.0) for _, search in points],
+    capsize=2,
+    label=line,
+    **style,
+  )
+  failed = [
+    place
+    for place, search in zip(places, searches, strict=True)
+    if search.test_accuracy is None
+  ]
+  accuracy.plot(
+    failed, [2] * len(failed), "x", color=style["color"], markersize=6, clip_on=False
+  )
+  optima = [
+    (place, search.optimum)
+    for place, search in points
+    if search.trains and search.optimum is not None
+  ]
+  _best_rates(best, optima, style)
+
+
+def _reference_line(
+  accuracy: "Axes", best: "Axes", search: SearchResult, line: str, index: int
+) -> None:
+  """Draws a method that has no alpha as a level line."""
+  style = {"color": _style(index)["color"], "linestyle": "--", "linewidth": 1.5}
+  accuracy.axhline(100 * (search.test_accuracy or 0.0), label=line, **style)
+  if search.trains and search.optimum is not None:
+    best.axhline(search.optimum.learning_rate, **style)
 
 
 def _panels(
@@ -421,8 +528,8 @@ def _log_axis(
   axis.minorticks_off()
 
 
-def _as_power(rate: float) -> str:
-  text = format_rate(rate)
+def _as_power(value: float, as_text: Callable[[float], str] = format_rate) -> str:
+  text = as_text(value)
   return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text
 
 

@@ -1,7 +1,7 @@
 """What a study says about the paper's claims, as pure functions of its results."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from skipinit_jax import methods
 from skipinit_jax.studies.document import Finding
@@ -21,7 +21,13 @@ def depth_findings(results: StudyResults) -> list[Finding]:
     results: of a depth study.
   """
   findings = []
-  for name in ("batch_norm", "skipinit", "skipinit_inverse_sqrt_depth"):
+  # The last one is a reviewer's question.
+  for name in (
+    "batch_norm",
+    "skipinit",
+    "skipinit_inverse_sqrt_depth",
+    "output_batch_norm",
+  ):
     mine = _of_method(results.searches, name)
     if mine:
       claim = f"{methods.get(name).title} trains at every depth."
@@ -45,11 +51,16 @@ def _of_method(searches: Sequence[SearchResult], name: str) -> list[SearchResult
   ]
 
 
-def _trains(claim: str, searches: Sequence[SearchResult], expected: bool) -> Finding:
+def _trains(
+  claim: str,
+  searches: Sequence[SearchResult],
+  expected: bool,
+  name: Callable[[SearchResult], str] = lambda search: search.row,
+) -> Finding:
   if not searches:
     return Finding(claim, None, "No network is so deep.")
   evidence = "; ".join(
-    f"{search.row}: {_accuracy(search)}"
+    f"{name(search)}: {_accuracy(search)}"
     + ("" if search.trains or search.test_accuracy is None else ", at chance")
     for search in searches
   )
@@ -289,24 +300,28 @@ def _pays_at_large_batches(searches: Sequence[SearchResult]) -> list[Finding]:
 
 
 def regularization_findings(results: StudyResults) -> list[Finding]:
-  """Checks the claims on regularization (De & Smith, 2020).
+  """Checks the claims on regularization (De & Smith, 2020), and its reviews' question.
+
+  The paper adds biases and dropout together; a reviewer asks what each does alone.
 
   Args:
     results: of a regularization study.
   """
   plain = _regularized(results, use_bias=False, dropout=False, with_l2=True)
+  biases = _regularized(results, use_bias=True, dropout=False, with_l2=True)
+  dropout = _regularized(results, use_bias=False, dropout=True, with_l2=True)
   both = _regularized(results, use_bias=True, dropout=True, with_l2=True)
   without_l2 = _regularized(results, use_bias=False, dropout=False, with_l2=False)
-  findings = []
-  if plain and both:
-    findings.append(
-      _is_better(
-        "Biases and dropout together make SkipInit more accurate.", both, plain
-      )
+  return [
+    _is_better(claim, search, other)
+    for claim, search, other in (
+      ("Biases and dropout together make SkipInit more accurate.", both, plain),
+      ("Biases alone make SkipInit more accurate.", biases, plain),
+      ("Dropout alone makes SkipInit more accurate.", dropout, plain),
+      ("L2 makes SkipInit more accurate.", plain, without_l2),
     )
-  if plain and without_l2:
-    findings.append(_is_better("L2 makes SkipInit more accurate.", plain, without_l2))
-  return findings
+    if search and other
+  ]
 
 
 def _regularized(
@@ -339,6 +354,88 @@ def _is_better(claim: str, search: SearchResult, other: SearchResult) -> Finding
   return Finding(
     claim, holds, f"{evidence}; difference {format_gap(gap, error)} points."
   )
+
+
+def branch_scale_findings(results: StudyResults) -> list[Finding]:
+  """Answers what the reviews of De & Smith (2020) ask about alpha.
+
+  Args:
+    results: of a branch-scale study.
+  """
+  rows = [
+    [search for search in results.searches if search.row == row]
+    for row in unique([search.row for search in results.searches])
+  ]
+  scaled = [row for row in rows if row[0].labels["alpha"] is not None]
+  findings = [
+    _trains(
+      f"{search.row.split(', ')[0]}: {search.column} trains.", [search], expected=True
+    )
+    for row in rows
+    if row not in scaled
+    for search in row
+  ]
+  for row in scaled:
+    findings += _any_alpha(row)
+  for row in scaled:
+    if row[0].labels["learnable"]:
+      findings += _learnable_is_better(row, results.searches)
+  return findings
+
+
+def _any_alpha(searches: Sequence[SearchResult]) -> list[Finding]:
+  """Checks that the accuracy of a row does not depend on alpha."""
+  row = searches[0].row
+  trained = [search for search in searches if search.trains]
+  findings = [
+    _trains(
+      f"{row}: every α trains.", searches, True, name=lambda search: search.column
+    )
+  ]
+  if len(trained) > 1:
+    best = max(trained, key=lambda search: search.test_accuracy or 0.0)
+    worst = min(trained, key=lambda search: search.test_accuracy or 0.0)
+    gap, error = accuracy_difference(best, worst)
+    findings.append(
+      Finding(
+        f"{row}: every α that trains is as accurate.",
+        None if error is None else gap <= 2 * error,
+        f"{best.column} and {worst.column} differ by {format_gap(gap, error)} points.",
+      )
+    )
+  return findings
+
+
+def _learnable_is_better(
+  searches: Sequence[SearchResult], others: Sequence[SearchResult]
+) -> list[Finding]:
+  """Compares a row of learnable alphas with that of the same constants."""
+  verdicts: list[bool | None] = []
+  evidence = []
+  for search in searches:
+    constant = next(
+      (
+        other
+        for other in others
+        if other.labels == search.labels | {"learnable": False}
+      ),
+      None,
+    )
+    if constant is None or not (search.trains or constant.trains):
+      continue
+    if search.trains != constant.trains:
+      verdicts.append(search.trains)
+      trained = "learnable" if search.trains else "constant"
+      evidence.append(f"{search.column}: only the {trained} one trains")
+    else:
+      gap, error = accuracy_difference(search, constant)
+      verdicts.append(None if error is None or abs(gap) <= 2 * error else gap > 0)
+      evidence.append(f"{search.column}: {format_gap(gap, error)} points")
+  if not verdicts:
+    return []
+  holds = False if False in verdicts else None if None in verdicts else True
+  claim = f"{searches[0].row}: more accurate than the same constant."
+  return [Finding(claim, holds, "; ".join(evidence) + ".")]
 
 
 def _accuracy(search: SearchResult) -> str:

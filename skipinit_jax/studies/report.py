@@ -13,7 +13,7 @@ from skipinit_jax.studies.document import (
   Section,
   Table,
 )
-from skipinit_jax.studies.names import format_rate, network_name
+from skipinit_jax.studies.names import format_rate, model_name, network_name
 from skipinit_jax.studies.published import DEPTH_TABLE, Published
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import SearchResult, StudyResults, unique, write_results
@@ -31,6 +31,7 @@ _HEADERS = {
   "depth_study": ("network", "method"),
   "batch_size_study": ("batch size", "method"),
   "regularization_study": ("method", "dropout"),
+  "branch_scale_study": ("network", "α or method"),
 }
 
 
@@ -48,6 +49,7 @@ def make_report(results: StudyResults) -> Document:
     "depth_study": _depth_report,
     "batch_size_study": _batch_size_report,
     "regularization_study": _regularization_report,
+    "branch_scale_study": _branch_scale_report,
   }[results.name]
   title, lead, sections = make(results)
   nothing = _nothing_trains(results)
@@ -93,6 +95,7 @@ def _findings(results: StudyResults) -> list[Finding]:
     "depth_study": findings.depth_findings,
     "batch_size_study": findings.batch_size_findings,
     "regularization_study": findings.regularization_findings,
+    "branch_scale_study": findings.branch_scale_findings,
   }
   if results.name not in find:
     raise unknown_name("kind of study", results.name, find)
@@ -436,6 +439,31 @@ def _regularization_report(
   lead = (
     f"{_network(results)} on {dataset}: test accuracy by biases, dropout, L2 and "
     "method. The paper regularizes SkipInit with biases and dropout together."
+  )
+  sections = [Section("Accuracy", "", [accuracy_table(results), figure])]
+  return title, lead, sections
+
+
+def _branch_scale_report(
+  results: StudyResults,
+) -> tuple[str, str, list[Section]]:
+  dataset = _dataset(results, "train")
+  figure = Figure(
+    name="accuracy_by_alpha",
+    title="Test accuracy and optimal learning rate by α",
+    figure=figures.branch_scale_curves(results),
+    description="Two panels for each depth, by α and method: test accuracy and optimal "
+    "learning rate.",
+    note="Whiskers are one standard deviation, those of a rate its range; hollow marks "
+    "are rates at the edge of those allowed. Crosses on the lower edge mark an α at "
+    "which too few runs complete.",
+  )
+  title = f"Branch-scale study on {dataset}"
+  model = model_name(results.config["train"]["model"])
+  lead = (
+    f"{model}s on {dataset} whose branches end in a factor α, a constant or a "
+    "learnable scalar: which values train, and how well. Reviewers of De & Smith "
+    "(2020) asked."
   )
   sections = [Section("Accuracy", "", [accuracy_table(results), figure])]
   return title, lead, sections

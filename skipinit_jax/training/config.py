@@ -14,7 +14,7 @@ from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 MODELS: tuple[str, ...] = ("wide_resnet", "resnet", "residual_mlp")
 SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
 ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
-_CHANGEABLE = ("data_dir", "checkpoint_every_seconds")
+_CHANGEABLE = ("data_dir", "checkpoint_every_seconds", "signal_every_steps")
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -35,6 +35,9 @@ class TrainConfig:
     method: a name in `skipinit_jax.methods.NAMES`.
     dropout_rate: dropout before the classifier; None: the method's own rate.
     use_bias: whether convolutions and dense layers have biases; None: as the method.
+    alpha: initial value of the scalar at the end of each branch; None: the method's
+      own, if it has one.
+    learnable_alpha: whether alpha is a parameter or a constant; None: as the method.
     ghost_batch_size: examples of a ghost batch; None: normalize the global batch.
     scan: whether to scan over equal blocks, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
@@ -61,6 +64,9 @@ class TrainConfig:
     eval_every_epochs: epochs between evaluations on the test set.
     checkpoint_every_seconds: least time between checkpoints, after the first epoch's;
       0: one an epoch.
+    signal_every_steps: steps between measurements of the signal in each block, from
+      step 0 on, and at the last step (`training.signal_log`); 0: none. One takes about
+      the time of a step.
   """
 
   # Data
@@ -77,6 +83,8 @@ class TrainConfig:
   method: str = "skipinit"
   dropout_rate: float | None = None
   use_bias: bool | None = None
+  alpha: float | None = None
+  learnable_alpha: bool | None = None
   ghost_batch_size: int | None = None
   scan: bool = True
   remat: bool = False
@@ -102,11 +110,13 @@ class TrainConfig:
   seed: int = 0
   eval_every_epochs: int = 1
   checkpoint_every_seconds: float = 60.0
+  signal_every_steps: int = 0
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
 
-    Where the data lies and how often checkpoints are written may change.
+    Where the data lies, and how often checkpoints are written and signals are
+    measured, may change.
     """
     fields = dataclasses.asdict(self)
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
@@ -172,6 +182,7 @@ class TrainConfig:
       raise UsageError(f"momentum is {self.momentum}: it must be below 1.")
     if self.dropout_rate is not None and self.dropout_rate >= 1:
       raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be below 1.")
+    self.make_method()
     self._validate_batch(num_devices)
 
   def _validate_batch(self, num_devices: int) -> None:
@@ -182,6 +193,11 @@ class TrainConfig:
         f"{self.accumulation_steps}."
       )
     of_part = " / accumulation_steps" if self.accumulation_steps > 1 else ""
+    if self.signal_every_steps and part < 2:
+      raise UsageError(
+        f"batch_size{of_part} is {part}: signal_every_steps measures variances over "
+        "it and needs at least 2 examples."
+      )
     local, rest = divmod(part, num_devices)
     if rest:
       raise UsageError(
@@ -191,7 +207,6 @@ class TrainConfig:
     ghost = self.ghost_batch_size
     if ghost is None:
       return
-    self.make_method()
     if part % ghost:
       raise UsageError(
         f"batch_size{of_part} is {part}: it is not a multiple of ghost_batch_size "
@@ -204,8 +219,21 @@ class TrainConfig:
       )
 
   def make_method(self) -> methods.Method:
-    """Returns the method, with this configuration's biases, dropout, ghost batches."""
+    """Returns the method, as this configuration changes it.
+
+    Raises:
+      UsageError: a change does not apply to the method.
+    """
     method = methods.get(self.method)
+    if self.alpha is not None:
+      method = dataclasses.replace(method, alpha=self.alpha)
+    if self.learnable_alpha is not None:
+      if method.alpha is None:
+        raise UsageError(
+          f"learnable_alpha is {self.learnable_alpha}, but method {self.method!r} has "
+          "no alpha: set it."
+        )
+      method = dataclasses.replace(method, learnable_alpha=self.learnable_alpha)
     if self.use_bias is not None:
       method = dataclasses.replace(method, use_bias=self.use_bias)
     if self.dropout_rate is not None:

@@ -370,12 +370,44 @@ def test_regularization_curves():
   ]
 
 
+def test_branch_scale_curves():
+  row = "MLP 9-8, SkipInit, constant α"
+  labels = {"depth": 9, "learnable": False}
+  searches = [
+    make_search((0.5, accuracy, 0.5), row=row, labels=labels | {"alpha": alpha})
+    for alpha, accuracy in ((1.0, 0.7), (0.0, 0.9))
+  ]
+  # Between the two: nothing completes.
+  searches.append(make_search((None,) * 3, row=row, labels=labels | {"alpha": 0.25}))
+  reference = {"depth": 9, "alpha": None, "learnable": None}
+  searches.append(make_search((0.5, 0.8, 0.5), column="Batch norm", labels=reference))
+  figure = figures.branch_scale_curves(make_results(searches))
+  assert_readable(figure)
+  accuracy, best = figure.axes
+  assert [label.get_text() for label in accuracy.get_xticklabels()] == [
+    "0",
+    "$2^{-2}$",
+    "1",
+  ]
+  (curve,) = (each.lines[0] for each in accuracy.containers)
+  assert list(curve.get_xdata()) == [0, 2]
+  assert curve.get_ydata() == pytest.approx([90, 70])
+  (crosses,) = (line for line in accuracy.lines if line.get_marker() == "x")
+  assert list(crosses.get_xdata()) == [1]
+  (level,) = (line for line in accuracy.lines if line.get_label() == "Batch norm")
+  assert level.get_ydata() == pytest.approx([80, 80])
+  (rates,) = (each.lines[0] for each in best.containers)
+  assert list(rates.get_ydata()) == [2**-4, 2**-4]
+  assert legend_of(figure) == ["Batch norm", "SkipInit, constant α"]
+
+
 DRAW = {
   "depth_bars": figures.depth_bars,
   "rate_curves": figures.rate_curves,
   "learning_curves": figures.learning_curves,
   "batch_size_curves": lambda results: figures.batch_size_curves(results, "epochs"),
   "regularization_curves": figures.regularization_curves,
+  "branch_scale_curves": figures.branch_scale_curves,
 }
 LABELS = {
   "model": "residual_mlp",
@@ -384,6 +416,7 @@ LABELS = {
   "batch_size": 16,
   "budget": "epochs",
   "dropout_rate": 0.0,
+  "alpha": 0.5,
 }
 
 

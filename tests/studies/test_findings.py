@@ -1,11 +1,14 @@
 """What a study says about each claim, on results that hold, do not, or cannot tell."""
 
+import functools
+
 import pytest
 
 from skipinit_jax import methods
 from skipinit_jax.studies import Optimum, RateSummary, SearchResult, StudyResults
 from skipinit_jax.studies.findings import (
   batch_size_findings,
+  branch_scale_findings,
   depth_findings,
   format_stable_rate,
   regularization_findings,
@@ -484,5 +487,97 @@ def test_l2_makes_skipinit_more_accurate(with_l2, without, holds, evidence):
     assert finding.evidence == evidence
 
 
+@pytest.mark.parametrize(
+  ("use_bias", "dropout_rate", "claim"),
+  [
+    (True, 0.0, "Biases alone make SkipInit more accurate."),
+    (False, 0.6, "Dropout alone makes SkipInit more accurate."),
+  ],
+)
+@pytest.mark.parametrize(("accuracy", "holds"), [(0.92, True), (0.88, False)])
+def test_biases_and_dropout_alone(use_bias, dropout_rate, claim, accuracy, holds):
+  findings = regularization(
+    regularized("skipinit", 0.9, False, 0.0),
+    regularized("skipinit", accuracy, use_bias, dropout_rate),
+  )
+  assert verdicts(findings) == {claim: holds}
+
+
 def test_regularization_of_other_methods_has_no_findings():
   assert regularization(regularized("batch_norm", 0.9, True, 0.6)) == []
+
+
+def scaled(accuracy, alpha, learnable=False, deviation=0.001, method="batch_norm"):
+  kind = "learnable" if learnable else "constant"
+  return make_search(
+    method,
+    accuracy,
+    deviation,
+    row=f"MLP 9-8, {method}, {kind} α",
+    column=f"α = {alpha}",
+    alpha=alpha,
+    learnable=learnable,
+  )
+
+
+def branch_scale(*searches):
+  return branch_scale_findings(make_results("branch_scale_study", searches))
+
+
+@pytest.mark.parametrize(
+  ("accuracies", "holds", "as_accurate", "evidence"),
+  [
+    (
+      (0.9, 0.901),
+      True,
+      True,
+      "α = 0.5: 90.0±0.1 %; α = 1: 90.1±0.1 %",
+    ),
+    ((0.9, 0.92), True, False, "α = 0.5: 90.0±0.1 %; α = 1: 92.0±0.1 %"),
+    ((0.9, None), False, None, "α = 0.5: 90.0±0.1 %; α = 1: diverges"),
+    ((0.1, 0.9), False, None, "α = 0.5: 10.0±0.1 %, at chance; α = 1: 90.0±0.1 %"),
+  ],
+)
+def test_does_alpha_matter(accuracies, holds, as_accurate, evidence):
+  searches = map(scaled, accuracies, (0.5, 1))
+  first, *others = branch_scale(*searches)
+  row = "MLP 9-8, batch_norm, constant α"
+  assert (first.claim, first.holds) == (f"{row}: every α trains.", holds)
+  assert first.evidence == evidence + "."
+  expected = {} if as_accurate is None else {"is as accurate": as_accurate}
+  assert {each.claim[-15:-1]: each.holds for each in others} == expected
+
+
+@pytest.mark.parametrize(
+  ("learnable", "constant", "holds", "evidence"),
+  [
+    ((0.9, 0.95), (0.85, 0.9), True, "α = 0.5: +5.0±0.1 points; α = 1: +5.0±0.1"),
+    ((0.9, 0.95), (None, 0.9), True, "α = 0.5: only the learnable one trains; α = 1"),
+    ((None, 0.95), (0.9, 0.9), False, "α = 0.5: only the constant one trains; α = 1"),
+    ((0.9, 0.95), (0.9, 0.9), None, "α = 0.5: +0.0±0.1 points; α = 1: +5.0±0.1"),
+    ((0.9, 0.95), (0.95, 0.9), False, "α = 0.5: -5.0±0.1 points; α = 1: +5.0±0.1"),
+    # Where neither trains there is nothing to compare.
+    ((0.1, 0.95), (None, 0.9), True, "α = 1: +5.0±0.1 points."),
+  ],
+)
+def test_learnable_against_constant(learnable, constant, holds, evidence):
+  alphas = (0.5, 1)
+  findings = branch_scale(
+    *map(functools.partial(scaled, learnable=True), learnable, alphas),
+    *map(scaled, constant, alphas),
+    # Another method's constants are not compared with.
+    *(scaled(0.2, alpha, method="skipinit") for alpha in alphas),
+  )
+  finding = finding_of(findings, "MLP 9-8, batch_norm, learnable α: more accurate")
+  assert finding.holds is holds
+  assert finding.evidence.startswith(evidence)
+
+
+@pytest.mark.parametrize(("accuracy", "holds"), [(0.9, True), (0.1, False)])
+def test_a_reference_trains_or_not(accuracy, holds):
+  reference = make_search(
+    "batch_norm_divide_by_sqrt2", accuracy, row="MLP 9-8, as it is", alpha=None
+  )
+  assert verdicts(branch_scale(reference)) == {
+    "MLP 9-8: Batch norm, divide by √2 trains.": holds
+  }

@@ -9,11 +9,13 @@ import pytest
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   BatchSizeStudyConfig,
+  BranchScaleStudyConfig,
   DepthStudyConfig,
   RegularizationStudyConfig,
   Run,
   SearchConfig,
   batch_size_study,
+  branch_scale_study,
   depth_study,
   document,
   make_report,
@@ -364,8 +366,37 @@ def test_report_of_a_regularization_study():
   assert list(tables_of(report)["all_rates"].header[:2]) == ["method", "dropout"]
 
 
+def branch_scale_results(accuracy):
+  config = BranchScaleStudyConfig(
+    alphas=(0.0, 1.0),
+    learnable=(True, False),
+    references=("batch_norm_divide_by_sqrt2",),
+    depths=(3,),
+    search=SearchConfig((0.25, 0.125), extend=False, num_seeds=1, best_of=1),
+  )
+  return run_study(branch_scale_study(config), accuracy)
+
+
+def test_report_of_a_branch_scale_study():
+  results = branch_scale_results(
+    lambda labels, rate, seed: 0.5 + 0.3 * (labels["alpha"] or 0.0) + rate / 10
+  )
+  report = make_report(results)
+  assert report.title == "Branch-scale study on scikit-learn's 8x8 digits"
+  assert report.lead.startswith("MLPs on scikit-learn's 8x8 digits whose branches")
+  assert document.markdown(accuracy_table(results)) == (
+    "| network | α = 0 | α = 1 | Batch norm, divide by √2 |\n"
+    "| --- | --- | --- | --- |\n"
+    "| MLP 3-64, Batch norm, learnable α | 52.5, 2^-2 | 82.5, 2^-2 |  |\n"
+    "| MLP 3-64, Batch norm, constant α | 52.5, 2^-2 | 82.5, 2^-2 |  |\n"
+    "| MLP 3-64, as it is |  |  | 52.5, 2^-2 |\n"
+  )
+
+
 @pytest.mark.parametrize("value", [None, 0.1])
-@pytest.mark.parametrize("kind", ["depth", "batch_size", "regularization"])
+@pytest.mark.parametrize(
+  "kind", ["depth", "batch_size", "regularization", "branch_scale"]
+)
 def test_a_study_in_which_nothing_trained(kind, value, capsys):
   def accuracy(labels, rate, seed):
     return value
@@ -376,6 +407,7 @@ def test_a_study_in_which_nothing_trained(kind, value, capsys):
     ),
     "batch_size": lambda: batch_results(accuracy),
     "regularization": lambda: regularization_results(accuracy),
+    "branch_scale": lambda: branch_scale_results(accuracy),
   }[kind]()
   count = len(results.runs)
   sentence = (

@@ -85,6 +85,7 @@ def test_no_number_is_negative(name, value):
     "l2",
     "clip_norm",
     "adaptive_clip",
+    "alpha",
     "dropout_rate",
     "constant_epochs",
     "halve_every_epochs",
@@ -121,6 +122,10 @@ def test_zero_where_it_has_no_meaning(name):
   ("fields", "message"),
   [
     ({"momentum": 1.0}, "momentum is 1.0: it must be below 1."),
+    (
+      {"method": "batch_norm", "learnable_alpha": False},
+      "learnable_alpha is False, but method 'batch_norm' has no alpha: set it.",
+    ),
     ({"dropout_rate": 1.0}, "dropout_rate is 1.0: it must be below 1."),
     ({"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
     (
@@ -237,6 +242,16 @@ def test_method_with_dropout():
   assert TrainConfig(
     method="regularized_skipinit", dropout_rate=0.0
   ).make_method() == dataclasses.replace(named, dropout_rate=0.0)
+
+
+def test_method_with_alpha():
+  config = TrainConfig(method="batch_norm", alpha=0.0, learnable_alpha=False)
+  # Zero is a value, not the absence of one.
+  assert config.make_method() == dataclasses.replace(
+    methods.get("batch_norm"), alpha=0.0, learnable_alpha=False
+  )
+  constant = TrainConfig(method="skipinit_inverse_sqrt_depth", learnable_alpha=False)
+  assert constant.make_method().initial_alpha(16) == 0.25
 
 
 def test_method_with_ghost_batches():

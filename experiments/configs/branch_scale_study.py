@@ -1,0 +1,61 @@
+"""Typed default configurations of branch-scale studies."""
+
+from collections.abc import Callable
+
+from skipinit_jax.studies import BranchScaleStudyConfig, SearchConfig
+from skipinit_jax.training import TrainConfig
+
+
+def batch_norm() -> BranchScaleStudyConfig:
+  """Constants on the branches of batch-normalized networks on `digits`.
+
+  Two reviewers ask for it: constants from very small ones to 1, and the sum divided
+  by the square root of two.
+  """
+  return BranchScaleStudyConfig(
+    methods=("batch_norm",),
+    alphas=(1.0, 2**-0.5, 2**-2, 2**-4, 2**-6, 2**-8, 2**-10),
+    learnable=(False,),
+    references=("batch_norm_divide_by_sqrt2",),
+    depths=(16, 100, 1000),
+    train=_mlp(),
+    search=_search(min_learning_rate=2**-9, max_learning_rate=2**0),
+  )
+
+
+def learnable_alpha() -> BranchScaleStudyConfig:
+  """SkipInit with alpha learnable and constant on `digits`, from several values.
+
+  At a depth of 1000, 1 / sqrt(d) is almost 2^-5.
+  """
+  return BranchScaleStudyConfig(
+    methods=("skipinit",),
+    alphas=(0.0, 2**-10, 2**-7, 2**-5, 2**-3, 1.0),
+    learnable=(True, False),
+    references=(),
+    depths=(100, 1000),
+    train=_mlp(),
+    search=_search(min_learning_rate=2**-11, max_learning_rate=2**-1),
+  )
+
+
+def _mlp() -> TrainConfig:
+  return TrainConfig(
+    model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=4
+  )
+
+
+def _search(min_learning_rate: float, max_learning_rate: float) -> SearchConfig:
+  return SearchConfig(
+    learning_rates=(2**-6, 2**-5),
+    min_learning_rate=min_learning_rate,
+    max_learning_rate=max_learning_rate,
+    num_seeds=2,
+    best_of=2,
+  )
+
+
+CONFIGS: dict[str, Callable[[], BranchScaleStudyConfig]] = {
+  "batch_norm": batch_norm,
+  "learnable_alpha": learnable_alpha,
+}
