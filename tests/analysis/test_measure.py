@@ -77,17 +77,9 @@ def test_theory_holds_for_every_method(name):
   assert_theory(ensemble, expected, width)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "batch_norm",
-    "unnormalized",
-    "skipinit_inverse_sqrt_depth",
-    "batch_norm_divide_by_sqrt2",
-  ],
-)
+@pytest.mark.parametrize("name", methods.NAMES)
 def test_theory_holds_at_depth_1000(name):
-  """In double precision: 2^1000, and the gradients of one of the four, need it."""
+  """In double precision: 2^1000, and some methods' gradients, need it."""
   width, x = 64, normal(16, 128).astype(np.float64)
   with jax.enable_x64(True):
     dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}

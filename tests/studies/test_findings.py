@@ -507,6 +507,16 @@ def test_regularization_of_other_methods_has_no_findings():
   assert regularization(regularized("batch_norm", 0.9, True, 0.6)) == []
 
 
+def test_batch_norm_at_the_output_only():
+  findings = depth(
+    make_search("output_batch_norm", 0.9, row="MLP 9-8", depth=9),
+    make_search("output_batch_norm", None, row="MLP 99-8", depth=99),
+  )
+  assert verdicts(findings) == {
+    "Batch norm at the output only trains at every depth.": False
+  }
+
+
 def scaled(accuracy, alpha, learnable=False, deviation=0.001, method="batch_norm"):
   kind = "learnable" if learnable else "constant"
   return make_search(
