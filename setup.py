@@ -48,6 +48,8 @@ setup(
     # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
     'array_record>=0.8; sys_platform != "win32"',
     "chex>=0.1.90",
+    # jax.export writes and reads files with it without requiring it.
+    "flatbuffers>=25",
     "flax>=0.12.7",
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.4",
@@ -62,6 +64,7 @@ setup(
     # tensorflow-datasets decodes images with it without requiring it.
     "pillow>=11",
     "rich>=14",
+    "safetensors>=0.8",
     "scikit-learn>=1.6",
     # Of optuna's storages, whose errors and transactions studies handle.
     "sqlalchemy>=2",
@@ -73,6 +76,10 @@ setup(
     "cuda": ["jax[cuda]"],
     "tpu": ["jax[tpu]"],
     "postgresql": _POSTGRESQL,
+    # Tests compare converted weights with PyTorch's own logits. Where pip would fetch
+    # PyPI's CUDA build, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu names
+    # the smaller one.
+    "torch": ["torch==2.13.0"],
     "tests": [
       *_POSTGRESQL,
       "mypy>=1.18",

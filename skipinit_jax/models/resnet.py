@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.layers import Conv, ScalarBias
-from skipinit_jax.methods import Method
+from skipinit_jax.methods import Method, ModuleFactory
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
 from skipinit_jax.models.common import (
   Head,
@@ -20,12 +20,21 @@ from skipinit_jax.models.common import (
 )
 from skipinit_jax.models.depth import DepthStack
 
-_STAGE_BLOCKS = {
+STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
   50: (3, 4, 6, 3),
   101: (3, 4, 23, 3),
   152: (3, 8, 36, 3),
   200: (3, 24, 36, 3),
 }
+"""Blocks of each stage, by depth."""
+
+
+def _symmetric_conv(
+  features: int, kernel_size: tuple[int, ...], strides: int = 1, **fields: Any
+) -> nn.Module:
+  """Returns a `Conv` that pads both sides alike."""
+  padding = [(size // 2, size // 2) for size in kernel_size]
+  return Conv(features, kernel_size, strides, padding=padding, **fields)
 
 
 class ResNet(nn.Module):
@@ -43,6 +52,8 @@ class ResNet(nn.Module):
     version: 1 or 2.
     scan: whether to scan over the equal blocks of a stage, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
+    symmetric_padding: whether layers with strides pad both sides alike, as PyTorch's
+      do. XLA's SAME, the default, pads less at the top and left of even sizes.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
 
@@ -56,14 +67,15 @@ class ResNet(nn.Module):
   version: int = 2
   scan: bool = True
   remat: bool = False
+  symmetric_padding: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
     super().__post_init__()
     require_positive(num_classes=self.num_classes)
-    if self.depth not in _STAGE_BLOCKS:
-      depths = ", ".join(map(str, _STAGE_BLOCKS))
+    if self.depth not in STAGE_BLOCKS:
+      depths = ", ".join(map(str, STAGE_BLOCKS))
       raise UsageError(f"depth is {self.depth}: a ResNet has one of {depths} layers.")
     if self.version not in (1, 2):
       raise unknown_name("ResNet version", self.version, ("1", "2"))
@@ -72,7 +84,7 @@ class ResNet(nn.Module):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     preactivation = self.version == 2
-    stage_blocks = _STAGE_BLOCKS[self.depth]
+    stage_blocks = STAGE_BLOCKS[self.depth]
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     fields = block_fields(
       self.method,
@@ -81,7 +93,8 @@ class ResNet(nn.Module):
       train=train,
       **dtypes,
     )
-    x = Conv(
+    conv: ModuleFactory = _symmetric_conv if self.symmetric_padding else Conv
+    x = conv(
       64,
       (7, 7),
       2,
@@ -97,10 +110,11 @@ class ResNet(nn.Module):
       if self.method.scalar_biases:
         x = ScalarBias(self.param_dtype, name="stem_bias")(x)
       x = nn.relu(x)
-    x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+    pool_padding = ((1, 1), (1, 1)) if self.symmetric_padding else "SAME"
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=pool_padding)
     block_class = BottleneckBlock if preactivation else PostActivationBottleneckBlock
     for stage, num_blocks in enumerate(stage_blocks, start=1):
-      block = functools.partial(block_class, 2 ** (stage + 5), **fields)
+      block = functools.partial(block_class, 2 ** (stage + 5), conv=conv, **fields)
       x = block(strides=1 if stage == 1 else 2, name=f"stage{stage}_first")(x)
       x = DepthStack(
         block, num_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"

@@ -11,13 +11,16 @@ from skipinit_jax.training.step import (
   make_train_step,
   make_train_steps,
 )
+from skipinit_jax.training.trained import Trained, load_trained
 
 __all__ = [
   "Checkpoints",
   "Result",
   "TrainConfig",
   "TrainState",
+  "Trained",
   "batch_sharding",
+  "load_trained",
   "make_evaluate",
   "make_init",
   "make_mesh",

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
@@ -157,6 +157,57 @@ class Checkpoints:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+def read_latest(
+  workdir: str | os.PathLike[str], parts: Collection[str]
+) -> tuple[int, dict[str, Any]]:
+  """Reads parts of the newest intact checkpoint of a run, on any devices.
+
+  Unlike `Checkpoints` it needs no template and changes nothing in the workdir, so
+  that the run may be going on.
+
+  Args:
+    workdir: the workdir of the run.
+    parts: names of the state's fields; the others are not read.
+
+  Returns:
+    The step, and the parts by name, as nested dicts of NumPy arrays.
+
+  Raises:
+    UsageError: there is no checkpoint, or all of them are damaged.
+  """
+  import orbax.checkpoint as ocp
+
+  directory = pathlib.Path(workdir).absolute() / "checkpoints"
+  # While a checkpoint is being written, its name is more than a number.
+  names = os.listdir(directory) if directory.is_dir() else []
+  steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  if not steps:
+    raise UsageError(
+      f"There is no checkpoint in {directory}: that is not a run's workdir, or the run "
+      "has not saved one yet."
+    )
+  for step in steps:
+    state = directory / str(step) / "state"
+    if _is_intact(state):
+      break
+    logging.warning("The checkpoint of step %d in %s is damaged.", step, directory)
+  else:
+    raise UsageError(f"Every checkpoint in {directory} is damaged.")
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    metadata = handler.metadata(state).tree
+    template = {name: metadata[name] for name in parts}
+    restore_args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template
+    )
+    restored = handler.restore(
+      state,
+      args=ocp.args.PyTreeRestore(
+        item=template, restore_args=restore_args, partial_restore=True
+      ),
+    )
+  return step, restored
 
 
 def _make_directory(workdir: pathlib.Path) -> None:

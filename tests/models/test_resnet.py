@@ -130,7 +130,9 @@ def apply(model, variables, images):
 @pytest.mark.parametrize("version", [1, 2])
 def test_stem_and_head(random_variables, version):
   method = methods.get("fixup" if version == 1 else "skipinit_one")
-  model = ResNet(50, 5, method, version)
+  # The images' 64 pixels are even: SAME pads 2 and 3 of them, and 0 and 1.
+  symmetric = version == 1
+  model = ResNet(50, 5, method, version, symmetric_padding=symmetric)
   variables = random_variables(model, IMAGES, train=False)
   run = jax.jit(functools.partial(apply, model), compiler_options=LESS_OPTIMIZED)
   logits, state = run(variables, IMAGES)
@@ -140,13 +142,15 @@ def test_stem_and_head(random_variables, version):
     IMAGES,
     params["stem"]["kernel"],
     (2, 2),
-    "SAME",
+    [(3, 3), (3, 3)] if symmetric else [(2, 3), (2, 3)],
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   np.testing.assert_allclose(found["stem"]["__call__"][0], stem, rtol=1e-3, atol=1e-3)
   if version == 1:
     stem = nn.relu(stem + params["stem_bias"]["bias"])
-  pooled = nn.max_pool(stem, (3, 3), (2, 2), padding="SAME")
+  low = 1 if symmetric else 0
+  edge = jnp.pad(stem, [(0, 0), (low, 1), (low, 1), (0, 0)], constant_values=-jnp.inf)
+  pooled = nn.max_pool(edge, (3, 3), (2, 2), padding="VALID")
   # The projection sees what enters the first block: raw in version 1, with Fixup's
   # bias, and activated in version 2.
   first = params["stage1_first"]

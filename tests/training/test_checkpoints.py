@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.checkpoints import Checkpoints, read_latest
+from skipinit_jax.training.lock import Lock
 
 pytestmark = [
   pytest.mark.filterwarnings("error::DeprecationWarning"),
@@ -240,6 +241,44 @@ def test_unfinished_checkpoint_is_ignored_and_cleaned(workdir):
     assert checkpoints.latest_step() == 2
     checkpoints.save(3, make_state(3))
   assert not unfinished.exists()
+
+
+def listing(folder):
+  return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_reads_parts_and_changes_nothing(workdir, caplog):
+  unfinished = workdir / "checkpoints" / "3.orbax-checkpoint-tmp"
+  shutil.copytree(workdir / "checkpoints" / "2", unfinished)
+  before = listing(workdir)
+  # While the run that holds the workdir goes on.
+  with Lock(workdir / "lock"):
+    step, parts = read_latest(workdir, ("params", "uint32"))
+  assert step == 2
+  state = make_state(2)
+  assert_same_bits(parts, {name: state[name] for name in ("params", "uint32")})
+  assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(parts))
+  assert not [r for r in caplog.records if r.filename == "checkpoints.py"]
+  assert listing(workdir) == before
+
+  flip_bit(array_file(workdir / "checkpoints" / "2"))
+  before = listing(workdir)
+  step, parts = read_latest(workdir, ("int32",))
+  assert step == 1
+  assert_same_bits(parts, {"int32": make_state(1)["int32"]})
+  assert "The checkpoint of step 2" in caplog.text
+
+  flip_bit(array_file(workdir / "checkpoints" / "1"))
+  with pytest.raises(UsageError, match=r"Every checkpoint in .* is damaged"):
+    read_latest(workdir, ("int32",))
+  assert listing(workdir).keys() == before.keys()
+
+
+def test_reads_nothing_where_there_is_nothing(tmp_path):
+  for workdir in (tmp_path, tmp_path / "none"):
+    with pytest.raises(UsageError, match=r"There is no checkpoint in .*/checkpoints:"):
+      read_latest(workdir, ("params",))
+  assert list(tmp_path.iterdir()) == []
 
 
 KILLED_TRAINING = textwrap.dedent("""

@@ -1,0 +1,67 @@
+"""What a run has trained, for use outside of training."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.training.checkpoints import read_latest
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.metrics import read_json
+
+
+class Trained(NamedTuple):
+  """A network as its run's newest checkpoint has it.
+
+  Attributes:
+    model: the network.
+    variables: its parameters and statistics, as NumPy arrays.
+    step: the number of training steps taken.
+    config: the run's configuration.
+  """
+
+  model: WideResNet | ResNet | ResidualMLP
+  variables: dict[str, Any]
+  step: int
+  config: TrainConfig
+
+
+def load_trained(workdir: str | os.PathLike[str]) -> Trained:
+  """Reads the network of a run, on any devices, also while the run goes on.
+
+  Example::
+
+    trained = load_trained("runs/one")
+    logits = trained.model.apply(trained.variables, images, train=False)
+
+  Args:
+    workdir: the run's directory. Nothing in it changes.
+
+  Returns:
+    The network. Its images are normalized as in the run, by
+    `data.augmentation.normalize` with the data set's mean and deviation.
+
+  Raises:
+    UsageError: the directory holds no checkpoint, or none that is intact, or its
+      configuration is not of this version.
+  """
+  step, state = read_latest(workdir, ("params", "model_state"))
+  variables = {"params": state["params"], **state["model_state"]}
+  # One logit a class: the data set itself need not be here.
+  num_classes = variables["params"]["head"]["classifier"]["bias"].size
+  config = _read_config(pathlib.Path(workdir))
+  return Trained(config.make_model(num_classes), variables, step, config)
+
+
+def _read_config(workdir: pathlib.Path) -> TrainConfig:
+  # The result's also says where the data lies; a run that was killed has none.
+  result, config = workdir / "result.json", workdir / "config.json"
+  try:
+    if result.exists():
+      return TrainConfig(**read_json(result)["config"])
+    return TrainConfig(**read_json(config))
+  except (TypeError, KeyError):
+    raise UsageError(
+      f"The configuration of the run in {workdir} is not of this version."
+    ) from None

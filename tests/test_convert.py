@@ -1,0 +1,169 @@
+"""PyTorch's layout: names, shapes, errors; tests/test_convert_torch.py has logits."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from skipinit_jax import convert, methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResNet, unroll_variables
+
+MODEL = ResNet(50, 3, methods.get("batch_norm"), version=1, symmetric_padding=True)
+
+
+def make_variables(model):
+  """Variables of the model's shapes, each number another one."""
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda s: rng.random(s.shape, np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return make_variables(MODEL)
+
+
+@pytest.fixture(scope="module")
+def state_dict(variables):
+  return convert.to_torchvision(MODEL, variables)
+
+
+@pytest.mark.parametrize("depth", [50, 152])
+def test_both_ways_is_the_same_again(depth):
+  model = MODEL.clone(depth=depth)
+  variables = make_variables(model)
+  state_dict = convert.to_torchvision(model, variables)
+  # The layers of the name and four projections; all but the last are a kernel and
+  # the five arrays of a normalizer.
+  assert len(state_dict) == 6 * (depth - 1 + 4) + 2
+  restored, again = convert.from_torchvision(state_dict)
+  assert restored == model
+  assert jax.tree.structure(again) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_layout(variables, state_dict):
+  kernel = variables["params"]["stage3_rest"]["blocks"]["conv2"]["kernel"]
+  there = state_dict["layer3.4.conv2.weight"]
+  assert there.shape == (256, 256, 3, 3)
+  assert there[7, 11, 0, 2] == kernel[3, 0, 2, 11, 7]
+  assert there.flags.c_contiguous
+  dense = variables["params"]["head"]["classifier"]["kernel"]
+  assert state_dict["fc.weight"].shape == (3, 2048)
+  assert state_dict["fc.weight"][2, 5] == dense[5, 2]
+  statistics = variables["batch_stats"]["stage2_first"]["projection_norm"]
+  there = state_dict["layer2.0.downsample.1.running_var"]
+  np.testing.assert_array_equal(there, statistics["var"])
+  assert state_dict["bn1.num_batches_tracked"].dtype == np.int64
+
+
+def test_unrolled_variables(variables, state_dict):
+  unrolled = unroll_variables(variables)
+  actual = convert.to_torchvision(MODEL.clone(scan=False), unrolled)
+  assert actual.keys() == state_dict.keys()
+  for name, array in actual.items():
+    np.testing.assert_array_equal(array, state_dict[name])
+
+
+def test_old_checkpoints_have_no_counters(variables, state_dict):
+  old = {k: v for k, v in state_dict.items() if not k.endswith("tracked")}
+  assert len(old) == 320 - 53
+  _, again = convert.from_torchvision(old)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_grey_images(variables):
+  kernel = variables["params"]["stem"]["kernel"][:, :, :1]
+  grey = variables | {"params": variables["params"] | {"stem": {"kernel": kernel}}}
+  _, again = convert.from_torchvision(convert.to_torchvision(MODEL, grey))
+  jax.tree.map(np.testing.assert_array_equal, again, grey)
+
+
+def without(state_dict, *names):
+  return {name: value for name, value in state_dict.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      lambda s: without(s, "layer2.1.bn3.running_var"),
+      r"ResNet-50: 'layer2.1.bn3.running_var' is missing\.$",
+    ),
+    (
+      lambda s: s | {"layer1.0.se.weight": np.zeros(3)},
+      r"ResNet-50: 'layer1.0.se.weight' is unknown\.$",
+    ),
+    (
+      lambda s: s | {"layer4.2.conv1.weight": np.zeros((512, 2048, 3, 3))},
+      r"'layer4.2.conv1.weight' has shape \(512, 2048, 3, 3\), not "
+      r"\(512, 2048, 1, 1\)\.$",
+    ),
+    (
+      lambda s: s | {"fc.bias": np.zeros((4,))},
+      r"'fc.weight' has shape \(3, 2048\), not \(4, 2048\)\.$",
+    ),
+    (lambda s: without(s, "fc.bias", "fc.weight"), "'fc.weight' is missing"),
+    (lambda s: without(s, "conv1.weight"), r"'conv1.weight' is missing\.$"),
+    (
+      lambda s: (
+        without(s, "layer3.5.conv1.weight", "conv1.weight")
+        | {"module.conv1.weight": np.zeros(3)}
+      ),
+      r"'(conv1|layer3.5.conv1).weight' is missing, .* 'module.conv1.weight' is unkn",
+    ),
+    (
+      lambda s: {k: v for k, v in s.items() if not k.startswith("layer3.5.")},
+      r"have \(3, 4, 5, 3\) blocks .*: convertible are \(3, 4, 6, 3\) \(ResNet-50\), ",
+    ),
+    (lambda s: {"state_dict": s}, r"have \(0, 0, 0, 0\) blocks"),
+    # A network of basic blocks: ResNet-34 has as many as ResNet-50.
+    (
+      lambda s: {k: v for k, v in s.items() if "conv3" not in k and "bn3" not in k},
+      r"is missing.*, and \d+ more such problems\.$",
+    ),
+  ],
+)
+def test_bad_state_dict(state_dict, change, message):
+  with pytest.raises(UsageError, match=message) as error:
+    convert.from_torchvision(change(state_dict))
+  assert "\n" not in str(error.value)
+
+
+BATCH_NORM = methods.get("batch_norm")
+
+
+@pytest.mark.parametrize(
+  ("model", "message"),
+  [
+    (MODEL.clone(version=2), "version is 2, but torchvision's networks have 1"),
+    (MODEL.clone(symmetric_padding=False), "symmetric_padding is False"),
+    (
+      MODEL.clone(method=methods.get("batch_norm_divide_by_sqrt2")),
+      "method.sum_scale is 0.7",
+    ),
+    (
+      MODEL.clone(
+        method=dataclasses.replace(BATCH_NORM, alpha=0.5, learnable_alpha=False)
+      ),
+      "method.alpha is 0.5, but torchvision's networks have None",
+    ),
+    (MODEL.clone(method=methods.get("fixup")), "method.alpha is 1.0"),
+  ],
+)
+def test_other_networks_are_refused(variables, model, message):
+  with pytest.raises(UsageError, match=message):
+    convert.to_torchvision(model, variables)
+
+
+def test_variables_of_another_model(variables):
+  with pytest.raises(UsageError, match=r"kernel' has shape \(2048, 3\), not \(2048, 5"):
+    convert.to_torchvision(MODEL.clone(num_classes=5), variables)
+  with pytest.raises(UsageError, match=r"'batch_stats/.*' is missing, .* more such pr"):
+    convert.to_torchvision(MODEL, {"params": variables["params"]})
+  first = variables["params"] | {"stage1_first": {"alpha": np.zeros(())}}
+  with pytest.raises(UsageError, match=r"1_first/.*' is missing, .* and \d+ more"):
+    convert.to_torchvision(MODEL, variables | {"params": first})

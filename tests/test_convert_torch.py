@@ -1,0 +1,158 @@
+"""Converted networks against PyTorch's own: the same logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipinit_jax import convert
+
+torch = pytest.importorskip(
+  "torch", reason="needs PyTorch: .venv/bin/pip install torch==2.13.0"
+)
+nn = torch.nn
+
+# As torchvision's.
+STAGE_BLOCKS = (3, 4, 6, 3)
+NUM_CLASSES = 7
+# Compiles in half the time.
+LESS_OPTIMIZED = {"xla_backend_optimization_level": 1}
+
+
+class Bottleneck(nn.Module):
+  """A block with torchvision's names, and the stride where torchvision has it."""
+
+  def __init__(self, inputs, features, stride):
+    super().__init__()
+    outputs = 4 * features
+    self.conv1 = nn.Conv2d(inputs, features, 1, bias=False)
+    self.bn1 = nn.BatchNorm2d(features)
+    self.conv2 = nn.Conv2d(features, features, 3, stride, padding=1, bias=False)
+    self.bn2 = nn.BatchNorm2d(features)
+    self.conv3 = nn.Conv2d(features, outputs, 1, bias=False)
+    self.bn3 = nn.BatchNorm2d(outputs)
+    self.downsample = None
+    if stride != 1 or inputs != outputs:
+      projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+      self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+  def forward(self, x):
+    shortcut = x if self.downsample is None else self.downsample(x)
+    y = self.bn1(self.conv1(x)).relu()
+    y = self.bn2(self.conv2(y)).relu()
+    return (shortcut + self.bn3(self.conv3(y))).relu()
+
+
+class TorchResNet(nn.Module):
+  """torchvision's ResNet-50, of PyTorch's public layers."""
+
+  def __init__(self):
+    super().__init__()
+    self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+    self.bn1 = nn.BatchNorm2d(64)
+    self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+    inputs = 64
+    for stage, num_blocks in enumerate(STAGE_BLOCKS):
+      features = 64 * 2**stage
+      blocks = []
+      for index in range(num_blocks):
+        stride = 2 if stage > 0 and index == 0 else 1
+        blocks.append(Bottleneck(inputs, features, stride))
+        inputs = 4 * features
+      self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+    self.fc = nn.Linear(inputs, NUM_CLASSES)
+
+  def forward(self, x):
+    x = self.maxpool(self.bn1(self.conv1(x)).relu())
+    x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    return self.fc(x.mean((2, 3)))
+
+
+def make_network(seed=0):
+  """A network in evaluation mode, none of its arrays at its initial value."""
+  torch.manual_seed(seed)
+  network = TorchResNet().eval()
+  for module in network.modules():
+    if isinstance(module, nn.Conv2d):
+      nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    if isinstance(module, nn.BatchNorm2d):
+      # Such branches neither blow up the features nor drown them in biases.
+      nn.init.uniform_(module.weight, 0.5, 1.0)
+      nn.init.normal_(module.bias, std=0.1)
+      module.running_mean.normal_(std=0.1)
+      module.running_var.uniform_(0.5, 1.5)
+  return network
+
+
+def torch_logits(network, images):
+  with torch.no_grad():
+    return network(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+
+
+def jax_logits(model, variables, images):
+  run = jax.jit(
+    lambda variables, images: model.apply(variables, images, train=False),
+    compiler_options=LESS_OPTIMIZED,
+  )
+  return np.asarray(run(variables, images))
+
+
+def assert_same(actual, expected):
+  # Measured by what tells images apart, because biases alone make logits too.
+  difference = np.abs(expected[0] - expected[1]).max()
+  assert difference > 0.1
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * difference)
+
+
+@pytest.fixture(scope="module")
+def network():
+  return make_network()
+
+
+@pytest.fixture(scope="module")
+def converted(network):
+  return convert.from_torchvision(network.state_dict())
+
+
+def test_is_a_copy(network, converted):
+  _, variables = converted
+  mean = variables["batch_stats"]["stem_norm"]["mean"]
+  before = mean.copy()
+  there = network.bn1.running_mean
+  there += 1
+  np.testing.assert_array_equal(mean, before)
+  there -= 1
+
+
+def make_images(height, width):
+  rng = np.random.default_rng(height)
+  images = rng.normal(size=(2, height, width, 3)) * [[[[1.0]]], [[[4.0]]]]
+  return images.astype(np.float32)
+
+
+# Even and odd sizes, at several stages: 47 becomes 24, 12, 6, 3 and 2, 58 becomes 29,
+# 15, 8, 4 and 2.
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (47, 58)])
+def test_from_torchvision(network, converted, height, width):
+  model, variables = converted
+  images = make_images(height, width)
+  actual = jax_logits(model, variables, images)
+  assert actual.shape == (2, NUM_CLASSES)
+  assert_same(actual, torch_logits(network, images))
+
+
+def test_to_torchvision(converted):
+  model, variables = converted
+  # Of JAX's making: other numbers than those of the network they go into.
+  rng = np.random.default_rng(1)
+  variables = jax.tree.map(
+    lambda x: jnp.float32(x * rng.uniform(0.8, 1.2, x.shape)), variables
+  )
+  state_dict = convert.to_torchvision(model, variables)
+  network = make_network(seed=1)
+  assert state_dict.keys() == network.state_dict().keys()
+  tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
+  network.load_state_dict(tensors, strict=True)
+  images = make_images(64, 64)
+  actual = torch_logits(network, images)
+  assert_same(actual, jax_logits(model, variables, images))

@@ -1,0 +1,159 @@
+"""Programs and weights as files, read back by other means than they were written."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from skipinit_jax import export, methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+
+MODELS = {
+  # Its last stage's images are smaller than its kernels.
+  "wide_resnet": (WideResNet(16, 1, 4, methods.get("batch_norm")), (8, 6, 3)),
+  "unrolled": (WideResNet(10, 1, 4, methods.get("fixup"), scan=False), (8, 8, 1)),
+  "mlp": (
+    ResidualMLP(5, 6, 4, methods.get("skipinit_one"), dtype=jnp.bfloat16),
+    (3, 2, 1),
+  ),
+}
+
+
+def make_variables(model, image_shape):
+  """Variables of the model's shapes, none at a value that hides its place."""
+  images = np.zeros((1, *image_shape), np.float32)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+    return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+
+  return jax.tree.map_with_path(draw, shapes)
+
+
+def preprocess(images):
+  return images.astype(jnp.float32) / 100 - 1
+
+
+def make_images(image_shape, number=5):
+  rng = np.random.default_rng(number)
+  return rng.integers(0, 256, (number, *image_shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_program_has_the_logits_of_the_model_at_any_batch_size(name):
+  model, image_shape = MODELS[name]
+  variables = make_variables(model, image_shape)
+  exported = export.export_model(model, variables, image_shape, preprocess=preprocess)
+  program = jax.export.deserialize(bytes(exported.serialize()))
+  # Lowering for these is a part of exporting.
+  assert program.platforms == ("cpu", "cuda", "tpu")
+  (images,) = program.in_avals
+  (logits,) = program.out_avals
+  assert str(images.shape) == str(("batch", *image_shape)).replace("'", "")
+  assert (images.dtype, logits.dtype) == (np.uint8, np.float32)
+  for number in (1, 3):
+    images = make_images(image_shape, number)
+    inputs = images.astype(np.float32) / 100 - 1
+    expected = jax.jit(model.apply, static_argnames="train")(
+      variables, inputs, train=False
+    )
+    actual = program.call(images)
+    assert actual.shape == (number, 4)
+    assert np.std(expected) > 0.01
+    tolerance = (1e-5 if model.dtype == jnp.float32 else 1e-2) * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_program_does_not_depend_on_the_backend_that_exported_it(monkeypatch):
+  """Convolutions are written in another way where JAX runs on the CPU."""
+  model, image_shape = MODELS["wide_resnet"]
+  variables = make_variables(model, image_shape)
+
+  def exported():
+    return export.export_model(model, variables, image_shape, preprocess=preprocess)
+
+  on_cpu = exported()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  on_gpu = exported()
+  monkeypatch.undo()
+  assert "optimization_barrier" in on_cpu.mlir_module()
+  assert "optimization_barrier" not in on_gpu.mlir_module()
+  images = make_images(image_shape)
+  expected = on_cpu.call(images)
+  tolerance = 1e-5 * np.abs(expected).max()
+  np.testing.assert_allclose(on_gpu.call(images), expected, rtol=0, atol=tolerance)
+
+
+def test_program_of_a_resnet():
+  model = ResNet(50, 7, methods.get("skipinit_biases"), remat=True)
+  variables = make_variables(model, (64, 64, 3))
+  program = export.export_model(model, variables, (64, 64, 3), preprocess=preprocess)
+  assert str(program.out_avals[0].shape) == "(batch, 7)"
+  # The weights are in it.
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+  assert 1 < len(program.mlir_module_serialized) / size < 1.01
+
+
+def test_safetensors_both_ways(tmp_path):
+  model, image_shape = MODELS["wide_resnet"]
+  variables = make_variables(model, image_shape)
+  head = variables["params"]["head"]["classifier"]
+  # In another order in memory, and of a type that NumPy itself lacks.
+  head["kernel"] = np.asfortranarray(head["kernel"])
+  head["bias"] = jnp.asarray(head["bias"], jnp.bfloat16)
+  path = tmp_path / "model.safetensors"
+  export.save_safetensors(path, variables, {"step": "23"})
+
+  with safetensors.safe_open(path, framework="np") as file:
+    assert file.metadata() == {"step": "23"}
+    names = set(file.keys())
+    kernel = file.get_tensor("params/stage3_rest/blocks/conv2/kernel")
+  assert {"params/stem/kernel", "batch_stats/head/norm/var"} < names
+  assert kernel.shape == (1, 3, 3, 64, 64)
+  np.testing.assert_array_equal(
+    kernel, variables["params"]["stage3_rest"]["blocks"]["conv2"]["kernel"]
+  )
+
+  loaded = export.load_safetensors(path)
+  assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+  for actual, expected in zip(
+    jax.tree.leaves(loaded), jax.tree.leaves(variables), strict=True
+  ):
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+  # As any file of this user: safetensors' own are for no other user to read.
+  (tmp_path / "other").touch()
+  assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_bad_safetensors(tmp_path):
+  path = tmp_path / "model.safetensors"
+  with pytest.raises(UsageError, match=f"The file {path} cannot be read"):
+    export.load_safetensors(path)
+  for content in (b"", b"no safetensors at all"):
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"The file {path} is no safetensors file"):
+      export.load_safetensors(path)
+  safetensors.numpy.save_file({"conv1.weight": np.zeros(3)}, path)
+  with pytest.raises(UsageError, match=r"names begin with params/; skipinit_jax.conv"):
+    export.load_safetensors(path)
+
+
+def test_needs_no_training_code():
+  program = """
+import sys
+import skipinit_jax.convert, skipinit_jax.export
+assert "skipinit_jax.models" in sys.modules
+assert not [name for name in sys.modules if name.startswith("skipinit_jax.training")]
+assert "optax" not in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", program], check=True)
