@@ -1,7 +1,8 @@
-"""Makes the report of a finished study: tables, figures and one HTML page.
+"""Makes the report of a finished study or run: tables, figures and one HTML page.
 
-Example:
+Examples:
   python -m experiments.report --workdir=/tmp/study --output=results/study
+  python -m experiments.report --workdir=/tmp/run
 """
 
 import os
@@ -11,7 +12,9 @@ from absl import flags
 from experiments import program
 from skipinit_jax import studies
 
-_WORKDIR = program.define_workdir("a finished study, or its results.json alone")
+_WORKDIR = program.define_workdir(
+  "a finished study, or its results.json alone, or of a run of experiments.train"
+)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Directory to write the report into. Default: the workdir."
 )
@@ -19,10 +22,15 @@ _OUTPUT = flags.DEFINE_string(
 
 def main() -> int:
   """Runs the program."""
-  results = studies.read_results(_WORKDIR.value)
-  output = os.path.expanduser(_OUTPUT.value or _WORKDIR.value)
-  page, *_ = studies.write_report(results, output)
-  studies.print_accuracy(results)
+  workdir = _WORKDIR.value
+  output = os.path.expanduser(_OUTPUT.value or workdir)
+  if studies.is_run(workdir):
+    page, *_ = studies.write_run_report(workdir, output)
+    studies.print_result(workdir)
+  else:
+    results = studies.read_results(workdir)
+    page, *_ = studies.write_report(results, output)
+    studies.print_accuracy(results)
   print(f"Report: {page}, with its tables and figures as files beside it.")
   return 0
 

@@ -1,7 +1,8 @@
 """Figures of signals: measured points on theoretical lines, without pyplot."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from skipinit_jax.analysis.theory import path_weights
 # matplotlib takes most of a second to import.
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from matplotlib.colors import Colormap, Normalize
   from matplotlib.figure import Figure
 
 _COLORS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#9c6b4e", "#6cc5b0")
@@ -22,6 +24,16 @@ _SIZES = (6, 5, 4.5, 4, 4, 4, 4)
 _WIDTH = 6.4
 # More points of a curve would hide its line.
 _MOST_POINTS = 16
+_HEAT_MAPS_PER_ROW = 3
+# What no scale of colors has: zeros of a logarithmic one, and what is not finite.
+_NO_COLOR = "#d0d0d0"
+
+SIGNAL_QUANTITIES: dict[str, str] = {
+  "alpha": "α",
+  "branch_to_skip": "branch-to-skip ratio",
+  "gradient_rms": "gradient (RMS)",
+}
+"""Names for people of what training logs of each block, in the order of the figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +49,85 @@ class Curve:
   label: str
   measured: Ensemble
   theory: Signal | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalHistory:
+  """The signal of one network during training.
+
+  Attributes:
+    step: the steps at which it was measured, [t], ascending.
+    block: the numbers of the blocks, from 1, [d], ascending.
+    values: of each quantity in `SIGNAL_QUANTITIES` that the network has, [t, d].
+  """
+
+  step: np.ndarray
+  block: np.ndarray
+  values: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """Lines on axes of their own.
+
+  Attributes:
+    title: its title, which names the quantity.
+    lines: x and y of each line by its label. A label has one color in all panels.
+    log_x: whether x, such as learning rates, is drawn by factors of two.
+    log_y: whether y is drawn on a logarithmic axis.
+  """
+
+  title: str
+  lines: Mapping[str, tuple[Sequence[float] | np.ndarray, np.ndarray]]
+  log_x: bool = False
+  log_y: bool = True
+
+
+def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
+  """Draws lines, such as quantities by step of training.
+
+  What is not finite, or not positive on a logarithmic axis, is not drawn.
+
+  Args:
+    panels: from left to right, two in a row.
+    x_label: what x is in all of them.
+  """
+  across = min(2, len(panels))
+  down = -(-len(panels) // across)
+  figure = _figure(0.9 + 2.5 * down)
+  drawn = list(figure.subplots(down, across, squeeze=False).flat)
+  styles: dict[str, dict[str, Any]] = {}
+  for panel in panels:
+    for label in panel.lines:
+      styles.setdefault(label, _style(len(styles), label))
+  for axes, panel in zip(drawn, panels, strict=False):
+    shown: list[np.ndarray] = []
+    for label, (x, values) in panel.lines.items():
+      visible = np.isfinite(values) & ((values > 0) | (not panel.log_y))
+      y = np.where(visible, values, np.nan)
+      every = -(-len(y) // _MOST_POINTS)
+      # Marks of different lines at different steps, where there are many.
+      first = list(styles).index(label) * every // len(styles)
+      style = styles[label] | {"label": None}
+      axes.plot(x, y, linewidth=1.5, markevery=(first, every), **style)
+      shown.append(y[visible])
+    if panel.log_x:
+      axes.set_xscale("log", base=2)
+    values = np.concatenate(shown)
+    if panel.log_y:
+      axes.set_yscale("log")
+      if values.size:
+        _set_log_limits(axes, values.min(), values.max())
+    axes.set_title(panel.title, fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.25)
+  for axes in drawn[len(panels) :]:
+    axes.remove()
+  figure.supxlabel(x_label, fontsize=10)
+  for style in styles.values():
+    drawn[0].errorbar([], [], linewidth=1.5, **style)
+  _legend(figure, drawn[0])
+  return figure
 
 
 def stream_figure(curves: Sequence[Curve]) -> "Figure":
@@ -147,6 +238,147 @@ def measured_path_weights(
     return None
   weights = np.array([path_weights(each) for each in shares])
   return weights.mean(0), weights.std(0, ddof=1) / len(weights) ** 0.5
+
+
+def heat_map_figures(networks: Mapping[str, SignalHistory | str]) -> list["Figure"]:
+  """Draws what training logged by block and step, with a color for each value.
+
+  Each network has a column, each quantity a row with one scale of colors for all
+  networks, in all figures: around zero for alpha, otherwise logarithmic, from the 1st
+  to the 99th percentile. Zeros of a logarithmic scale, and values that are not finite,
+  are gray.
+
+  Args:
+    networks: what was logged, by the network's title; or, in words, why nothing was.
+
+  Returns:
+    A figure for every three networks; none if nothing was logged of any.
+  """
+  histories = [each for each in networks.values() if isinstance(each, SignalHistory)]
+  scales = {}
+  for name in SIGNAL_QUANTITIES:
+    values = [each.values[name].ravel() for each in histories if name in each.values]
+    if values:
+      scales[name] = _color_scale(np.concatenate(values), around_zero=name == "alpha")
+  if not scales:
+    return []
+  steps = np.concatenate([_edges(each.step) for each in histories])
+  blocks = np.concatenate([_edges(each.block) for each in histories])
+  limits = {"xlim": (steps.min(), steps.max()), "ylim": (blocks.min(), blocks.max())}
+  titles = list(networks)
+  # Figures of nearly equal numbers of columns.
+  count = -(-len(titles) // _HEAT_MAPS_PER_ROW)
+  return [
+    _heat_maps(
+      {titles[index]: networks[titles[index]] for index in part}, scales, limits
+    )
+    for part in np.array_split(np.arange(len(titles)), count)
+  ]
+
+
+def _color_scale(
+  values: np.ndarray, *, around_zero: bool
+) -> "tuple[Normalize, Colormap]":
+  """Returns the colors of values, those out of range taken for its ends."""
+  from matplotlib import colormaps
+  from matplotlib.colors import LogNorm, Normalize
+
+  values = values[np.isfinite(values)]
+  if around_zero:
+    largest = np.abs(values).max(initial=0.0) or 1.0
+    colors = colormaps["RdBu_r"].with_extremes(bad=_NO_COLOR)
+    return Normalize(-largest, largest), colors
+  values = values[values > 0]
+  # One branch that vanishes for a moment would take all colors for itself.
+  low, high = np.quantile(values, (0.01, 0.99)) if values.size else (1.0, 1.0)
+  # At least a factor of two: otherwise the noise of a constant would be colorful.
+  margin = max(1.0, 2 * low / high) ** 0.5
+  colors = colormaps["viridis"].with_extremes(bad=_NO_COLOR)
+  return LogNorm(low / margin, high * margin), colors
+
+
+def _heat_maps(
+  networks: Mapping[str, SignalHistory | str],
+  scales: Mapping[str, "tuple[Normalize, Colormap]"],
+  limits: Mapping[str, tuple[float, float]],
+) -> "Figure":
+  """Draws one figure; its columns are networks, its rows the scales' quantities."""
+  from matplotlib.cm import ScalarMappable
+  from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+  figure = _figure(0.8 + 1.75 * len(scales))
+  panels = figure.subplots(
+    len(scales), len(networks), sharex=True, sharey=True, squeeze=False
+  )
+  for row, (name, scale) in zip(panels, scales.items(), strict=True):
+    for axes, network in zip(row, networks.values(), strict=True):
+      if isinstance(network, str):
+        _write_in(axes, network)
+      elif name not in network.values:
+        learnable = "learnable " if name == "alpha" else ""
+        _write_in(axes, f"no {learnable}{SIGNAL_QUANTITIES[name]}")
+      else:
+        _draw_heat_map(axes, network, name, scale)
+    figure.colorbar(
+      ScalarMappable(*scale), ax=list(row), label=SIGNAL_QUANTITIES[name], pad=0.02
+    )
+  for axes, title in zip(panels[0], networks, strict=True):
+    axes.set_title(textwrap.fill(title, 60 // len(networks)), fontsize=10)
+  for axes in panels.flat:
+    axes.tick_params(labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(2 + 6 // len(networks), integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_format_step))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+  # Also where no panel has a map.
+  panels[0, 0].set(**limits)
+  figure.supxlabel("step", fontsize=10)
+  figure.supylabel("block", fontsize=10)
+  return figure
+
+
+def _draw_heat_map(
+  axes: "Axes",
+  history: SignalHistory,
+  name: str,
+  scale: "tuple[Normalize, Colormap]",
+) -> None:
+  values = np.ma.masked_invalid(history.values[name])
+  if name != "alpha":
+    # A zero would get the color of the lowest value.
+    values = np.ma.masked_equal(values, 0)
+  axes.pcolormesh(
+    _edges(history.step),
+    _edges(history.block),
+    values.T,
+    norm=scale[0],
+    cmap=scale[1],
+    # Thousands of cells as shapes would make a page of megabytes.
+    rasterized=True,
+  )
+
+
+def _edges(centers: np.ndarray) -> np.ndarray:
+  """Returns the edges of cells around ascending numbers."""
+  if len(centers) == 1:
+    return centers[0] + np.array([-0.5, 0.5])
+  middles = (centers[1:] + centers[:-1]) / 2
+  first, last = 2 * centers[0] - middles[0], 2 * centers[-1] - middles[-1]
+  return np.concatenate([[first], middles, [last]])
+
+
+def _write_in(axes: "Axes", text: str) -> None:
+  axes.text(
+    *(0.5, 0.5),
+    textwrap.fill(text, 16),
+    ha="center",
+    va="center",
+    fontsize=9,
+    transform=axes.transAxes,
+  )
+
+
+def _format_step(step: float, _: int) -> str:
+  return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
 
 
 def _panels(

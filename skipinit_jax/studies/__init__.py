@@ -17,6 +17,7 @@ from skipinit_jax.studies.report import (
   print_accuracy,
   write_report,
 )
+from skipinit_jax.studies.run_report import is_run, print_result, write_run_report
 from skipinit_jax.studies.runner import Interrupted, run
 from skipinit_jax.studies.search import SearchConfig, wanted_runs
 from skipinit_jax.studies.statistics import (
@@ -56,14 +57,17 @@ __all__ = [
   "branch_scale_study",
   "depth_study",
   "find_optimum",
+  "is_run",
   "largest_stable_rate",
   "make_report",
   "markdown",
   "print_accuracy",
+  "print_result",
   "read_results",
   "regularization_study",
   "run",
   "summarize_rate",
   "wanted_runs",
   "write_report",
+  "write_run_report",
 ]

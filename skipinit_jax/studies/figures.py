@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from skipinit_jax.studies.findings import is_stable_throughout
@@ -192,6 +192,43 @@ def learning_curves(results: StudyResults) -> "Figure":
     axes.set_xlim(left=0)
 
   return _panels(results, draw, "epoch")
+
+
+def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
+  """Draws loss and accuracy of one run by epoch, on training and test set.
+
+  Args:
+    history: of the run; see `history.make_history`.
+  """
+  figure = _figure(3.2)
+  panels = figure.subplots(1, 2)
+  loss, accuracy = panels
+  for index, (name, label) in enumerate(
+    (("train", "training set, as trained on"), ("test", "test set"))
+  ):
+    curve = history[name]
+    style = _style(index) | {"markevery": max(1, -(-len(curve["epoch"]) // 12))}
+    loss.plot(curve["epoch"], curve["loss"], label=label, **style)
+    percent = [100 * value for value in curve["accuracy"]]
+    accuracy.plot(curve["epoch"], percent, **style)
+  losses = [
+    value
+    for name in ("train", "test")
+    for value in history[name]["loss"]
+    # Others are those of a run that diverged.
+    if 0 < value < math.inf
+  ]
+  # Below a decade, a logarithmic axis has hardly a readable number.
+  if losses and max(losses) > 10 * min(losses):
+    loss.set_yscale("log")
+  accuracy.set_ylim(0, 104)
+  for axes, title in zip(panels, ("loss", "accuracy (%)"), strict=True):
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+  figure.supxlabel("epoch", fontsize=10)
+  _legend(figure, loss)
+  return figure
 
 
 def batch_size_curves(results: StudyResults, budget: str) -> "Figure":

@@ -1,4 +1,4 @@
-"""How studies name networks and rates."""
+"""How studies name networks, data sets and rates."""
 
 import math
 
@@ -17,6 +17,16 @@ def model_name(model: str) -> str:
   return {"wide_resnet": "Wide-ResNet", "residual_mlp": "MLP", "resnet": "ResNet"}[
     model
   ]
+
+
+def dataset_name(dataset: str) -> str:
+  """Returns the name of a data set for people."""
+  return {
+    "digits": "scikit-learn's 8x8 digits",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+  }.get(dataset, dataset)
 
 
 def format_rate(rate: float) -> str:

@@ -1,8 +1,11 @@
 """Reports of studies: from `results.json` to a `Document`."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
+from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.studies import document, figures, findings
 from skipinit_jax.studies.document import (
@@ -13,18 +16,25 @@ from skipinit_jax.studies.document import (
   Section,
   Table,
 )
-from skipinit_jax.studies.names import format_rate, model_name, network_name
+from skipinit_jax.studies.history import read_signal
+from skipinit_jax.studies.names import (
+  dataset_name,
+  format_rate,
+  model_name,
+  network_name,
+)
 from skipinit_jax.studies.published import DEPTH_TABLE, Published
 from skipinit_jax.studies.statistics import difference
-from skipinit_jax.studies.study import SearchResult, StudyResults, unique, write_results
+from skipinit_jax.studies.study import (
+  Run,
+  SearchResult,
+  StudyResults,
+  signal_run,
+  unique,
+  write_results,
+)
 from skipinit_jax.training import TrainConfig
 
-_DATASETS = {
-  "digits": "scikit-learn's 8x8 digits",
-  "fashion_mnist": "Fashion-MNIST",
-  "cifar10": "CIFAR-10",
-  "cifar100": "CIFAR-100",
-}
 _EDGE = "*"
 # What the rows and columns of a study's tables are.
 _HEADERS = {
@@ -57,7 +67,12 @@ def make_report(results: StudyResults) -> Document:
     title=title,
     lead=f"{nothing} {lead}" if nothing else lead,
     findings=claims,
-    sections=[*sections, _curves_section(results), _runs_section(results)],
+    sections=[
+      *sections,
+      _curves_section(results),
+      *_signal_sections(results),
+      _runs_section(results),
+    ],
     config=results.config,
     versions=results.versions,
     device=", ".join(results.devices),
@@ -80,9 +95,20 @@ def write_report(
   Raises:
     UsageError: the directory cannot be written.
   """
-  try:
+  with writing_to(directory):
     paths = document.write(make_report(results), directory)
     return [*paths, write_results(results, directory)]
+
+
+@contextlib.contextmanager
+def writing_to(directory: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns errors of the file system into one sentence.
+
+  Args:
+    directory: where a report is being written.
+  """
+  try:
+    yield
   except OSError as error:
     raise UsageError(
       f"The report cannot be written to {directory} ({error.strerror}): use another "
@@ -263,7 +289,7 @@ def published_table(results: StudyResults) -> Table | None:
       "network",
       "method",
       f"measured: {dataset}",
-      f"published: {_DATASETS['cifar10']}, Wide-ResNet of this depth and width 2",
+      f"published: {dataset_name('cifar10')}, Wide-ResNet of this depth and width 2",
       "agreement",
     ],
     rows=rows,
@@ -494,6 +520,62 @@ def _curves_section(results: StudyResults) -> Section:
   )
 
 
+def _signal_sections(results: StudyResults) -> list[Section]:
+  """Returns a section on the signal during training, if it was logged."""
+  contents = []
+  for number, row in enumerate(unique([each.row for each in results.searches]), 1):
+    contents += signal_figures(
+      f"signal_{number}",
+      f"Signal by block and step, {row}",
+      {
+        search.column: _signal_history(search, results.runs)
+        for search in results.searches
+        if search.row == row
+      },
+    )
+  text = "Each column is one run: the first completed seed at its best rate."
+  return [Section("Signal during training", text, contents)] if contents else []
+
+
+def _signal_history(search: SearchResult, runs: Sequence[Run]) -> SignalHistory | str:
+  run = signal_run(search, runs)
+  if run is None:
+    return "no rate completes"
+  return read_signal(run.history) or "not logged"
+
+
+def signal_figures(
+  name: str, title: str, networks: Mapping[str, SignalHistory | str]
+) -> list[Figure]:
+  """Returns heat maps of the signal during training, with how to read them.
+
+  Args:
+    name: the stem of their files.
+    title: what they show.
+    networks: what was logged, by the column's title; or, in words, why nothing was.
+
+  Returns:
+    A figure for every three networks; none if nothing was logged of any.
+  """
+  drawn = heat_map_figures(networks)
+  several = len(drawn) > 1
+  return [
+    Figure(
+      name=f"{name}_{part}" if several else name,
+      title=f"{title} ({part} of {len(drawn)})" if several else title,
+      figure=figure,
+      description="Heat maps by step and block, a row for each of α, the ratio of "
+      "branch to skip path, and the gradient.",
+      note="Block 1 is next to the input. α is the learnable scalar at the end of the "
+      "branch, the branch-to-skip ratio one of variances over a training batch, the "
+      "gradient the root mean square of the derivative of that batch's mean loss with "
+      "respect to the block's output. Each row has one scale of colors; without α, it "
+      "reaches from the 1st to the 99th percentile. Gray is zero or not finite.",
+    )
+    for part, figure in enumerate(drawn, 1)
+  ]
+
+
 def _runs_section(results: StudyResults) -> Section:
   names = _HEADERS[results.name]
   rows = []
@@ -543,7 +625,7 @@ def _dataset(results: StudyResults, *names: str) -> str:
   """Returns the data set's name for people."""
   models = {search.labels.get("model", "train") for search in results.searches}
   used = [results.config[name]["dataset"] for name in names if name in models]
-  return _DATASETS.get(used[0], used[0])
+  return dataset_name(used[0])
 
 
 def _network(results: StudyResults) -> str:

@@ -28,6 +28,7 @@ import jax
 
 from skipinit_jax import data
 from skipinit_jax.errors import UsageError
+from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
 from skipinit_jax.studies.statistics import above_chance
 from skipinit_jax.studies.storage import (
@@ -477,19 +478,8 @@ def _record(
     train_accuracy=result.train_accuracy,
     test_loss=result.test_loss,
     test_accuracy=result.test_accuracy,
-    history={
-      name: {
-        column: [_shorten(row[column]) for row in rows if row["kind"] == kind]
-        for column in ("epoch", "loss", "accuracy")
-      }
-      for name, kind in (("train", "train"), ("test", "eval"))
-    },
-    seconds=_shorten(seconds),
+    history=make_history(rows),
+    seconds=float(f"{seconds:.4g}"),
     device=result.device,
     versions=result.versions,
   )
-
-
-def _shorten(value: float) -> float:
-  """Returns a value with the digits that a curve shows."""
-  return float(f"{value:.4g}")

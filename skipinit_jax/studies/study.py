@@ -99,8 +99,8 @@ class Run:
     train_accuracy: likewise.
     test_loss: on the whole test set; None if the run diverged.
     test_accuracy: likewise, from 0 to 1.
-    history: the learning curves, columns of equal length: "train" has epoch, loss and
-      accuracy (as trained on), "test" likewise.
+    history: the learning curves and, if it was logged, the signal, as
+      `history.make_history` returns them.
     seconds: that the process which finished it took for it.
     device: kind and number of its devices.
     versions: of the packages that decide the result.
@@ -115,7 +115,7 @@ class Run:
   train_accuracy: float
   test_loss: float | None
   test_accuracy: float | None
-  history: dict[str, dict[str, list[float]]]
+  history: dict[str, dict[str, Any]]
   seconds: float
   device: str
   versions: dict[str, str]
@@ -179,7 +179,8 @@ class StudyResults:
     config: its configuration.
     threshold: the accuracy above which a network counts as trained.
     searches: what each search came to, in the order of the tables.
-    runs: every run, search by search.
+    runs: every run, search by search. The signal is kept only of the runs that the
+      report draws: those of `signal_run`.
     versions: of the packages that decide the results.
     devices: kinds and numbers of the devices of a run.
   """
@@ -270,7 +271,9 @@ def summarize(
     mine = outcomes.get(search.name, {})
     wanted = sorted(wanted_runs(search.protocol, mine, threshold))
     searches.append(_result(search, {key: mine[key] for key in wanted}, threshold))
-    kept += [runs[Key(search.name, rate, seed)] for rate, seed in wanted]
+    kept += _without_signals(
+      searches[-1], [runs[Key(search.name, rate, seed)] for rate, seed in wanted]
+    )
   # Those of a study that went on with newer packages are several.
   versions: dict[str, set[str]] = {}
   for run in kept:
@@ -317,6 +320,43 @@ def _result(
   )
 
 
+def signal_run(search: SearchResult, runs: Sequence[Run]) -> Run | None:
+  """Returns the run whose signal stands for its search.
+
+  Args:
+    search: the search.
+    runs: of the study.
+
+  Returns:
+    The first completed seed at the best rate; None if too few seeds completed at every
+    rate.
+  """
+  return next(
+    (
+      run
+      for run in sorted(runs, key=lambda run: run.seed)
+      if search.optimum is not None
+      and run.search == search.name
+      and run.learning_rate == search.optimum.learning_rate
+      and run.status == "completed"
+    ),
+    None,
+  )
+
+
+def _without_signals(search: SearchResult, runs: Sequence[Run]) -> list[Run]:
+  """Returns the runs of a search without the signals that nobody draws."""
+  drawn = signal_run(search, runs)
+  return [
+    run
+    if run is drawn or "signal" not in run.history
+    else dataclasses.replace(
+      run, history={name: run.history[name] for name in ("train", "test")}
+    )
+    for run in runs
+  ]
+
+
 def _outcomes(
   runs: Mapping[Key, Run],
 ) -> dict[str, dict[tuple[float, int], Outcome]]:
@@ -355,7 +395,12 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults:
         f"The study in {workdir} is not finished ({finished} of its runs are): run the "
         "same command again to go on, then make the report."
       )
-    raise UsageError(f"There is no study in {workdir}: it has no {RESULTS}.")
+    if (workdir / "result.json").exists():
+      raise UsageError(f"There is no study in {workdir}, but a single run.")
+    raise UsageError(
+      f"There is neither a study nor a run in {workdir}: it has no {RESULTS} and no "
+      "result.json."
+    )
   fields = read_json(path)
   try:
     fields["searches"] = [_read_search(search) for search in fields["searches"]]

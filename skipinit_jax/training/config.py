@@ -65,8 +65,9 @@ class TrainConfig:
     checkpoint_every_seconds: least time between checkpoints, after the first epoch's;
       0: one an epoch.
     signal_every_steps: steps between measurements of the signal in each block, from
-      step 0 on, and at the last step (`training.signal_log`); 0: none. One takes about
-      the time of a step.
+      step 0 on, and at the last step (`training.signal_log`); 0: none. One takes up to
+      the time of a step, and milliseconds of the host: of a deep network, those every
+      50 steps take less than 2 % of the time.
   """
 
   # Data

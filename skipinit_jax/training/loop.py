@@ -25,6 +25,11 @@ from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, wri
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.signal_log import (
+  BlockSignal,
+  SignalLog,
+  make_measure_signal,
+)
 from skipinit_jax.training.signals import StopRequest
 from skipinit_jax.training.state import TrainState, make_init
 from skipinit_jax.training.step import (
@@ -55,8 +60,8 @@ class Result:
     train_accuracy: likewise, from 0 to 1.
     test_loss: on the whole test set; None unless completed.
     test_accuracy: likewise, from 0 to 1.
-    images_per_second: training speed of this process after its first step,
-      evaluation and checkpoints excluded; None if it took no more steps.
+    images_per_second: training speed of this process after its first step;
+      evaluation, signals and checkpoints excluded; None if it took no more steps.
     seconds_to_first_step: from the start of `train` to the end of its first step;
       None if it took no step.
     num_parameters: size of the network.
@@ -134,11 +139,24 @@ def train(
       MetricsWriter(workdir, resume_step=step if restored else None) as writer,
       Progress(total_steps, steps_per_epoch, enabled=show_progress) as progress,
     ):
+      signal_log = SignalLog(
+        writer,
+        programs.measure_signal,
+        every_steps=config.signal_every_steps,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+      )
       if restored:
         progress.message(f"resumed from step {step}")
+      else:
+        signal_log.write_if_due(step, state)
       while step < total_steps and finite and not stop.requested:
         left_in_epoch = steps_per_epoch - step % steps_per_epoch
-        num_steps = min(left_in_epoch, stopwatch.steps_in(_DISPATCH_SECONDS))
+        num_steps = min(
+          left_in_epoch,
+          signal_log.steps_to_next(step),
+          stopwatch.steps_in(_DISPATCH_SECONDS),
+        )
         begin, first_step = time.monotonic(), step
         state, is_finite = programs.train_steps(state, num_steps)
         finite, step = bool(is_finite), int(state.step)
@@ -160,6 +178,8 @@ def train(
         ):
           test = programs.evaluate(state)
           writer.write(step, "eval", {"epoch": float(epoch), **test})
+        # Before the step's checkpoint, from which a resumed run only goes on.
+        signal_log.write_if_due(step, state)
         seconds = config.checkpoint_every_seconds
         due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
         # The first epoch's in any case: a run that diverges later keeps at least that.
@@ -201,6 +221,7 @@ class _Programs(NamedTuple):
   train_steps: Callable[[TrainState, int], tuple[TrainState, jax.Array]]
   evaluate: Callable[[TrainState], dict[str, float]]
   learning_rate: Callable[[int], float]
+  measure_signal: Callable[[TrainState], BlockSignal]
 
 
 def _make_programs(
@@ -232,6 +253,14 @@ def _make_programs(
     batch_size=config.batch_size,
     mesh=mesh,
   )
+  measure = make_measure_signal(
+    model,
+    augment,
+    num_examples=num_examples,
+    batch_size=config.batch_size,
+    mesh=mesh,
+    accumulation_steps=config.accumulation_steps,
+  )
   evaluate = make_evaluate(model, preprocess, mesh=mesh)
   train_split = in_memory.put(dataset.train, replicated(mesh))
   test_batches = in_memory.eval_batches(
@@ -246,18 +275,22 @@ def _make_programs(
 
   init = make_init(model, optimizer, dataset.image_shape, mesh=mesh)
   seed = np.uint32(config.seed)
-  # The two programs of a deep network take seconds to compile, each on one core.
-  with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
-    lowered = train_steps.lower(init.trace(seed).out_info, train_split, 1)
-    compiled = beside.submit(lowered.compile)
+  # The programs of a deep network take seconds to compile, each on one core.
+  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
+    shapes = init.trace(seed).out_info
+    compiled = beside.submit(train_steps.lower(shapes, train_split, 1).compile)
+    if config.signal_every_steps:
+      measuring = beside.submit(measure.lower(shapes, train_split).compile)
     state = init(seed)
   program = compiled.result()
+  measure_program = measuring.result() if config.signal_every_steps else measure
 
   return _Programs(
     state=state,
     train_steps=lambda state, num_steps: program(state, train_split, num_steps),
     evaluate=evaluate_test,
     learning_rate=lambda step: config.learning_rate * float(schedule(step)),
+    measure_signal=lambda state: measure_program(state, train_split),
   )
 
 

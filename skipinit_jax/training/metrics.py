@@ -7,11 +7,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
+
 from skipinit_jax.errors import UsageError
 
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
 # and Python's own `float` reads them.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+# TensorBoard's histograms have no bins for larger numbers, and tensorboardX raises an
+# error if all are.
+_LARGEST = 1e19
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -108,6 +114,9 @@ class MetricsWriter:
 
   A row is on its way to the disk when `write` returns, so that a killed process loses
   at most the row it was writing. One process of a run writes; the others have none.
+
+  Attributes:
+    kinds: the kinds of the rows that are in the file.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None):
@@ -127,11 +136,13 @@ class MetricsWriter:
     workdir = pathlib.Path(workdir)
     path = workdir / "metrics.jsonl"
     first_step = 0 if resume_step is None else resume_step + 1
+    self.kinds: set[str] = set()
     if path.exists():
       kept = [row for row in _read_rows(path) if row["step"] < first_step]
       unfinished = path.with_name(path.name + ".tmp")
       unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
       os.replace(unfinished, path)
+      self.kinds = {str(row.get("kind")) for row in kept}
     # Line buffering hands each row to the system in one piece.
     self._rows = path.open("a", encoding="utf-8", buffering=1)
     self._tensorboard = SummaryWriter(
@@ -143,21 +154,26 @@ class MetricsWriter:
       flush_secs=1,
     )
 
-  def write(self, step: int, kind: str, scalars: Mapping[str, Any]) -> None:
+  def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
     """Appends one row.
 
-    TensorBoard gets the finite values as `kind/name`; the row has all of them.
+    TensorBoard gets the finite numbers as `kind/name`, those of a list as a histogram
+    of the numbers up to 1e19; the row has all values.
 
     Args:
       step: the number of training steps taken.
-      kind: "train" or "eval".
-      scalars: numbers by name, such as epoch, loss and accuracy; None where a number
-        is not known.
+      kind: "train", "eval" or "signal".
+      values: numbers by name, such as epoch, loss and accuracy; None where a number
+        is not known; lists of numbers or of names, an entry for each block.
     """
-    row = {"step": step, "kind": kind, **scalars}
-    self._rows.write(_to_line(row))
-    for name, value in scalars.items():
-      if value is not None and math.isfinite(value):
+    self._rows.write(_to_line({"step": step, "kind": kind, **values}))
+    self.kinds.add(kind)
+    for name, value in values.items():
+      if isinstance(value, list):
+        shown = [each for each in value if _is_finite(each) and abs(each) < _LARGEST]
+        if shown:
+          self._tensorboard.add_histogram(f"{kind}/{name}", np.array(shown), step)
+      elif _is_finite(value):
         self._tensorboard.add_scalar(f"{kind}/{name}", float(value), step)
 
   def close(self) -> None:
@@ -170,6 +186,10 @@ class MetricsWriter:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+def _is_finite(value: Any) -> bool:
+  return value is not None and not isinstance(value, str) and math.isfinite(value)
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""The report of a study that has been run, on the terminal and in files."""
+"""The report of a study or a run, on the terminal and in files."""
 
+import json
 import math
 import shutil
 
@@ -67,6 +68,46 @@ def test_report_and_the_same_again_from_its_own_results(workdir, run_program, tm
   assert {path.name: path.read_bytes() for path in output.iterdir()} == files
 
 
+def test_report_of_a_run(run_program, tmp_path):
+  workdir = tmp_path / "a run"
+  run_program(
+    [
+      "experiments.train",
+      f"--workdir={workdir}",
+      "--config.model=residual_mlp",
+      "--config.depth=2",
+      "--config.width=8",
+      "--config.epochs=1",
+      "--config.batch_size=736",
+      "--config.signal_every_steps=1",
+    ],
+    status=0,
+  )
+  accuracy = json.loads((workdir / "result.json").read_text())["test_accuracy"]
+  done = report(run_program, f"--workdir={workdir}")
+  assert f"{100 * accuracy:.2f}" in done.stdout
+  assert f"Report: {workdir / 'report.html'}, with its tables" in done.stdout
+  page = (workdir / "report.html").read_text()
+  assert f"python -m experiments.report &#39;--workdir={workdir}&#39;" in page
+  for name in ("result", "learning_curves", "signal"):
+    assert f'<h3 id="{name}">' in page
+  assert (workdir / "signal.png").stat().st_size > 0
+
+  # Elsewhere, it is the same but for the command.
+  output = tmp_path / "elsewhere"
+  report(run_program, f"--workdir={workdir}", f"--output={output}")
+  assert (output / "signal.svg").read_bytes() == (workdir / "signal.svg").read_bytes()
+  assert f"--output={output}" in (output / "report.html").read_text()
+
+  (workdir / "result.json").unlink()
+  done = report(run_program, f"--workdir={workdir}", status=1)
+  assert done.stdout == ""
+  assert done.stderr == (
+    f"error: The run in {workdir} is not finished: run the same command again to go "
+    "on, then make the report.\n"
+  )
+
+
 def test_bad_input_is_one_sentence(workdir, run_program, tmp_path):
   def refused(*flags):
     done = report(run_program, *flags, status=1)
@@ -77,7 +118,8 @@ def test_bad_input_is_one_sentence(workdir, run_program, tmp_path):
   empty = tmp_path / "empty"
   empty.mkdir()
   assert refused(f"--workdir={empty}") == (
-    f"error: There is no study in {empty}: it has no results.json.\n"
+    f"error: There is neither a study nor a run in {empty}: it has no results.json and "
+    "no result.json.\n"
   )
   assert list(empty.iterdir()) == []
 

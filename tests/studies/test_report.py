@@ -30,8 +30,11 @@ from skipinit_jax.training import TrainConfig
 THRESHOLD = 0.15
 
 
-def run_study(study, accuracy):
-  """Results of a study whose runs have the accuracies of a function; None diverges."""
+def run_study(study, accuracy, signal=lambda labels: None):
+  """Results of a study whose runs have the accuracies of a function; None diverges.
+
+  Their histories have the signals of another one, unless those are None.
+  """
   runs = {}
   while missing := missing_runs(study, runs, THRESHOLD):
     for search, key in missing:
@@ -46,7 +49,8 @@ def run_study(study, accuracy):
         train_accuracy=math.nan if diverged else value,
         test_loss=None if diverged else 1.0,
         test_accuracy=value,
-        history={"train": curve, "test": curve},
+        history={"train": curve, "test": curve}
+        | ({"signal": logged} if (logged := signal(search.labels)) else {}),
         seconds=90.0,
         device="1 x cpu",
         versions={"jax": "0.10.2"},
@@ -433,6 +437,53 @@ def test_terminal_shows_the_table_and_the_findings(capsys, monkeypatch):
   assert "[does not hold] SkipInit, α = 0, is at most 0.5" not in printed
   assert "[cannot tell] SkipInit, α = 0, is at most 0.5 percentage points" in printed
   assert "[cannot tell] Divide by √2 does not train at a depth of 1000" in printed
+
+
+def test_signals_of_a_study():
+  def signal(labels):
+    alpha = {"alpha": ["0 0", "0.1 -0.1"]} if labels["method"] == "skipinit" else {}
+    measured = {"branch_to_skip": ["0 1", "2 3"], "gradient_rms": ["1 1", "2 nan"]}
+    # Nobody asked for the signal of the shallow ones' batch norm.
+    if (labels["depth"], labels["method"]) == (16, "batch_norm"):
+      return None
+    return {"step": [0, 10], "block": [1, 2]} | alpha | measured
+
+  results = run_study(depth_study(depth_config()), depth_accuracy, signal)
+  (section,) = [
+    section
+    for section in make_report(results).sections
+    if section.title == "Signal during training"
+  ]
+  # Four methods are two figures for each network.
+  assert [item.name for item in section.contents] == [
+    f"signal_{row}_{part}" for row in (1, 2) for part in (1, 2)
+  ]
+  assert section.contents[3].title == (
+    "Signal by block and step, Wide-ResNet 100-2 (2 of 2)"
+  )
+
+  def panels(figure):
+    return [axes for axes in figure.figure.axes if axes.get_label() != "<colorbar>"]
+
+  def words(figure):
+    return [[text.get_text() for text in axes.texts] for axes in panels(figure)[:2]]
+
+  # Their upper panels, of alpha: the methods in the order of the table.
+  assert [words(item) for item in section.contents] == [
+    [["not logged"], []],
+    [["no learnable α"], ["no learnable α"]],
+    [["no learnable α"], []],
+    # Its runs diverged.
+    [["no rate\ncompletes"], ["no learnable α"]],
+  ]
+  alpha = panels(section.contents[0])[1]
+  assert alpha.get_title() == "SkipInit, α = 0"
+  assert alpha.collections[0].get_array().tolist() == [[0, 0.1], [0, -0.1]]
+
+
+def test_no_signal_no_section():
+  titles = [section.title for section in make_report(DEPTH).sections]
+  assert "Signal during training" not in titles
 
 
 def test_results_of_another_kind_of_study():

@@ -202,6 +202,30 @@ def test_versions_of_a_study_that_went_on_with_newer_packages():
   assert results.devices == ["1 x cpu", "1 x gpu"]
 
 
+def test_signals_are_kept_only_of_the_runs_that_are_drawn():
+  protocol = SearchConfig((0.25, 0.5), extend=False, num_seeds=3, best_of=2)
+  study = make_study(*(make_search(name, protocol) for name in "abc"))
+
+  def accuracy(key):
+    # At its best rate, the first seed of "b" diverges, and so does all of "c".
+    diverges = key == ("b", 0.5, 0) or key.search == "c"
+    return None if diverges else key.learning_rate
+
+  runs = play(study, accuracy)
+  for key, run in runs.items():
+    history = run.history | {"signal": {"step": [0], "block": [1]}}
+    runs[key] = dataclasses.replace(run, history=history)
+  results = summarize(study, runs, THRESHOLD, "")
+  assert [
+    (run.search, run.learning_rate, run.seed)
+    for run in results.runs
+    if "signal" in run.history
+  ] == [("a", 0.5, 0), ("b", 0.5, 1)]
+  assert all({*run.history} >= {"train", "test"} for run in results.runs)
+  # Those that were given are as they were.
+  assert all("signal" in run.history for run in runs.values())
+
+
 def test_results_survive_the_file(tmp_path):
   study = make_study(make_search("a"), make_search("b"))
   accuracy = {"a": lambda rate: 0.9 - abs(rate - 0.5), "b": lambda rate: None}
@@ -222,9 +246,16 @@ def test_results_survive_the_file(tmp_path):
 def test_reading_what_is_no_study(tmp_path):
   with pytest.raises(UsageError) as error:
     read_results(tmp_path)
-  assert str(error.value) == f"There is no study in {tmp_path}: it has no results.json."
-  with pytest.raises(UsageError, match="There is no study in"):
+  assert str(error.value) == (
+    f"There is neither a study nor a run in {tmp_path}: it has no results.json and no "
+    "result.json."
+  )
+  with pytest.raises(UsageError, match="There is neither a study nor a run in"):
     read_results(tmp_path / "nowhere")
+  (tmp_path / "result.json").write_text("{}")
+  with pytest.raises(UsageError) as error:
+    read_results(tmp_path)
+  assert str(error.value) == f"There is no study in {tmp_path}, but a single run."
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,26 @@ def test_batch_that_divides(
   ).validate(num_devices)
 
 
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"batch_size": 1},
+      "batch_size is 1: signal_every_steps measures variances over it and needs at "
+      "least 2 examples.",
+    ),
+    (
+      {"batch_size": 4, "accumulation_steps": 4},
+      "batch_size / accumulation_steps is 1: signal_every_steps measures variances "
+      "over it and needs at least 2 examples.",
+    ),
+  ],
+)
+def test_a_signal_needs_two_examples(fields, message):
+  TrainConfig(**fields).validate()
+  assert message_of(signal_every_steps=1, **fields) == message
+
+
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_method_is_the_named_one(name):
   assert TrainConfig(method=name).make_method() is methods.get(name)
@@ -332,4 +352,8 @@ def test_identity_is_what_decides_the_result():
   assert dataclasses.replace(config, data_dir="/x").identity() == config.identity()
   assert dataclasses.replace(config, seed=7).identity() != config.identity()
   fields = {field.name for field in dataclasses.fields(TrainConfig)}
-  assert fields - set(config.identity()) == {"data_dir", "checkpoint_every_seconds"}
+  assert fields - set(config.identity()) == {
+    "data_dir",
+    "checkpoint_every_seconds",
+    "signal_every_steps",
+  }

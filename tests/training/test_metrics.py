@@ -95,6 +95,31 @@ def test_non_finite_values(tmp_path, value, text):
   assert shown_steps(tmp_path, "train/python") == []
 
 
+def test_lists(tmp_path):
+  values = [0.5, math.nan, 2.0, math.inf, -1.0, 1e30]
+  with MetricsWriter(tmp_path, resume_step=None) as writer:
+    assert writer.kinds == set()
+    writer.write(3, "signal", {"blocks": ["a", "b"], "alpha": values})
+    writer.write(4, "signal", {"alpha": [math.nan, -1e30]})
+    assert writer.kinds == {"signal"}
+  first, second = read_metrics(tmp_path)
+  assert first["blocks"] == ["a", "b"]
+  np.testing.assert_array_equal(first["alpha"], values)
+  np.testing.assert_array_equal(second["alpha"], [math.nan, -1e30])
+  # A histogram of those that are finite and for which it has bins.
+  assert shown_steps(tmp_path, "signal/alpha") == [3]
+  assert shown_steps(tmp_path, "signal/blocks") == []
+  [histogram] = [
+    value.histo for event in read_events(tmp_path) for value in event.summary.value
+  ]
+  assert (histogram.num, histogram.min, histogram.max, histogram.sum) == (3, -1, 2, 1.5)
+  # Kinds are those of the rows that are kept.
+  for resume_step, kinds in ((2, set()), (3, {"signal"})):
+    with MetricsWriter(tmp_path, resume_step=resume_step) as writer:
+      assert writer.kinds == kinds
+      writer.write(3, "signal", {"alpha": values})
+
+
 def test_unknown_value(tmp_path):
   with MetricsWriter(tmp_path, resume_step=None) as writer:
     writer.write(1, "train", {"images_per_second": None, "loss": 1.0})

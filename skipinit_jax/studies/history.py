@@ -1,0 +1,80 @@
+"""What `results.json` keeps of a run's metrics: its learning curves and its signal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from skipinit_jax.analysis.figures import SIGNAL_QUANTITIES, SignalHistory
+
+# A heat map in a figure of several has about as many pixels.
+_MOST_CELLS = 48
+
+
+def make_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Returns the curves of a run.
+
+  Args:
+    rows: of its metrics, as `training.metrics.read_metrics` returns them.
+
+  Returns:
+    Columns of equal length: "train" has epoch, loss and accuracy (as trained on),
+    "test" likewise. If the signal was logged, "signal" has the steps, the numbers of
+    the blocks, from 1, and for each quantity a string at each step: numbers, block by
+    block, between spaces. It is thinned evenly, to at most 48 steps and blocks; the
+    first and the last are kept.
+  """
+  history: dict[str, dict[str, Any]] = {
+    name: {
+      column: [float(f"{row[column]:.4g}") for row in rows if row["kind"] == kind]
+      for column in ("epoch", "loss", "accuracy")
+    }
+    for name, kind in (("train", "train"), ("test", "eval"))
+  }
+  signals = [row for row in rows if row["kind"] == "signal"]
+  if signals:
+    steps = _thin(len(signals))
+    blocks = _thin(len(signals[0]["blocks"]))
+    history["signal"] = {
+      "step": [signals[step]["step"] for step in steps],
+      "block": [block + 1 for block in blocks],
+      # As strings: a line of the file for each number would make it many times longer.
+      **{
+        name: [
+          " ".join(f"{signals[step][name][block]:.3g}" for block in blocks)
+          for step in steps
+        ]
+        for name in SIGNAL_QUANTITIES
+        if name in signals[0]
+      },
+    }
+  return history
+
+
+def read_signal(history: Mapping[str, Mapping[str, Any]]) -> SignalHistory | None:
+  """Returns the signal that `make_history` kept.
+
+  Args:
+    history: of a run.
+
+  Returns:
+    The signal; None if it was not logged.
+  """
+  if "signal" not in history:
+    return None
+  signal = history["signal"]
+  return SignalHistory(
+    step=np.array(signal["step"]),
+    block=np.array(signal["block"]),
+    values={
+      name: np.array([[float(text) for text in line.split()] for line in signal[name]])
+      for name in SIGNAL_QUANTITIES
+      if name in signal
+    },
+  )
+
+
+def _thin(count: int) -> list[int]:
+  """Returns some of the numbers below a count: first, last, and evenly between."""
+  chosen = np.linspace(0, count - 1, min(count, _MOST_CELLS)).round()
+  return [int(index) for index in chosen]

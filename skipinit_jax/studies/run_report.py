@@ -1,0 +1,170 @@
+"""Reports of single training runs: from a run's workdir to a `Document`."""
+
+import os
+import pathlib
+import shlex
+
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies import document, figures
+from skipinit_jax.studies.document import Document, Entry, Figure, Section, Table
+from skipinit_jax.studies.history import make_history, read_signal
+from skipinit_jax.studies.names import dataset_name, format_rate, network_name
+from skipinit_jax.studies.report import signal_figures, writing_to
+from skipinit_jax.training import Result, TrainConfig
+from skipinit_jax.training.metrics import read_json, read_metrics
+
+_RESULT = "result.json"
+
+
+def is_run(workdir: str | os.PathLike[str]) -> bool:
+  """Tells whether a directory is the workdir of one training run, finished or not."""
+  return any(
+    os.path.exists(os.path.join(workdir, name))
+    for name in (_RESULT, "metrics.jsonl", "checkpoints")
+  )
+
+
+def read_result(workdir: str | os.PathLike[str]) -> Result:
+  """Reads the result of a run that has ended.
+
+  Args:
+    workdir: the run's directory.
+
+  Raises:
+    UsageError: the run is not finished, or its result is of another version.
+  """
+  path = pathlib.Path(workdir, _RESULT)
+  try:
+    result = Result(**read_json(path)) if path.exists() else None
+  except TypeError:
+    raise UsageError(
+      f"The file {path} holds no result of this version's: train again in another "
+      "--workdir."
+    ) from None
+  if result is None or result.status == "interrupted":
+    raise UsageError(
+      f"The run in {workdir} is not finished: run the same command again to go on, "
+      "then make the report."
+    )
+  return result
+
+
+def result_table(result: Result) -> Table:
+  """Returns what a run came to as a table.
+
+  Args:
+    result: of the run.
+  """
+  completed = result.status == "completed"
+  rows: list[tuple[str, str | Entry]] = [
+    ("status", "completed" if completed else Entry("diverged", "bad")),
+    ("steps", str(result.step)),
+    ("test accuracy (%)", _format(result.test_accuracy, ".2f", 100)),
+    ("test loss", _format(result.test_loss, ".4f")),
+    ("training accuracy (%)", _format(result.train_accuracy, ".2f", 100)),
+    ("training loss", _format(result.train_loss, ".4f")),
+    ("training images per second", _format(result.images_per_second, ".0f")),
+    ("seconds to the first step", _format(result.seconds_to_first_step, ".1f")),
+    ("parameters", str(result.num_parameters)),
+  ]
+  return Table(
+    name="result",
+    title="What the run came to",
+    header=["quantity", "value"],
+    rows=rows,
+    note="Training loss and accuracy are means over the last epoch, as trained on.",
+  )
+
+
+def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
+  """Returns the report of a run: its result, learning curves and signal.
+
+  Args:
+    workdir: the run's directory.
+    command: the command that makes the report.
+
+  Raises:
+    UsageError: the run is not finished, or a file of it is damaged.
+  """
+  result = read_result(workdir)
+  history = make_history(read_metrics(workdir))
+  config = TrainConfig(**result.config)
+  title = f"{network_name(config)}, {methods.get(config.method).title}"
+  ended = (
+    f"Test accuracy {_format(result.test_accuracy, '.2f', 100)} % after"
+    if result.status == "completed"
+    else "Diverged: a loss, gradient or parameter is not finite after"
+  )
+  sections = [
+    Section("Result", "", [result_table(result)]),
+    Section(
+      "Learning curves",
+      "",
+      [
+        Figure(
+          name="learning_curves",
+          title="Loss and accuracy by epoch",
+          figure=figures.run_curves(history),
+          description="Two panels by epoch, loss and accuracy, a line each for "
+          "training and test set.",
+          note="Those of the training set are means over an epoch's steps, as trained "
+          "on: augmented, with dropout, and while the network changes.",
+        )
+      ],
+    ),
+  ]
+  signal = read_signal(history)
+  if signal is not None:
+    maps = signal_figures("signal", "Signal by block and step", {title: signal})
+    sections.append(Section("Signal during training", "", maps))
+  return Document(
+    title=title,
+    lead=f"One training run on {dataset_name(config.dataset)}, at a highest learning "
+    f"rate of {format_rate(config.learning_rate)}. {ended} {result.step} steps.",
+    findings=[],
+    sections=sections,
+    config=result.config,
+    versions=result.versions,
+    device=result.device,
+    command=command,
+  )
+
+
+def write_run_report(
+  workdir: str | os.PathLike[str], directory: str | os.PathLike[str]
+) -> list[pathlib.Path]:
+  """Writes `report.html` and the files of all tables and figures of a run.
+
+  Args:
+    workdir: the run's directory.
+    directory: where to; made if it does not exist.
+
+  Returns:
+    The files, `report.html` first.
+
+  Raises:
+    UsageError: the run is not finished, or the directory cannot be written.
+  """
+  arguments = ["python", "-m", "experiments.report", f"--workdir={workdir}"]
+  if pathlib.Path(directory) != pathlib.Path(workdir):
+    arguments.append(f"--output={directory}")
+  report = make_run_report(workdir, shlex.join(arguments))
+  with writing_to(directory):
+    return document.write(report, directory)
+
+
+def print_result(workdir: str | os.PathLike[str]) -> None:
+  """Prints the result of a finished run to standard output.
+
+  Args:
+    workdir: the run's directory.
+
+  Raises:
+    UsageError: the run is not finished.
+  """
+  document.print_table(result_table(read_result(workdir)))
+
+
+def _format(value: float | None, how: str, factor: float = 1.0) -> str:
+  return "none" if value is None else format(factor * value, how)

@@ -1,0 +1,137 @@
+"""The report of one training run."""
+
+import dataclasses
+import math
+import shutil
+
+import jax
+import pytest
+
+from skipinit_jax import studies
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies.run_report import make_run_report, read_result, result_table
+from skipinit_jax.training import TrainConfig, train
+from skipinit_jax.training.metrics import read_json, read_metrics, write_json
+
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=3,
+  width=8,
+  batch_size=736,
+  epochs=3,
+  eval_every_epochs=2,
+  signal_every_steps=2,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The workdir of a finished run, not to be changed."""
+  workdir = tmp_path_factory.mktemp("run")
+  train(CONFIG, workdir, show_progress=False, devices=jax.devices()[:1])
+  return workdir
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+  return shutil.copytree(run, tmp_path / "run")
+
+
+def changed_result(workdir, **fields):
+  path = workdir / "result.json"
+  write_json(path, read_json(path) | fields)
+
+
+def contents_of(report):
+  return {item.name: item for section in report.sections for item in section.contents}
+
+
+def test_report_of_a_run(run):
+  result = read_result(run)
+  report = make_run_report(run, "the command")
+  assert report.title == "MLP 3-8, SkipInit, α = 0"
+  accuracy = f"{100 * result.test_accuracy:.2f}"
+  assert report.lead == (
+    "One training run on scikit-learn's 8x8 digits, at a highest learning rate of "
+    f"2^-5. Test accuracy {accuracy} % after 6 steps."
+  )
+  assert report.config == dataclasses.asdict(CONFIG) | {"l2_exempt": []}
+  assert report.versions["jax"] == jax.__version__
+  contents = contents_of(report)
+  assert list(contents) == ["result", "learning_curves", "signal"]
+  table = dict(contents["result"].rows)
+  assert table["status"] == "completed"
+  assert (table["steps"], table["test accuracy (%)"]) == ("6", accuracy)
+  assert table["training loss"] == f"{result.train_loss:.4f}"
+
+
+def test_curves_are_the_metrics(run):
+  rows = read_metrics(run)
+  figure = contents_of(make_run_report(run, ""))["learning_curves"].figure
+  loss, accuracy = figure.axes
+  for axes, name, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+    for line, kind in zip(axes.lines, ("train", "eval"), strict=True):
+      mine = [row for row in rows if row["kind"] == kind]
+      assert list(line.get_xdata()) == [row["epoch"] for row in mine]
+      assert list(line.get_ydata()) == pytest.approx(
+        [factor * row[name] for row in mine], rel=1e-3
+      )
+  # Evaluated every second epoch, and after the last.
+  assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 2]
+
+
+def test_no_signal_no_heat_maps(copied):
+  lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+  kept = [line for line in lines if '"signal"' not in line]
+  assert len(lines) - len(kept) == 4
+  (copied / "metrics.jsonl").write_text("".join(kept))
+  assert list(contents_of(make_run_report(copied, ""))) == ["result", "learning_curves"]
+
+
+def test_diverged_run(copied):
+  changed_result(
+    copied,
+    status="diverged",
+    train_loss=math.nan,
+    train_accuracy=0.1,
+    test_loss=None,
+    test_accuracy=None,
+    images_per_second=None,
+  )
+  report = make_run_report(copied, "")
+  assert report.lead.endswith(
+    "Diverged: a loss, gradient or parameter is not finite after 6 steps."
+  )
+  table = dict(result_table(read_result(copied)).rows)
+  assert (table["status"].text, table["status"].mark) == ("diverged", "bad")
+  assert table["test loss"] == table["training images per second"] == "none"
+  assert table["training loss"] == "nan"
+
+
+def test_unfinished_runs(copied):
+  def refused():
+    assert studies.is_run(copied)
+    with pytest.raises(UsageError) as caught:
+      studies.write_run_report(copied, copied / "report")
+    assert not (copied / "report").exists()
+    return str(caught.value)
+
+  unfinished = (
+    f"The run in {copied} is not finished: run the same command again to go on, then "
+    "make the report."
+  )
+  changed_result(copied, status="interrupted")
+  assert refused() == unfinished
+  (copied / "result.json").unlink()
+  assert refused() == unfinished
+  (copied / "metrics.jsonl").unlink()
+  assert refused() == unfinished
+  (copied / "result.json").write_text("{}")
+  assert "holds no result of this version's: train again in another" in refused()
+
+
+def test_what_is_no_run(tmp_path):
+  assert not studies.is_run(tmp_path)
+  assert not studies.is_run(tmp_path / "missing")
+  (tmp_path / "results.json").write_text("{}")
+  assert not studies.is_run(tmp_path)

@@ -1,0 +1,347 @@
+"""The signal during training: what is written when, and that nothing else changes."""
+
+import dataclasses
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from skipinit_jax import data
+from skipinit_jax.analysis import measure
+from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.training import TrainConfig, loop, make_init, make_mesh
+from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.metrics import read_metrics
+from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.signal_log import (
+  BlockSignal,
+  SignalLog,
+  block_alphas,
+  make_measure_signal,
+)
+
+# 1472 training examples make 4 steps an epoch.
+BATCH_SIZE = 368
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=3,
+  width=16,
+  method="skipinit",
+  dropout_rate=0.1,
+  crop_padding=1,
+  batch_size=BATCH_SIZE,
+  epochs=2,
+  learning_rate=0.05,
+  checkpoint_every_seconds=0,
+  signal_every_steps=3,
+)
+WITHOUT = dataclasses.replace(CONFIG, signal_every_steps=0)
+NAMES = [f"stack/blocks/{index}" for index in range(3)]
+
+
+def train(config, workdir, num_devices=2):
+  devices = jax.devices()[:num_devices]
+  return loop.train(config, workdir, show_progress=False, devices=devices)
+
+
+def signals(workdir):
+  return [row for row in read_metrics(workdir) if row["kind"] == "signal"]
+
+
+def other_rows(workdir):
+  return [
+    {name: value for name, value in row.items() if name != "images_per_second"}
+    for row in read_metrics(workdir)
+    if row["kind"] != "signal"
+  ]
+
+
+def saved_state(workdir, config=CONFIG):
+  """Returns the last state of a run."""
+  make = make_init(
+    config.make_model(10),
+    make_optimizer(config, 4),
+    (8, 8, 1),
+    mesh=make_mesh(jax.devices()[:1]),
+  )
+  with Checkpoints(workdir, config=config.identity()) as checkpoints:
+    _, state = checkpoints.restore_latest(make(np.uint32(config.seed)))
+  return jax.device_get(state)
+
+
+def bits(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a run with signals, not to be changed."""
+  workdir = tmp_path_factory.mktemp("finished")
+  train(CONFIG, workdir)
+  return workdir
+
+
+def test_rows(finished):
+  rows = signals(finished)
+  # Every third of eight steps, step 0 included, and the last.
+  assert [(row["step"], row["epoch"]) for row in rows] == [
+    (0, 0.0),
+    (3, 0.75),
+    (6, 1.5),
+    (8, 2.0),
+  ]
+  assert rows[0]["blocks"] == NAMES
+  assert not any("blocks" in row for row in rows[1:])
+  for row in rows:
+    for name in ("alpha", "branch_to_skip", "gradient_rms"):
+      assert np.shape(row[name]) == (3,)
+      assert np.isfinite(row[name]).all()
+
+
+def test_alphas_are_the_parameters(finished):
+  rows = signals(finished)
+  # SkipInit starts with branches that are zero.
+  assert rows[0]["alpha"] == rows[0]["branch_to_skip"] == [0, 0, 0]
+  alphas = saved_state(finished).params["stack"]["blocks"]["branch_scale"]["alpha"]
+  np.testing.assert_allclose(rows[-1]["alpha"], alphas, rtol=1e-4)
+  assert np.abs(alphas).min() > 1e-4
+
+
+def measured_here(state, config, size):
+  """Measures the first examples of the step that the state would take next.
+
+  The order of the examples and the augmentation are written down again.
+  """
+  dataset = data.load("digits")
+  keys = jax.random.split(jax.random.wrap_key_data(state.key_data), 3)
+  step = int(state.step)
+  order = np.asarray(
+    jax.random.permutation(jax.random.fold_in(keys[0], step // 4), jnp.arange(1472))
+  )
+  rows = order[step % 4 * BATCH_SIZE :][:BATCH_SIZE]
+  crop_key, _ = jax.random.split(jax.random.fold_in(keys[1], step))
+  images = augmentation.normalize(
+    augmentation.pad_and_crop(crop_key, jnp.asarray(dataset.train.images[rows]), 1),
+    dataset.mean,
+    dataset.std,
+  )[:size]
+  labels = dataset.train.labels[rows][:size]
+  return measure.signal(
+    config.make_model(10),
+    {"params": state.params, **state.model_state},
+    images,
+    loss=lambda logits: optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels
+    ).mean(),
+    key=jax.random.fold_in(keys[2], step),
+    train=True,
+  )
+
+
+@pytest.mark.parametrize(
+  ("method", "accumulation_steps"), [("skipinit", 1), ("batch_norm", 2)]
+)
+def test_values_are_those_of_the_next_batch(
+  method, accumulation_steps, finished, tmp_path
+):
+  config = dataclasses.replace(
+    CONFIG, method=method, accumulation_steps=accumulation_steps
+  )
+  if config != CONFIG:
+    train(config, tmp_path)
+  workdir = finished if config == CONFIG else tmp_path
+  row = signals(workdir)[-1]
+  # Of an accumulated batch, the first part.
+  size = BATCH_SIZE // accumulation_steps
+  signal = measured_here(saved_state(workdir, config), config, size)
+  np.testing.assert_allclose(row["branch_to_skip"], signal.branch_to_skip, rtol=1e-3)
+  np.testing.assert_allclose(
+    row["gradient_rms"], np.sqrt(signal.gradient_second_moment[1:]), rtol=1e-3
+  )
+  assert ("alpha" in row) == (method == "skipinit")
+
+
+def test_training_is_the_same_without(finished, tmp_path):
+  result = train(WITHOUT, tmp_path)
+  assert signals(tmp_path) == []
+  assert other_rows(tmp_path) == other_rows(finished)
+  assert bits(saved_state(tmp_path)) == bits(saved_state(finished))
+  # Being no part of the identity, it does not repeat a finished run either.
+  assert train(CONFIG, tmp_path) == result
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+# The first stop is before the first step, the others after steps 1, 3 and 4.
+@pytest.mark.parametrize("asked", [0, 1, 2, 3])
+def test_resumed_run_has_each_row_once(asked, finished, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop._Stopwatch, "steps_in", lambda *_: 2 if asked > 1 else 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "StopRequest", lambda: StopAt(asked))
+    assert train(CONFIG, tmp_path).status == "interrupted"
+  assert len(signals(tmp_path)) == (2 if asked > 1 else 1)
+  assert train(CONFIG, tmp_path).status == "completed"
+  assert signals(tmp_path) == signals(finished)
+
+
+def test_switched_on_when_resumed(finished, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "StopRequest", lambda: StopAt(1))
+    assert train(WITHOUT, tmp_path).step == 1
+  train(CONFIG, tmp_path)
+  expected = signals(finished)[1:]
+  # The first of the rows names the blocks.
+  assert signals(tmp_path) == [expected[0] | {"blocks": NAMES}, *expected[1:]]
+
+
+def test_diverged_run_has_rows_until_then(tmp_path):
+  config = dataclasses.replace(CONFIG, learning_rate=1e30, signal_every_steps=1)
+  result = train(config, tmp_path)
+  assert result.status == "diverged"
+  assert [row["step"] for row in signals(tmp_path)] == list(range(result.step))
+
+
+@pytest.mark.parametrize("method", ["batch_norm", "skipinit_one"])
+def test_devices_share_the_batch(method):
+  """Also where a variance over the batch is part of the network."""
+  config = dataclasses.replace(CONFIG, method=method, dropout_rate=0.0)
+  model, dataset = config.make_model(10), data.load("digits")
+
+  def measured(num_devices):
+    mesh = make_mesh(jax.devices()[:num_devices])
+    state = make_init(model, make_optimizer(config, 4), (8, 8, 1), mesh=mesh)
+    return make_measure_signal(
+      model,
+      lambda key, images: augmentation.normalize(images, dataset.mean, dataset.std),
+      num_examples=1472,
+      batch_size=BATCH_SIZE,
+      mesh=mesh,
+    )(state(np.uint32(0)), in_memory.put(dataset.train, loop.replicated(mesh)))
+
+  one, four = measured(1), measured(4)
+  assert one.names == four.names == tuple(NAMES)
+  for name in ("branch_to_skip", "gradient_rms"):
+    np.testing.assert_allclose(getattr(four, name), getattr(one, name), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"model": "wide_resnet", "depth": 16, "remat": True},
+    {"model": "wide_resnet", "depth": 10, "method": "fixup"},
+    {"model": "resnet", "depth": 50, "version": 1, "method": "fixup"},
+    {"model": "resnet", "depth": 50, "method": "batch_norm", "ghost_batch_size": 2},
+    {"model": "residual_mlp", "depth": 12, "scan": False, "dtype": "bfloat16"},
+    {"model": "residual_mlp", "depth": 2, "method": "skipinit_one", "width": 4}
+    | {"learnable_alpha": False},
+  ],
+)
+def test_every_model_is_measured(fields):
+  config = TrainConfig(**{"batch_size": 8, **fields})
+  model, mesh = config.make_model(10), make_mesh(jax.devices()[:1])
+  state = make_init(model, make_optimizer(config, 1), (8, 8, 1), mesh=mesh)
+  split = in_memory.DeviceSplit(
+    jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)
+  )
+  program = make_measure_signal(
+    model,
+    lambda key, images: images.astype(jnp.float32),
+    num_examples=8,
+    batch_size=8,
+    mesh=mesh,
+  )
+  signal = jax.eval_shape(
+    program, jax.eval_shape(state, jax.ShapeDtypeStruct((), jnp.uint32)), split
+  )
+  blocks = {"wide_resnet": (config.depth - 4) // 2, "resnet": 16}.get(
+    config.model, config.depth
+  )
+  assert len(signal.names) == blocks
+  assert signal.branch_to_skip.shape == signal.gradient_rms.shape == (blocks,)
+  if config.method == "batch_norm" or config.learnable_alpha is False:
+    assert signal.alpha is None
+  else:
+    assert signal.alpha.shape == (blocks,)
+
+
+def test_alphas_are_in_the_order_of_the_network():
+  def scale(value):
+    return {"branch_scale": {"alpha": jnp.asarray(value, jnp.float32)}}
+
+  params = {
+    "first": scale(1.0),
+    # As text, 10 comes before 2.
+    "written_out": {f"block{index}": scale(2.0 + index) for index in range(11)},
+    "a_scan": {"blocks": scale([13.0, 14.0])},
+  }
+  names = [
+    "first",
+    *(f"written_out/block{index}" for index in range(11)),
+    *("a_scan/blocks/0", "a_scan/blocks/1"),
+  ]
+  assert block_alphas(params, names).tolist() == list(range(1, 15))
+  constant = {"first": {"dense": {}}, "scan": {"blocks": {"dense": {}}}}
+  assert block_alphas(constant, ["first", "scan/blocks/0"]) is None
+
+
+def test_row_has_five_digits_and_what_is_not_finite():
+  signal = BlockSignal(
+    names=("a", "b", "c"),
+    branch_to_skip=jnp.array([1 / 3, jnp.inf, jnp.nan]),
+    gradient_rms=jnp.array([1.23456789e-12, 0, 123456.7]),
+    alpha=None,
+  )
+  row = signal.to_row(with_names=False)
+  assert list(row) == ["branch_to_skip", "gradient_rms"]
+  assert row["branch_to_skip"][:2] == [0.33333, math.inf]
+  assert math.isnan(row["branch_to_skip"][2])
+  assert row["gradient_rms"] == [1.2346e-12, 0, 123460]
+  assert signal.to_row(with_names=True)["blocks"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+  ("every_steps", "written", "stops"),
+  [
+    (0, [], [10]),
+    (4, [0, 4, 8, 10], [4, 8, 10]),
+    (5, [0, 5, 10], [5, 10]),
+    (99, [0, 10], [10]),
+  ],
+)
+def test_steps_with_a_row(every_steps, written, stops):
+  rows = []
+  writer = types.SimpleNamespace(
+    kinds=set(), write=lambda step, kind, values: rows.append(step)
+  )
+  signal = BlockSignal((), jnp.zeros(0), jnp.zeros(0), None)
+  log = SignalLog(
+    writer,
+    lambda state: signal,
+    every_steps=every_steps,
+    total_steps=10,
+    steps_per_epoch=5,
+  )
+  for step in range(11):
+    log.write_if_due(step, None)
+  assert rows == written
+  assert [step + log.steps_to_next(step) for step in [0, *stops[:-1]]] == stops
