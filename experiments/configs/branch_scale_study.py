@@ -19,7 +19,7 @@ def batch_norm() -> BranchScaleStudyConfig:
     references=("batch_norm_divide_by_sqrt2",),
     depths=(16, 100, 1000),
     train=_mlp(),
-    search=_search(min_learning_rate=2**-9, max_learning_rate=2**0),
+    search=_search((2**-6, 2**-5), min_rate=2**-9, max_rate=2**0),
   )
 
 
@@ -30,12 +30,12 @@ def learnable_alpha() -> BranchScaleStudyConfig:
   """
   return BranchScaleStudyConfig(
     methods=("skipinit",),
-    alphas=(0.0, 2**-10, 2**-7, 2**-5, 2**-3, 1.0),
+    alphas=(0.0, 2**-7, 2**-5, 2**-3, 1.0),
     learnable=(True, False),
     references=(),
     depths=(100, 1000),
     train=_mlp(),
-    search=_search(min_learning_rate=2**-11, max_learning_rate=2**-1),
+    search=_search((2**-8, 2**-7), min_rate=2**-11, max_rate=2**-1),
   )
 
 
@@ -45,11 +45,11 @@ def _mlp() -> TrainConfig:
   )
 
 
-def _search(min_learning_rate: float, max_learning_rate: float) -> SearchConfig:
+def _search(rates: tuple[float, ...], min_rate: float, max_rate: float) -> SearchConfig:
   return SearchConfig(
-    learning_rates=(2**-6, 2**-5),
-    min_learning_rate=min_learning_rate,
-    max_learning_rate=max_learning_rate,
+    learning_rates=rates,
+    min_learning_rate=min_rate,
+    max_learning_rate=max_rate,
     num_seeds=2,
     best_of=2,
   )

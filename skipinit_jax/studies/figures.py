@@ -429,9 +429,10 @@ def branch_scale_curves(results: StudyResults) -> "Figure":
     if rates:
       _log_axis(best, "y", _powers_between(min(rates), max(rates)), 6)
     for axes in (accuracy, best):
-      axes.set_xticks(
-        range(len(alphas)), [_as_power(alpha, format_alpha) for alpha in alphas]
-      )
+      ticks = [_as_power(alpha, format_alpha) for alpha in alphas]
+      # Seven would touch each other.
+      every = -(-len(alphas) // 6)
+      axes.set_xticks(range(len(alphas))[::every], ticks[::every], fontsize=9)
       axes.set_xlim(-0.5, len(alphas) - 0.5)
       axes.grid(alpha=0.25)
   figure.supxlabel("α at initialization", fontsize=10)
@@ -475,9 +476,7 @@ def _alpha_curves(
     for place, search in zip(places, searches, strict=True)
     if search.test_accuracy is None
   ]
-  accuracy.plot(
-    failed, [2] * len(failed), "x", color=style["color"], markersize=6, clip_on=False
-  )
+  accuracy.plot(failed, [3] * len(failed), "x", color=style["color"], markersize=6)
   optima = [
     (place, search.optimum)
     for place, search in points
@@ -491,7 +490,10 @@ def _reference_line(
 ) -> None:
   """Draws a method that has no alpha as a level line."""
   style = {"color": _style(index)["color"], "linestyle": "--", "linewidth": 1.5}
-  accuracy.axhline(100 * (search.test_accuracy or 0.0), label=line, **style)
+  if search.test_accuracy is None:
+    accuracy.plot([], [], label=line, **style)
+  else:
+    accuracy.axhline(100 * search.test_accuracy, label=line, **style)
   if search.trains and search.optimum is not None:
     best.axhline(search.optimum.learning_rate, **style)
 

@@ -482,7 +482,7 @@ def _branch_scale_report(
     "learning rate.",
     note="Whiskers are one standard deviation, those of a rate its range; hollow marks "
     "are rates at the edge of those allowed. Crosses on the lower edge mark an α at "
-    "which too few runs complete.",
+    "which too few runs complete; a method as it is that diverges has no line.",
   )
   title = f"Branch-scale study on {dataset}"
   model = model_name(results.config["train"]["model"])
