@@ -1,6 +1,6 @@
-"""Signal propagation: what theory says, what a network does, and a verdict on it."""
+"""Signal propagation in theory and in networks, a verdict, and equal trainings."""
 
-from skipinit_jax.analysis import figures, measure, theory
+from skipinit_jax.analysis import equivalence, figures, measure, theory
 from skipinit_jax.analysis.diagnose import (
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
@@ -21,6 +21,7 @@ __all__ = [
   "Signal",
   "diagnose",
   "diagnose_signal",
+  "equivalence",
   "figures",
   "measure",
   "theory",

@@ -117,7 +117,9 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     if panel.log_y:
       axes.set_yscale("log")
       if values.size:
-        _set_log_limits(axes, values.min(), values.max())
+        # Beyond these, an axis with its margin would leave the range of float64.
+        low, high = np.clip([values.min(), values.max()], 1e-140, 1e140)
+        _set_log_limits(axes, low, high)
     axes.set_title(panel.title, fontsize=10)
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.25)
