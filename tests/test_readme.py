@@ -1,4 +1,4 @@
-"""The README's example, tables and numbers."""
+"""The example, tables, numbers and links of the README and of docs/."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ from skipinit_jax import methods, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 
 
 def test_example_runs():
@@ -26,15 +27,41 @@ def test_table_of_methods_is_complete():
   assert tuple(names) == methods.NAMES
 
 
-@pytest.mark.parametrize("name", ["demo", "digits", "fashion_mnist"])
-def test_results_are_those_of_the_study(name):
+@pytest.mark.parametrize(
+  ("page", "name"),
+  [
+    ("README.md", "demo"),
+    ("README.md", "digits"),
+    ("README.md", "fashion_mnist"),
+    ("docs/reviewers.md", "branch_scale_batch_norm"),
+    ("docs/reviewers.md", "branch_scale_learnable_alpha"),
+    ("docs/reviewers.md", "output_batch_norm"),
+    ("docs/reviewers.md", "regularization"),
+  ],
+)
+def test_results_are_those_of_the_study(page, name):
   table = studies.accuracy_table(studies.read_results(ROOT / "results" / name))
-  assert studies.markdown(table) in README
+  assert studies.markdown(table) in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_agreement_of_the_diagnosis_is_that_of_its_check():
+  table = (ROOT / "results/diagnosis/agreement.csv").read_text(encoding="utf-8")
+  (agree,) = re.findall(r"^judged,(\d+ of \d+)", table, flags=re.MULTILINE)
+  assert f"it agrees with training](results/diagnosis/confusion.md) in {agree} " in (
+    README.replace("\n", " ")
+  )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+  path = ROOT / page
+  links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+  assert len(links) > 4
+  assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_files_and_folders_exist():
-  links = re.findall(r"\]\(([^)#:]+)\)", README)
   places = re.findall(r"^\| `([\w/.]+)` \|", README, flags=re.MULTILINE)
-  paths = links + [place for place in places if "/" in place]
+  paths = [place for place in places if "/" in place]
   assert len(paths) > 9
   assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -39,6 +39,29 @@ def learnable_alpha() -> BranchScaleStudyConfig:
   )
 
 
+def learnable_alpha_fashion_mnist() -> BranchScaleStudyConfig:
+  """The same on Fashion-MNIST, whose test set tells small differences, at depth 16.
+
+  One epoch, as in the depth study's preset for two cores; 2^-2 is 1 / sqrt(d).
+  """
+  return BranchScaleStudyConfig(
+    methods=("skipinit",),
+    alphas=(0.0, 2**-4, 2**-2, 1.0),
+    learnable=(True, False),
+    references=(),
+    depths=(16,),
+    train=TrainConfig(
+      dataset="fashion_mnist",
+      model="residual_mlp",
+      width=64,
+      epochs=1,
+      constant_epochs=0.5,
+      halve_every_epochs=0.1,
+    ),
+    search=_search((2**-6, 2**-5), min_rate=2**-9, max_rate=2**-1),
+  )
+
+
 def _mlp() -> TrainConfig:
   return TrainConfig(
     model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=4
@@ -58,4 +81,5 @@ def _search(rates: tuple[float, ...], min_rate: float, max_rate: float) -> Searc
 CONFIGS: dict[str, Callable[[], BranchScaleStudyConfig]] = {
   "batch_norm": batch_norm,
   "learnable_alpha": learnable_alpha,
+  "learnable_alpha_fashion_mnist": learnable_alpha_fashion_mnist,
 }

@@ -399,7 +399,7 @@ def _any_alpha(searches: Sequence[SearchResult]) -> list[Finding]:
     findings.append(
       Finding(
         f"{row}: every α that trains is as accurate.",
-        # The range of seven equal accuracies is within three such errors 19 times of 20.
+        # Seven equal accuracies have a range of three such errors once in 20 times.
         None if error is None else gap <= 3 * error,
         f"{best.column} and {worst.column} differ by {format_gap(gap, error)} points.",
       )

@@ -128,4 +128,5 @@ def test_impossible_networks_are_known_before_the_first_run(changes, message):
 def test_presets_can_be_run(name):
   study = branch_scale_study(CONFIGS[name]())
   check(study)
-  assert {search.labels["depth"] for search in study.searches} >= {100, 1000}
+  depths = {search.labels["depth"] for search in study.searches}
+  assert depths >= ({16} if name.endswith("fashion_mnist") else {100, 1000})
