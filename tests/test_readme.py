@@ -35,6 +35,7 @@ def test_table_of_methods_is_complete():
     ("README.md", "fashion_mnist"),
     ("docs/reviewers.md", "branch_scale_batch_norm"),
     ("docs/reviewers.md", "branch_scale_learnable_alpha"),
+    ("docs/reviewers.md", "branch_scale_learnable_alpha_wide_resnet"),
     ("docs/reviewers.md", "output_batch_norm"),
     ("docs/reviewers.md", "regularization"),
   ],

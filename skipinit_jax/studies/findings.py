@@ -379,7 +379,7 @@ def branch_scale_findings(results: StudyResults) -> list[Finding]:
     findings += _any_alpha(row)
   for row in scaled:
     if row[0].labels["learnable"]:
-      findings += _learnable_is_better(row, results.searches)
+      findings += _learnable_is_as_good(row, results.searches)
   return findings
 
 
@@ -407,7 +407,7 @@ def _any_alpha(searches: Sequence[SearchResult]) -> list[Finding]:
   return findings
 
 
-def _learnable_is_better(
+def _learnable_is_as_good(
   searches: Sequence[SearchResult], others: Sequence[SearchResult]
 ) -> list[Finding]:
   """Compares a row of learnable alphas with that of the same constants."""
@@ -430,12 +430,12 @@ def _learnable_is_better(
       evidence.append(f"{search.column}: only the {trained} one trains")
     else:
       gap, error = accuracy_difference(search, constant)
-      verdicts.append(None if error is None or abs(gap) <= 2 * error else gap > 0)
+      verdicts.append(None if error is None else gap >= -2 * error)
       evidence.append(f"{search.column}: {format_gap(gap, error)} points")
   if not verdicts:
     return []
   holds = False if False in verdicts else None if None in verdicts else True
-  claim = f"{searches[0].row}: more accurate than the same constant."
+  claim = f"{searches[0].row}: at least as accurate as the same constant."
   return [Finding(claim, holds, "; ".join(evidence) + ".")]
 
 

@@ -564,7 +564,7 @@ def test_does_alpha_matter(accuracies, holds, as_accurate, evidence):
     ((0.9, 0.95), (0.85, 0.9), True, "α = 0.5: +5.0±0.1 points; α = 1: +5.0±0.1"),
     ((0.9, 0.95), (None, 0.9), True, "α = 0.5: only the learnable one trains; α = 1"),
     ((None, 0.95), (0.9, 0.9), False, "α = 0.5: only the constant one trains; α = 1"),
-    ((0.9, 0.95), (0.9, 0.9), None, "α = 0.5: +0.0±0.1 points; α = 1: +5.0±0.1"),
+    ((0.898, 0.95), (0.9, 0.9), True, "α = 0.5: -0.2±0.1 points; α = 1: +5.0±0.1"),
     ((0.9, 0.95), (0.95, 0.9), False, "α = 0.5: -5.0±0.1 points; α = 1: +5.0±0.1"),
     # Where neither trains there is nothing to compare.
     ((0.1, 0.95), (None, 0.9), True, "α = 1: +5.0±0.1 points."),
@@ -578,7 +578,7 @@ def test_learnable_against_constant(learnable, constant, holds, evidence):
     # Another method's constants are not compared with.
     *(scaled(0.2, alpha, method="skipinit") for alpha in alphas),
   )
-  finding = finding_of(findings, "MLP 9-8, batch_norm, learnable α: more accurate")
+  finding = finding_of(findings, "MLP 9-8, batch_norm, learnable α: at least as")
   assert finding.holds is holds
   assert finding.evidence.startswith(evidence)
 
