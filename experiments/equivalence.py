@@ -30,6 +30,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualMLP, WideResNet
 from skipinit_jax.studies import document
+from skipinit_jax.studies.names import model_name
 from skipinit_jax.training.metrics import write_json
 
 _WORKDIR = program.define_workdir("equivalence.json, the figures, tables and report")
@@ -107,9 +108,7 @@ def main() -> None:
     {"config": dataclasses.asdict(config), **outcome.numbers},
   )
   document.print_table(outcome.summary)
-  for finding in outcome.findings:
-    verdict = {True: "holds", False: "does not hold", None: "open"}[finding.holds]
-    print(f"{finding.claim} [{verdict}] {finding.evidence}\n")
+  document.print_findings(outcome.findings)
   print(f"Report: {page}, with its tables and figures as files beside it.")
 
 
@@ -192,11 +191,10 @@ def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
 
 
 def _describe(config: EquivalenceConfig, method: Method) -> str:
-  name = {"residual_mlp": "MLP", "wide_resnet": "Wide-ResNet"}[config.model]
   return (
-    f"{name} {config.depth}-{config.width} ({method.title}) on digits, {config.steps} "
-    f"steps of batches of {config.batch_size}, SGD with momentum {config.momentum:g} "
-    f"and L2 {config.l2:g}"
+    f"{model_name(config.model)} {config.depth}-{config.width} ({method.title}) on "
+    f"digits, {config.steps} steps of batches of {config.batch_size}, SGD with "
+    f"momentum {config.momentum:g} and L2 {config.l2:g}"
   )
 
 

@@ -235,6 +235,13 @@ def print_table(table: Table) -> None:
   rich.console.Console().print(view, crop=False)
 
 
+def print_findings(findings: Sequence[Finding]) -> None:
+  """Prints the claims, each behind its verdict, to standard output."""
+  marks = {True: "holds", False: "does not hold", None: "cannot tell"}
+  for finding in findings:
+    print(f"[{marks[finding.holds]}] {finding.claim}")
+
+
 def _entries(table: Table) -> list[list[Entry]]:
   return [
     [entry if isinstance(entry, Entry) else Entry(entry) for entry in row]

@@ -639,6 +639,4 @@ def print_accuracy(results: StudyResults) -> None:
   document.print_table(accuracy_table(results))
   if nothing := _nothing_trains(results):
     print(nothing)
-  marks = {True: "holds", False: "does not hold", None: "cannot tell"}
-  for finding in _findings(results):
-    print(f"[{marks[finding.holds]}] {finding.claim}")
+  document.print_findings(_findings(results))
