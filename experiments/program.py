@@ -16,7 +16,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.training import distributed
 
 USAGE_ERROR_STATUS = 1
 DIVERGED_STATUS = 3
@@ -101,9 +100,14 @@ def define_processes() -> Callable[[], None]:
   process_id = flags.DEFINE_integer(
     "process_id", None, "Number of this process, from 0.", lower_bound=0
   )
-  return lambda: distributed.initialize(
-    coordinator_address.value, num_processes.value, process_id.value
-  )
+  from skipinit_jax.training import distributed
+
+  def join() -> None:
+    distributed.initialize(
+      coordinator_address.value, num_processes.value, process_id.value
+    )
+
+  return join
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -113,9 +117,9 @@ def run(main: Callable[[], int | None]) -> None:
   error and status 1.
 
   A process of several that fails ends within seconds. On CPUs so do the others, with a
-  sentence and status 5. On accelerators, and on CPUs where process 0 was killed or one
-  is silent for a minute, JAX's runtime aborts them, status 134, with a message of its
-  own: "another task died".
+  sentence and status 5, or else, as on accelerators, JAX's runtime aborts them: at once
+  where process 0 was lost, within a minute where another one was. Its message then says
+  that "another task died", and the status is 134.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
@@ -132,6 +136,8 @@ def run(main: Callable[[], int | None]) -> None:
       if jax.distributed.is_initialized():
         if status is None:
           traceback.print_exc()
+        from skipinit_jax.training import distributed
+
         distributed.leave(status or 1)
       if status is None:
         raise

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import sys
 import threading
@@ -89,6 +90,9 @@ def initialize(
     initialization_timeout=_START_SECONDS,
     heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
   )
+  # The runtime ends a process by an abort, after saying why: the stacks of all threads,
+  # which absl prints then, would hide that.
+  signal.signal(signal.SIGABRT, signal.SIG_DFL)
   counts = collections.Counter(device.process_index for device in jax.devices())
   if len({*counts.values()}) > 1:
     numbers = ", ".join(f"{counts[i]} (process {i})" for i in sorted(counts))
