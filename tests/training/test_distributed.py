@@ -224,9 +224,9 @@ def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
   num_devices = 2 * num_processes
   for name, config in CONFIGS.items():
     train_alone(config, tmp_path / f"{name}_alone", num_devices)
-  # One process begins this run, several go on with it, and one ends it.
-  moved, config = tmp_path / "moved", CONFIGS["batch_norm"]
-  begun = train_alone(config, moved, num_devices, stop=StopAt(2))
+  # This run the processes find begun: they restore what one of them has written.
+  config = CONFIGS["batch_norm"]
+  begun = train_alone(config, tmp_path / "batch_norm", num_devices, stop=StopAt(2))
   assert 0 < begun.step < STEPS_PER_EPOCH
   last = num_processes - 1
   other = {f"p{last}": {"config": {"learning_rate": 0.5}}}
@@ -238,8 +238,6 @@ def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
       num_processes,
       [
         *(task(tmp_path / name, config) for name, config in CONFIGS.items()),
-        # All stop where one of them is asked to.
-        task(moved, config, **{f"p{last}": {"stop_after": 2}}),
         # What one cannot do, none does.
         task(tmp_path / "none", config, **other),
         task(tmp_path / "none", config, **other_code),
@@ -251,24 +249,18 @@ def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
     )
   # Every process came to the same.
   assert all(outcome == outcomes[0] for outcome in outcomes)
-  *completed, stopped, settings, code, data, used, again = outcomes[0]
+  *completed, settings, code, data, used, again = outcomes[0]
   steps = 3 * STEPS_PER_EPOCH
   complete = {"status": "completed", "step": steps, "device": f"{num_devices} x cpu"}
   assert [*completed, again] == [complete] * 4
   for name, config in CONFIGS.items():
     assert_same_trajectory(tmp_path / name, tmp_path / f"{name}_alone")
-    expected = params_of(tmp_path / f"{name}_alone", config)
+    # One device restores what the processes have written.
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3),
       params_of(tmp_path / name, config),
-      expected,
+      params_of(tmp_path / f"{name}_alone", config),
     )
-
-  assert stopped["status"] == "interrupted"
-  assert 2 * STEPS_PER_EPOCH <= stopped["step"] < steps
-  ended = train_alone(CONFIGS["batch_norm"], moved, num_devices)
-  assert (ended.status, ended.step) == ("completed", steps)
-  assert_same_trajectory(moved, tmp_path / "batch_norm_alone")
 
   who = f"Process {last} (here) differs from process 0 (there): "
   assert settings["error"].startswith(
