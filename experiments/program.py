@@ -103,6 +103,8 @@ def define_processes() -> Callable[[], None]:
   from skipinit_jax.training import distributed
 
   def join() -> None:
+    if process_id.value == 0 and coordinator_address.value:
+      print("Process 0 waits for the others to start.", file=sys.stderr)
     distributed.initialize(
       coordinator_address.value, num_processes.value, process_id.value
     )

@@ -62,15 +62,16 @@ def initialize(
     UsageError: only some of the arguments are given, they make no sense, process 0
       cannot listen or be reached, or the processes differ in their number of devices.
   """
-  given = {
+  arguments: dict[str, Any] = {
     "coordinator_address": coordinator_address,
     "num_processes": num_processes,
     "process_id": process_id,
   }
-  missing = [f"--{name}" for name, value in given.items() if value is None]
+  missing = [f"--{name}" for name, value in arguments.items() if value is None]
   if not missing:
-    arguments = {**given, "cluster_detection_method": "deactivate"}
-  elif len(missing) < len(given):
+    _check_address(**arguments)
+    arguments["cluster_detection_method"] = "deactivate"
+  elif len(missing) < len(arguments):
     raise UsageError(
       f"{' and '.join(missing)} missing: give --coordinator_address, --num_processes "
       "and --process_id together, or none of them."
@@ -81,8 +82,6 @@ def initialize(
     arguments = {}
   else:
     return
-  if coordinator_address is not None:
-    _check_address(coordinator_address, num_processes or 0, process_id or 0)
   # A library's handler would take the SIGTERM that `StopRequest` is to see.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
@@ -92,7 +91,8 @@ def initialize(
   )
   # The runtime ends a process by an abort, after saying why: the stacks of all threads,
   # which absl prints then, would hide that.
-  signal.signal(signal.SIGABRT, signal.SIG_DFL)
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
   counts = collections.Counter(device.process_index for device in jax.devices())
   if len({*counts.values()}) > 1:
     numbers = ", ".join(f"{counts[i]} (process {i})" for i in sorted(counts))
@@ -122,7 +122,8 @@ def _slurm_arguments() -> dict[str, Any]:
 def in_tpu_pod() -> bool:
   """Tells whether this machine is one of several hosts of a Cloud TPU slice."""
   # JAX sets this variable where it finds TPU chips and their library.
-  if "TPU_ML_PLATFORM" not in os.environ or jax.config.jax_platforms == "cpu":
+  platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+  if "TPU_ML_PLATFORM" not in os.environ or platforms == "cpu":
     return False
   hosts = os.environ.get(
     "TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES")
@@ -147,13 +148,15 @@ def _tpu_metadata(key: str) -> str:
     return ""
 
 
-def _check_address(address: str, num_processes: int, process_id: int) -> None:
+def _check_address(
+  coordinator_address: str, num_processes: int, process_id: int
+) -> None:
   """Checks what JAX answers with an abort or, where the port is in use, a crash."""
-  host, _, port = address.rpartition(":")
+  host, _, port = coordinator_address.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise UsageError(
-      f"--coordinator_address is {address!r}: it must be HOST:PORT, such as "
-      "10.0.0.1:8476."
+      f"--coordinator_address is {coordinator_address!r}: it must be HOST:PORT, such "
+      "as 10.0.0.1:8476."
     )
   if not 0 <= process_id < num_processes:
     raise UsageError(
@@ -177,8 +180,9 @@ def _check_address(address: str, num_processes: int, process_id: int) -> None:
     except OSError as error:
       if time.monotonic() > deadline:
         raise UsageError(
-          f"Process 0 does not answer at --coordinator_address={address} ({error}): "
-          "start all processes, and name an address of the first one's host."
+          "Process 0 does not answer at --coordinator_address="
+          f"{coordinator_address} ({error}): start all processes, and name an address "
+          "of the first one's host."
         ) from None
     time.sleep(0.2)
 
@@ -236,9 +240,9 @@ def together() -> Iterator[None]:
   errors = gather(own and str(own))
   if own is not None:
     raise own
-  for error in errors:
-    if error is not None:
-      raise UsageError(error)
+  for message in errors:
+    if message is not None:
+      raise UsageError(message)
 
 
 def check_same(settings: Mapping[str, Any]) -> None:

@@ -201,9 +201,9 @@ def train(
         signal_log.write_if_due(step, state)
         seconds = config.checkpoint_every_seconds
         due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
-        due = distributed.from_first(due)
         # The first epoch's in any case: a run that diverges later keeps at least that.
-        if due or (ends_epoch and checkpoints.latest_step() is None):
+        due = due or (ends_epoch and checkpoints.latest_step() is None)
+        if distributed.from_first(due):
           checkpoints.save(step, state)
           saved_at = time.monotonic()
       # After the loop, so that no signal comes between its last look and the save.

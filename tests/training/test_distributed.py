@@ -379,6 +379,19 @@ def test_bad_arguments(arguments, message):
   assert not jax.distributed.is_initialized()
 
 
+def test_flags_that_lack_one(run_program, tmp_path):
+  workdir = tmp_path / "run"
+  result = run_program(
+    ["experiments.train", f"--workdir={workdir}", "--num_processes=2"], status=1
+  )
+  assert result.stderr == (
+    "error: --coordinator_address and --process_id missing: give "
+    "--coordinator_address, --num_processes and --process_id together, or none of "
+    "them.\n"
+  )
+  assert not workdir.exists()
+
+
 def test_port_in_use():
   with socket.create_server(("", 0)) as server:
     port = server.getsockname()[1]
