@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import numpy as np
 from absl import logging
 
 from skipinit_jax.errors import UsageError

@@ -37,7 +37,6 @@ CONFIG = TrainConfig(
   batch_size=128,
   epochs=3,
   learning_rate=0.03,
-  checkpoint_every_seconds=0,
 )
 # A ghost batch is one device's part of the batch of 4 devices, that of two of 8.
 CONFIGS = {
@@ -278,7 +277,12 @@ def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
 
 def test_lost_and_preempted_processes(start, run_tasks, tmp_path):
   # An epoch has four steps and ends with a checkpoint.
-  config = dataclasses.replace(CONFIGS["batch_norm"], batch_size=368, epochs=100_000)
+  config = dataclasses.replace(
+    CONFIGS["batch_norm"],
+    batch_size=368,
+    epochs=100_000,
+    checkpoint_every_seconds=0,
+  )
   workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
   program = ["experiments.train", f"--workdir={workdir}"]
   program += [
