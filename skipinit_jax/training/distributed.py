@@ -23,11 +23,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training.differences import differences
+from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.metrics import to_json
 
 # How long processes wait for the last one to start.
@@ -97,6 +99,14 @@ def initialize(
   if len({*counts.values()}) > 1:
     numbers = ", ".join(f"{counts[i]} (process {i})" for i in sorted(counts))
     raise UsageError(f"The processes' numbers of devices differ: {numbers}.")
+  # CPUs connect at their first computation together, to which they must come within 30
+  # seconds of each other. They do now; later one may compile for longer than another.
+  mesh = make_mesh()
+  ones = jax.make_array_from_callback(
+    (mesh.size,), batch_sharding(mesh), lambda _: np.ones(1)
+  )
+  jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(ones))
+  gather(None)
 
 
 def in_slurm_step() -> bool:
