@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from skipinit_jax.errors import UsageError, unknown_name
 USAGE_ERROR_STATUS = 1
 DIVERGED_STATUS = 3
 INTERRUPTED_STATUS = 4
+LOST_PROCESS_STATUS = 5
 
 _Config = TypeVar("_Config")
 
@@ -80,11 +82,46 @@ def define_config(
   )
 
 
+def define_processes() -> Callable[[], None]:
+  """Defines the flags of a run on several processes, which share one workdir.
+
+  Returns:
+    A function that joins the processes, to be called before anything else of JAX.
+  """
+  coordinator_address = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT at which process 0 listens. With the two flags below it starts one run "
+    "on several processes; Cloud TPU slices and Slurm steps need none of them.",
+  )
+  num_processes = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1
+  )
+  process_id = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+  )
+  from skipinit_jax.training import distributed
+
+  def join() -> None:
+    if process_id.value == 0 and coordinator_address.value:
+      print("Process 0 waits for the others to start.", file=sys.stderr)
+    distributed.initialize(
+      coordinator_address.value, num_processes.value, process_id.value
+    )
+
+  return join
+
+
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs `main`; its return value is the exit status.
 
   A `UsageError`, and memory that does not suffice, become one sentence on standard
   error and status 1.
+
+  A process of several that fails ends within seconds. On CPUs so do the others, with a
+  sentence and status 5, or else, as on accelerators, JAX's runtime aborts them: at once
+  where process 0 was lost, within a minute where another one was. Its message then says
+  that "another task died", and the status is 134.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
@@ -96,29 +133,45 @@ def run(main: Callable[[], int | None]) -> None:
         logging.set_verbosity(logging.WARNING)
       _cache_compilations()
       return main()
-    except UsageError as error:
-      return _report(error)
-    except jax.errors.JaxRuntimeError as error:
-      if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
+    except (Exception, KeyboardInterrupt) as error:
+      status = _report(error)
+      if jax.distributed.is_initialized():
+        if status is None:
+          traceback.print_exc()
+        from skipinit_jax.training import distributed
+
+        distributed.leave(status or 1)
+      if status is None:
         raise
-      return _report(
-        UsageError(
-          "The device has too little memory: use a smaller batch or network, "
-          "--config.accumulation_steps or --config.remat."
-        )
-      )
-    except KeyboardInterrupt:
-      print(
-        "Stopped without saving: the same command goes on from the last checkpoint."
-      )
-      return 128 + signal.SIGINT
+      return status
 
   app.run(guarded)
 
 
-def _report(error: UsageError) -> int:
-  print(f"error: {error}", file=sys.stderr)
-  return USAGE_ERROR_STATUS
+def _report(error: BaseException) -> int | None:
+  """Prints what a user can act on; returns the exit status, or None where unknown."""
+  if isinstance(error, KeyboardInterrupt):
+    print("Stopped without saving: the same command goes on from the last checkpoint.")
+    return 128 + signal.SIGINT
+  status, message = USAGE_ERROR_STATUS, str(error)
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    if re.search("RESOURCE_EXHAUSTED|Out of memory", message):
+      message = (
+        "The device has too little memory: use a smaller batch or network, "
+        "--config.accumulation_steps or --config.remat."
+      )
+    elif jax.distributed.is_initialized() and re.search("Gloo|NCCL", message):
+      status = LOST_PROCESS_STATUS
+      message = (
+        f"Another process of the run was lost ({message.splitlines()[0]}): start all "
+        "of them again, to go on from the last checkpoint."
+      )
+    else:
+      return None
+  elif not isinstance(error, UsageError):
+    return None
+  print(f"error: {message}", file=sys.stderr)
+  return status
 
 
 def _check_config_fields(config_type: type, arguments: Sequence[str]) -> None:

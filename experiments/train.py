@@ -1,15 +1,20 @@
-"""Trains and evaluates one network.
+r"""Trains and evaluates one network.
 
 Example:
   python -m experiments.train --workdir=/tmp/run --config.depth=100
+
+On several hosts, the same on each of them with its own number:
+  python -m experiments.train --workdir=/shared/run --coordinator_address=host0:8476 \
+    --num_processes=2 --process_id=0
 """
 
 from experiments import program
 from experiments.configs.train import CONFIGS
-from skipinit_jax.training import train
+from skipinit_jax.training import distributed, train
 
 _WORKDIR = program.define_workdir("checkpoints, metrics.jsonl and result.json")
 _CONFIG = program.define_config(CONFIGS, default="digits")
+_join_processes = program.define_processes()
 _STATUSES = {
   "completed": 0,
   "diverged": program.DIVERGED_STATUS,
@@ -19,8 +24,11 @@ _STATUSES = {
 
 def main() -> int:
   """Runs the program."""
+  _join_processes()
   workdir = _WORKDIR.value
   result = train(_CONFIG.value, workdir)
+  if not distributed.is_first():
+    return _STATUSES[result.status]
   if result.test_accuracy is not None:
     print(
       f"Test accuracy {100 * result.test_accuracy:.2f} %, test loss "

@@ -46,6 +46,12 @@ def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, s
 
 
 @pytest.fixture(scope="session")
+def child_environment() -> Callable[..., dict[str, str]]:
+  """Returns `program_environment`, for tests that start processes of their own."""
+  return program_environment
+
+
+@pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
   """Runs `python -m MODULE FLAGS...` from the checkout and captures what it prints.
 

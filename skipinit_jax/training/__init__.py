@@ -1,5 +1,6 @@
 """Training: configuration, optimizer, sharded step, checkpoints and the loop."""
 
+from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
@@ -20,6 +21,7 @@ __all__ = [
   "TrainState",
   "Trained",
   "batch_sharding",
+  "distributed",
   "load_trained",
   "make_evaluate",
   "make_init",

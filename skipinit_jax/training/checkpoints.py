@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.training import distributed
+from skipinit_jax.training.differences import differences
 from skipinit_jax.training.lock import Lock
-from skipinit_jax.training.metrics import to_json, write_json
+from skipinit_jax.training.metrics import write_json
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -70,12 +71,15 @@ class Checkpoints:
       )
     self._workdir = pathlib.Path(directory).absolute()
     self._directory = self._workdir / "checkpoints"
-    _make_directory(self._workdir)
     with contextlib.ExitStack() as stack:
-      if jax.process_index() == 0:
-        stack.enter_context(Lock(self._workdir / LOCK))
-      _check_config(self._workdir, config)
-      _make_directory(self._directory)
+      with distributed.together():
+        if distributed.is_first():
+          _make_directory(self._workdir)
+          stack.enter_context(Lock(self._workdir / LOCK))
+          _check_config(self._workdir, config)
+          _make_directory(self._directory)
+      with distributed.together():
+        _check_shared(self._workdir)
       self._manager = _open_manager(self._directory, keep)
       self._lock = stack.pop_all()
 
@@ -113,14 +117,13 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    # One process decides for all, because each of them must then restore the same.
+    steps, newest = distributed.from_first(
+      self._find_intact() if distributed.is_first() else None
+    )
     if not steps:
       return None
-    # One process decides for all, because each of them must then restore the same.
-    intact = (s for s in steps if _is_intact(self._directory / str(s) / "state"))
-    newest = next(intact, -1) if jax.process_index() == 0 else -1
-    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    if newest < 0:
+    if newest is None:
       raise UsageError(
         f"Every checkpoint in {self._directory} is damaged: remove that directory to "
         "train from the beginning, or use another --workdir."
@@ -139,6 +142,12 @@ class Checkpoints:
     ).state
     return newest, state
 
+  def _find_intact(self) -> tuple[list[int], int | None]:
+    """Returns all steps, newest first, and the newest that is intact."""
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    intact = (s for s in steps if _is_intact(self._directory / str(s) / "state"))
+    return steps, next(intact, None)
+
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint, one being saved included."""
     return self._manager.latest_step()
@@ -155,8 +164,12 @@ class Checkpoints:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self.close()
+  def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+    if error_type is not None and jax.process_count() > 1:
+      # A save that other processes do not take part in would wait for them.
+      self._lock.close()
+    else:
+      self.close()
 
 
 def read_latest(
@@ -222,45 +235,34 @@ def _make_directory(workdir: pathlib.Path) -> None:
     ) from error
 
 
+def _check_shared(workdir: pathlib.Path) -> None:
+  """Checks that this process sees what process 0 has made."""
+  directory = workdir / "checkpoints"
+  if not ((workdir / "config.json").exists() and os.access(directory, os.W_OK)):
+    raise UsageError(
+      f"Process {jax.process_index()} does not see the workdir {workdir} of process 0 "
+      "or cannot write there: name a directory of a file system that all processes "
+      "share."
+    )
+
+
 def _check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   path = workdir / "config.json"
   if not path.exists():
-    if jax.process_index() == 0:
-      write_json(path, config)
+    write_json(path, config)
     return
   try:
-    there = _flatten(json.loads(path.read_bytes()))
+    found = differences(json.loads(path.read_bytes()), config)
   except (OSError, ValueError, AttributeError):
     raise UsageError(
       f"The file {path} is damaged: remove it if this is the configuration that the "
       "workdir was made with, or use another --workdir."
     ) from None
-  here = _flatten(to_json(config))
-
-  def show(flat: Mapping[str, Any], name: str) -> str:
-    return json.dumps(flat[name]) if name in flat else "absent"
-
-  differences = [
-    f"{name} is {show(there, name)} there and {show(here, name)} here"
-    for name in there | here
-    if name not in there or name not in here or there[name] != here[name]
-  ]
-  if differences:
+  if found:
     raise UsageError(
       f"The workdir {workdir} was made with another configuration: "
-      f"{', '.join(differences)}; use the same configuration or another --workdir."
+      f"{', '.join(found)}; use the same configuration or another --workdir."
     )
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the values of nested dicts by their dotted names."""
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping) and value:
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 def _open_manager(directory: pathlib.Path, keep: int) -> "ocp.CheckpointManager":

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.errors import UsageError
+from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -95,7 +96,9 @@ def train(
   """Trains and evaluates one network.
 
   The same call resumes an interrupted run, to the same parameters bit by bit, and
-  returns the result of a finished one.
+  returns the result of a finished one. After `distributed.initialize` it trains on the
+  devices of all processes, each of which makes the same call; a workdir is then on a
+  file system that they share, and process 0 alone writes its records.
 
   Args:
     config: the configuration.
@@ -108,21 +111,28 @@ def train(
     The result.
 
   Raises:
-    UsageError: the configuration, the data or the workdir cannot be used, or another
-      run is using the workdir.
+    UsageError: the configuration, the data or the workdir cannot be used, another
+      run is using the workdir, or processes differ in configuration or version.
   """
   start = time.monotonic()
-  mesh = make_mesh(devices)
-  config.validate(mesh.size)
-  dataset = data.load(config.dataset, data_dir=config.data_dir)
-  model = config.make_model(dataset.num_classes)
-  steps_per_epoch = in_memory.steps_per_epoch(
-    dataset.train.num_examples, config.batch_size
-  )
+  first = distributed.is_first()
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  settings = dataclasses.asdict(config)
+  settings.pop("data_dir")
+  distributed.check_same({**settings, "versions": versions})
+  with distributed.together():
+    mesh = make_mesh(devices)
+    config.validate(mesh.size)
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    model = config.make_model(dataset.num_classes)
+    steps_per_epoch = in_memory.steps_per_epoch(
+      dataset.train.num_examples, config.batch_size
+    )
+    finished = _finished_result(workdir, config) if first else None
   total_steps = config.epochs * steps_per_epoch
-  finished = _finished_result(workdir, config)
+  finished = distributed.from_first(finished)
   if finished is not None:
-    return finished
+    return Result(**finished)
 
   with (
     Checkpoints(workdir, config=config.identity()) as checkpoints,
@@ -136,8 +146,12 @@ def train(
     stopwatch = _Stopwatch(start, config.batch_size)
     saved_at = time.monotonic()
     with (
-      MetricsWriter(workdir, resume_step=step if restored else None) as writer,
-      Progress(total_steps, steps_per_epoch, enabled=show_progress) as progress,
+      MetricsWriter(
+        workdir, resume_step=step if restored else None, enabled=first
+      ) as writer,
+      Progress(
+        total_steps, steps_per_epoch, enabled=show_progress and first
+      ) as progress,
     ):
       signal_log = SignalLog(
         writer,
@@ -150,13 +164,18 @@ def train(
         progress.message(f"resumed from step {step}")
       else:
         signal_log.write_if_due(step, state)
-      while step < total_steps and finite and not stop.requested:
+      while step < total_steps and finite:
         left_in_epoch = steps_per_epoch - step % steps_per_epoch
         num_steps = min(
           left_in_epoch,
           signal_log.steps_to_next(step),
           stopwatch.steps_in(_DISPATCH_SECONDS),
         )
+        # Each process knows only its own clock and signals: all of them do what the
+        # slowest one proposes, and nothing where one was asked to stop.
+        num_steps = min(distributed.gather(0 if stop.requested else num_steps))
+        if num_steps == 0:
+          break
         begin, first_step = time.monotonic(), step
         state, is_finite = programs.train_steps(state, num_steps)
         finite, step = bool(is_finite), int(state.step)
@@ -183,7 +202,8 @@ def train(
         seconds = config.checkpoint_every_seconds
         due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
         # The first epoch's in any case: a run that diverges later keeps at least that.
-        if due or (ends_epoch and checkpoints.latest_step() is None):
+        due = due or (ends_epoch and checkpoints.latest_step() is None)
+        if distributed.from_first(due):
           checkpoints.save(step, state)
           saved_at = time.monotonic()
       # After the loop, so that no signal comes between its last look and the save.
@@ -207,10 +227,11 @@ def train(
       seconds_to_first_step=stopwatch.seconds_to_first_step,
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
       config=to_json(dataclasses.asdict(config)),
-      versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+      versions=versions,
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
-    write_json(pathlib.Path(workdir, _RESULT), dataclasses.asdict(result))
+    if first:
+      write_json(pathlib.Path(workdir, _RESULT), dataclasses.asdict(result))
     return result
 
 
@@ -296,22 +317,22 @@ def _make_programs(
 
 def _finished_result(
   workdir: str | os.PathLike[str], config: TrainConfig
-) -> Result | None:
-  """Returns the result of a run of this configuration that has nothing left to do."""
+) -> dict[str, Any] | None:
+  """Returns the `Result` of a run of this configuration that has nothing left to do."""
   path = os.path.join(workdir, _RESULT)
   # Unlike `Path.exists`, false also for a path that may not be read or is too long.
   if not os.path.exists(path):
     return None
   try:
-    result = Result(**read_json(path))
-    identity = TrainConfig(**result.config).identity()
+    result = read_json(path)
+    identity = TrainConfig(**Result(**result).config).identity()
   except TypeError:
     raise UsageError(
       f"The file {path} is not a result of this version's: use another --workdir."
     ) from None
   # Of another configuration, the workdir's own guard says what differs.
   same = identity == to_json(config.identity())
-  return result if same and result.status != "interrupted" else None
+  return result if same and result["status"] != "interrupted" else None
 
 
 def _eval_batch_size(num_examples: int, num_devices: int) -> int:

@@ -113,30 +113,40 @@ class MetricsWriter:
   """Appends the rows of one run to `metrics.jsonl` and to TensorBoard.
 
   A row is on its way to the disk when `write` returns, so that a killed process loses
-  at most the row it was writing. One process of a run writes; the others have none.
+  at most the row it was writing.
 
   Attributes:
     kinds: the kinds of the rows that are in the file.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    resume_step: int | None,
+    enabled: bool = True,
+  ):
     """Opens the records, dropping the rows that the run will write again.
 
     Args:
       workdir: an existing directory; TensorBoard's events are in its `tensorboard`.
       resume_step: the step of the restored checkpoint: rows of later steps are
         dropped. None where training starts from the beginning: all are.
+      enabled: False writes nothing, as in all processes of a run but one.
 
     Raises:
       UsageError: `metrics.jsonl` is damaged.
     """
+    self.kinds: set[str] = set()
+    self._enabled = enabled
+    if not enabled:
+      return
     # Imported here: a study only reads metrics.
     from tensorboardX import SummaryWriter
 
     workdir = pathlib.Path(workdir)
     path = workdir / "metrics.jsonl"
     first_step = 0 if resume_step is None else resume_step + 1
-    self.kinds: set[str] = set()
     if path.exists():
       kept = [row for row in _read_rows(path) if row["step"] < first_step]
       unfinished = path.with_name(path.name + ".tmp")
@@ -166,6 +176,8 @@ class MetricsWriter:
       values: numbers by name, such as epoch, loss and accuracy; None where a number
         is not known; lists of numbers or of names, an entry for each block.
     """
+    if not self._enabled:
+      return
     self._rows.write(_to_line({"step": step, "kind": kind, **values}))
     self.kinds.add(kind)
     for name, value in values.items():
@@ -178,8 +190,9 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Writes out everything and closes the files."""
-    self._rows.close()
-    self._tensorboard.close()
+    if self._enabled:
+      self._rows.close()
+      self._tensorboard.close()
 
   def __enter__(self) -> Self:
     return self

@@ -227,3 +227,9 @@ def test_read_json_of_a_damaged_file(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"result\.json is damaged"):
       read_json(path)
+
+
+def test_disabled_writer_leaves_no_trace(tmp_path):
+  with MetricsWriter(tmp_path, resume_step=None, enabled=False) as writer:
+    writer.write(1, "train", {"loss": 1.0})
+  assert not any(tmp_path.iterdir())

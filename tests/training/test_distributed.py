@@ -1,0 +1,524 @@
+"""Real processes, with two virtual devices each, that train one run together."""
+
+import contextlib
+import dataclasses
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training import TrainConfig, distributed, loop
+from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.differences import differences
+from skipinit_jax.training.lock import Lock
+from skipinit_jax.training.mesh import make_mesh
+from skipinit_jax.training.metrics import read_metrics
+from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.state import make_init
+
+# 1472 training examples make 11 steps an epoch.
+STEPS_PER_EPOCH = 11
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=2,
+  width=16,
+  batch_size=128,
+  epochs=3,
+  learning_rate=0.03,
+)
+# A ghost batch is one device's part of the batch of 4 devices, that of two of 8.
+CONFIGS = {
+  "batch_norm": dataclasses.replace(CONFIG, method="batch_norm"),
+  "ghost_batch_norm": dataclasses.replace(
+    CONFIG, method="batch_norm", ghost_batch_size=32
+  ),
+  "skipinit": dataclasses.replace(CONFIG, method="skipinit"),
+}
+# Processes that wait for each other share the machine with whatever else runs there.
+LIMIT_SECONDS = 240
+
+
+class Processes:
+  """Processes of one run, which end with the context.
+
+  Attributes:
+    processes: in the order of their numbers.
+  """
+
+  def __init__(self, folder, commands, environments, cwd):
+    folder.mkdir()
+    self._outputs = [folder / str(number) for number in range(len(commands))]
+    self.processes = []
+    for command, env, output in zip(commands, environments, self._outputs, strict=True):
+      with output.open("wb") as file:
+        self.processes.append(
+          subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+          )
+        )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  @property
+  def outputs(self):
+    """What each process has printed so far."""
+    return [output.read_text(errors="replace") for output in self._outputs]
+
+  def wait(self):
+    """Waits until all have ended and returns their exit statuses."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return [p.wait(max(deadline - time.monotonic(), 0.1)) for p in self.processes]
+    pytest.fail("The processes do not end:\n" + "\n---\n".join(self.outputs))
+
+  def wait_for(self, happened):
+    """Waits until something has happened, while all processes run."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not happened():
+      ended = [process.poll() for process in self.processes]
+      if any(status is not None for status in ended) or time.monotonic() > deadline:
+        pytest.fail(f"Exit statuses {ended}:\n" + "\n---\n".join(self.outputs))
+      time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path, child_environment, request):
+  """Starts processes: `start(commands, environments)`; `None`: nothing to add."""
+  folders = (tmp_path / f"processes_{number}" for number in range(100))
+  with contextlib.ExitStack() as stack:
+
+    def start(commands, variables=None):
+      variables = variables or [{}] * len(commands)
+      environments = [
+        child_environment({"JAX_NUM_CPU_DEVICES": "2", **each}) for each in variables
+      ]
+      return stack.enter_context(
+        Processes(next(folders), commands, environments, request.config.rootpath)
+      )
+
+    yield start
+
+
+@pytest.fixture
+def run_tasks(start):
+  """Runs tasks of distributed_driver.py in processes; returns the outcomes of each."""
+
+  def run(num_processes, tasks):
+    address = f"127.0.0.1:{free_port()}"
+    arguments = [address, str(num_processes)]
+    processes = start(
+      [
+        ["tests.training.distributed_driver", *arguments, str(i), json.dumps(tasks)]
+        for i in range(num_processes)
+      ]
+    )
+    statuses = processes.wait()
+    assert statuses == [0] * num_processes, "\n---\n".join(processes.outputs)
+    return [
+      [json.loads(line) for line in re.findall("^outcome (.*)", output, re.M)]
+      for output in processes.outputs
+    ]
+
+  return run
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(("", 0))
+    return probe.getsockname()[1]
+
+
+def task(workdir, config, **on_process):
+  """A task for the driver; `p1={"stop_after": 2}` is of process 1 alone."""
+  return {
+    "workdir": str(workdir),
+    "config": dataclasses.asdict(config),
+    "on_process": {name[1:]: value for name, value in on_process.items()},
+  }
+
+
+def train_alone(config, workdir, num_devices, stop=None):
+  """Trains in this process."""
+  return loop.train(
+    config,
+    workdir,
+    show_progress=False,
+    devices=jax.devices()[:num_devices],
+    stop=stop,
+  )
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def rows_of(workdir):
+  """Returns the rows of a run without what no two runs share."""
+  return [
+    {name: value for name, value in row.items() if name != "images_per_second"}
+    for row in read_metrics(workdir)
+  ]
+
+
+def assert_same_trajectory(workdir, expected):
+  """Asserts that two runs differ by rounding only."""
+  actual, expected = rows_of(workdir), rows_of(expected)
+  assert [(row["step"], row["kind"]) for row in actual] == [
+    (row["step"], row["kind"]) for row in expected
+  ]
+  for row, other in zip(actual, expected, strict=True):
+    for name in ("loss", "grad_norm"):
+      if name in row:
+        assert row[name] == pytest.approx(other[name], rel=1e-3), (row, other)
+    # At most two examples more or less.
+    assert row["accuracy"] == pytest.approx(other["accuracy"], abs=0.007)
+
+
+def params_of(workdir, config):
+  """Returns the parameters of the newest checkpoint, restored on one device."""
+  template = make_init(
+    config.make_model(10),
+    make_optimizer(config, STEPS_PER_EPOCH),
+    (8, 8, 1),
+    mesh=make_mesh(jax.devices()[:1]),
+  )(np.uint32(config.seed))
+  with Checkpoints(workdir, config=config.identity()) as checkpoints:
+    _, state = checkpoints.restore_latest(template)
+  return jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
+  num_devices = 2 * num_processes
+  for name, config in CONFIGS.items():
+    train_alone(config, tmp_path / f"{name}_alone", num_devices)
+  # This run the processes find begun: they restore what one of them has written.
+  config = CONFIGS["batch_norm"]
+  begun = train_alone(config, tmp_path / "batch_norm", num_devices, stop=StopAt(2))
+  assert 0 < begun.step < STEPS_PER_EPOCH
+  last = num_processes - 1
+  other = {f"p{last}": {"config": {"learning_rate": 0.5}}}
+  other_code = {f"p{last}": {"code": {"training/loop.py": "0123"}}}
+  no_data = {f"p{last}": {"data_error": "There is no data on this host."}}
+  (tmp_path / "used").mkdir()
+  with Lock(tmp_path / "used" / "lock"):
+    outcomes = run_tasks(
+      num_processes,
+      [
+        *(task(tmp_path / name, config) for name, config in CONFIGS.items()),
+        # What one cannot do, none does.
+        task(tmp_path / "none", config, **other),
+        task(tmp_path / "none", config, **other_code),
+        task(tmp_path / "none", config, **no_data),
+        task(tmp_path / "used", config),
+        # Finished already.
+        task(tmp_path / "skipinit", CONFIGS["skipinit"]),
+      ],
+    )
+  # Every process came to the same.
+  assert all(outcome == outcomes[0] for outcome in outcomes)
+  *completed, settings, code, data, used, again = outcomes[0]
+  steps = 3 * STEPS_PER_EPOCH
+  complete = {"status": "completed", "step": steps, "device": f"{num_devices} x cpu"}
+  assert [*completed, again] == [complete] * 4
+  for name, config in CONFIGS.items():
+    assert_same_trajectory(tmp_path / name, tmp_path / f"{name}_alone")
+    # One device restores what the processes have written.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3),
+      params_of(tmp_path / name, config),
+      params_of(tmp_path / f"{name}_alone", config),
+    )
+
+  who = f"Process {last} (here) differs from process 0 (there): "
+  assert settings["error"].startswith(
+    f"{who}learning_rate is 0.03 there and 0.5 here; start all"
+  )
+  assert re.fullmatch(
+    re.escape(who) + r'code.training/loop.py is "[0-9a-f]{8}" there and "0123" here; '
+    r"start all processes with the same flags and the same version\.",
+    code["error"],
+  )
+  assert data["error"] == "There is no data on this host."
+  assert "is in use by another run" in used["error"]
+  assert not (tmp_path / "none").exists()
+
+
+def test_lost_and_preempted_processes(start, run_tasks, tmp_path):
+  # An epoch has four steps and ends with a checkpoint.
+  config = dataclasses.replace(
+    CONFIGS["batch_norm"],
+    batch_size=368,
+    epochs=100_000,
+    checkpoint_every_seconds=0,
+  )
+  workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+  program = ["experiments.train", f"--workdir={workdir}"]
+  program += [
+    f"--config.{name}={getattr(config, name)}"
+    for name in ("model", "depth", "width", "method", "batch_size")
+  ]
+  program += ["--config.epochs=100000", "--config.learning_rate=0.03"]
+  program += ["--config.checkpoint_every_seconds=0"]
+
+  def num_epochs():
+    with contextlib.suppress(UsageError):
+      return max([row["epoch"] for row in read_metrics(workdir)], default=0)
+    return 0
+
+  flags = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+  processes = start([[*program, *flags, f"--process_id={i}"] for i in range(2)])
+  processes.wait_for(lambda: num_epochs() >= 3)
+  processes.processes[1].kill()
+  status, _ = processes.wait()
+  # Which of the two comes first, the collective's failure or the runtime's abort, is
+  # chance.
+  assert status in (5, -signal.SIGABRT), processes.outputs[0]
+  assert re.search(
+    "error: Another process of the run was lost|another task died",
+    processes.outputs[0],
+  )
+  assert not (workdir / "result.json").exists()
+  killed_at = num_epochs()
+
+  slurm = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "localhost",
+    "JAX_COORDINATOR_PORT": str(free_port()),
+  }
+  tasks = [slurm | {"SLURM_PROCID": i, "SLURM_LOCALID": i} for i in ("0", "1")]
+  processes = start([program, program], tasks)
+  processes.wait_for(lambda: num_epochs() >= killed_at + 2)
+  # Preemption tells one host.
+  processes.processes[1].send_signal(signal.SIGTERM)
+  assert processes.wait() == [4, 4], processes.outputs
+  assert "resumed from step" in processes.outputs[0]
+  saved = re.search(r"Interrupted and saved at step (\d+):", processes.outputs[0])
+  # One process speaks for all.
+  assert "Interrupted" not in processes.outputs[1]
+  steps = [int(path) for path in os.listdir(workdir / "checkpoints")]
+  assert max(steps) == int(saved[1])
+
+  until = num_epochs() + 1
+  run_tasks(
+    2,
+    [
+      task(workdir, config, p0={"stop_after": until}),
+      task(undisturbed, config, p1={"stop_after": until}),
+    ],
+  )
+  expected = [row for row in rows_of(undisturbed) if row["epoch"] <= until]
+  assert len(expected) == 2 * until
+  # To the bit, through a crash and a preemption.
+  assert [row for row in rows_of(workdir) if row["epoch"] <= until] == expected
+
+
+def test_one_process_needs_no_runtime():
+  distributed.initialize()
+  assert not jax.distributed.is_initialized()
+  assert distributed.is_first()
+  assert distributed.gather({"a": 1}) == [{"a": 1}]
+  assert distributed.from_first("b") == "b"
+  with distributed.together():
+    pass
+  with pytest.raises(UsageError, match="no data"), distributed.together():
+    raise UsageError("no data")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"num_processes": 2}, "--coordinator_address and --process_id missing: give "),
+    (
+      {"coordinator_address": "a:1", "num_processes": 2},
+      "--process_id missing: give ",
+    ),
+    (
+      {"coordinator_address": "host", "num_processes": 2, "process_id": 0},
+      "--coordinator_address is 'host': it must be HOST:PORT, such as ",
+    ),
+    (
+      {"coordinator_address": "a:1", "num_processes": 2, "process_id": 2},
+      "--process_id is 2: with --num_processes=2 it must be from 0 to 1.",
+    ),
+  ],
+)
+def test_bad_arguments(arguments, message):
+  with pytest.raises(UsageError) as error:
+    distributed.initialize(**arguments)
+  assert str(error.value).startswith(message)
+  assert not jax.distributed.is_initialized()
+
+
+def test_flags_that_lack_one(run_program, tmp_path):
+  workdir = tmp_path / "run"
+  result = run_program(
+    ["experiments.train", f"--workdir={workdir}", "--num_processes=2"], status=1
+  )
+  assert result.stderr == (
+    "error: --coordinator_address and --process_id missing: give "
+    "--coordinator_address, --num_processes and --process_id together, or none of "
+    "them.\n"
+  )
+  assert not workdir.exists()
+
+
+def test_port_in_use():
+  with socket.create_server(("", 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(UsageError, match=f"cannot listen at port {port} of --coord"):
+      distributed.initialize(f"localhost:{port}", 2, 0)
+
+
+def test_nobody_answers(monkeypatch):
+  monkeypatch.setattr(distributed, "_START_SECONDS", 0)
+  address = f"localhost:{free_port()}"
+  with pytest.raises(
+    UsageError, match=f"not answer at --coordinator_address={address}"
+  ):
+    distributed.initialize(address, 2, 1)
+
+
+STEP = {
+  "SLURM_JOB_ID": "7",
+  "SLURM_STEP_NODELIST": "n[1-2]",
+  "SLURM_PROCID": "1",
+  "SLURM_LOCALID": "0",
+  "SLURM_STEP_NUM_TASKS": "4",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+  """Sets variables where none of a cluster are set."""
+  for name in list(os.environ):
+    if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "GCE_")):
+      monkeypatch.delenv(name)
+  return lambda variables: [monkeypatch.setenv(*item) for item in variables.items()]
+
+
+def test_slurm(environment):
+  assert not distributed.in_slurm_step()
+  # A batch script or a shell of an allocation of four tasks is one process.
+  environment({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
+  assert not distributed.in_slurm_step()
+  environment(STEP | {"SLURM_STEP_NUM_TASKS": "1"})
+  assert not distributed.in_slurm_step()
+  environment(STEP)
+  assert distributed.in_slurm_step()
+  environment({"SLURM_STEP_NUM_NODES": "2"})
+  # Two tasks of a node share its GPUs; one has them all.
+  assert "local_device_ids" not in distributed._slurm_arguments()
+  environment({"SLURM_STEP_NUM_NODES": "4"})
+  assert distributed._slurm_arguments() == {
+    "cluster_detection_method": "slurm",
+    "num_processes": 4,
+    "local_device_ids": [],
+  }
+
+
+@pytest.fixture
+def any_platform():
+  """Leaves the choice of the platform open, as on a machine with an accelerator."""
+  jax.devices()
+  jax.config.update("jax_platforms", None)
+  yield
+  jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.mark.usefixtures("any_platform")
+def test_tpu_pod(environment):
+  endpoints = {"/computeMetadata/v1/instance/attributes/worker-network-endpoints": b""}
+
+  class Metadata(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      assert self.headers["Metadata-Flavor"] == "Google"
+      self.send_response(200 if self.path in endpoints else 404)
+      self.end_headers()
+      self.wfile.write(endpoints.get(self.path, b""))
+
+    def log_message(self, *args):
+      pass
+
+  with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (path,) = endpoints
+    # No chips: nobody is asked.
+    environment({"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"})
+    endpoints[path] = b"a:0:10.0.0.1,b:1:10.0.0.2"
+    assert not distributed.in_tpu_pod()
+    environment({"TPU_ML_PLATFORM": "JAX"})
+    assert distributed.in_tpu_pod()
+    endpoints[path] = b"a:0:10.0.0.1"
+    assert not distributed.in_tpu_pod()
+    endpoints.clear()
+    assert not distributed.in_tpu_pod()
+    server.shutdown()
+  # Nor does a server that is not there matter.
+  assert not distributed.in_tpu_pod()
+  environment({"TPU_WORKER_HOSTNAMES": "host0,host1"})
+  assert distributed.in_tpu_pod()
+  environment({"TPU_WORKER_HOSTNAMES": "localhost"})
+  assert not distributed.in_tpu_pod()
+  environment({"MEGASCALE_NUM_SLICES": "2"})
+  assert distributed.in_tpu_pod()
+  jax.config.update("jax_platforms", "cpu")
+  assert not distributed.in_tpu_pod()
+
+
+def test_workdir_that_others_do_not_see(tmp_path, monkeypatch):
+  # What process 0 makes lies elsewhere, as on a disk of its own.
+  shared = distributed.together
+
+  @contextlib.contextmanager
+  def together():
+    with shared():
+      yield
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+  monkeypatch.setattr(distributed, "together", together)
+  with pytest.raises(UsageError, match=r"does not see the workdir .*/run of process 0"):
+    Checkpoints(tmp_path / "run", config={})
+
+
+def test_differences():
+  there = {"rate": 0.1, "model": {"depth": 16, "width": 2}, "same": [1, 2]}
+  here = {"rate": 0.2, "model": {"width": 2}, "same": (1, 2), "seed": None}
+  assert differences(there, here) == [
+    "rate is 0.1 there and 0.2 here",
+    "model.depth is 16 there and absent here",
+    "seed is absent there and null here",
+  ]
