@@ -48,9 +48,11 @@ setup(
     # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
     'array_record>=0.8; sys_platform != "win32"',
     "chex>=0.1.90",
+    "etils[epath,epy]>=1.13",
     # jax.export writes and reads files with it without requiring it.
     "flatbuffers>=25",
     "flax>=0.12.7",
+    "grain>=0.2.18",
     # tensorflow-datasets imports it without requiring it.
     "importlib_resources>=6.4",
     "jax>=0.10",
@@ -58,6 +60,8 @@ setup(
     "matplotlib>=3.10",
     "ml-collections>=1.1",
     "numpy>=2.1",
+    # Resizes images three times as fast as Pillow.
+    "opencv-python-headless>=4.13",
     "optax>=0.2.6",
     "optuna>=4.9",
     "orbax-checkpoint>=0.12.4",
@@ -66,6 +70,8 @@ setup(
     "rich>=14",
     "safetensors>=0.8",
     "scikit-learn>=1.6",
+    # Decodes JPEG files twice as fast as Pillow.
+    "simplejpeg>=1.9",
     # Of optuna's storages, whose errors and transactions studies handle.
     "sqlalchemy>=2",
     "tensorboardX>=2.6.4",
@@ -75,6 +81,8 @@ setup(
     # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
     "cuda": ["jax[cuda]"],
     "tpu": ["jax[tpu]"],
+    # Serves workdirs in Google's buckets, --workdir=gs://...
+    "gcs": ["gcsfs>=2026.9"],
     "postgresql": _POSTGRESQL,
     # Tests compare converted weights with PyTorch's own logits. Where pip would fetch
     # PyPI's CUDA build, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu names

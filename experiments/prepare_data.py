@@ -5,19 +5,30 @@
 
 reads the IDX files of Debian's package dataset-fashion-mnist and writes the files
 that `tfds.data_source` and every program here read.
+
+  python -m experiments.prepare_data --dataset=sample_photos
+
+writes 300 JPEG files, cut from two photographs that scikit-learn ships, in the format
+of imagenet2012, to try the ImageNet program where ImageNet is missing.
 """
 
 from absl import flags
 
 from experiments import program
-from skipinit_jax.data import idx
-from skipinit_jax.errors import UsageError
+from skipinit_jax import data
+from skipinit_jax.data import idx, sample_photos
+from skipinit_jax.errors import UsageError, unknown_name
+
+_NAMES = (*idx.NAMES, sample_photos.NAME)
 
 _DATASET = flags.DEFINE_string(
-  "dataset", None, f"Data set to prepare: {', '.join(idx.NAMES)}."
+  "dataset", None, f"Data set to prepare: {', '.join(_NAMES)}."
 )
 _SOURCE = flags.DEFINE_string(
-  "source", None, "Folder with the data set's four IDX files, gzipped or not."
+  "source",
+  None,
+  "Folder with the data set's four IDX files, gzipped or not. "
+  f"{sample_photos.NAME} needs none.",
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where to write; default: TFDS_DATA_DIR or ~/tensorflow_datasets."
@@ -28,7 +39,17 @@ def main() -> None:
   """Prepares the data set that the flags name."""
   dataset, source = _DATASET.value, _SOURCE.value
   if not dataset:
-    raise UsageError(f"--dataset is missing: one of {', '.join(idx.NAMES)}.")
+    raise UsageError(f"--dataset is missing: one of {', '.join(_NAMES)}.")
+  if dataset not in data.NAMES:
+    raise unknown_name("dataset", dataset, _NAMES)
+  if dataset == sample_photos.NAME:
+    if source:
+      raise UsageError(
+        f"--source is {source!r}: {dataset} needs none, because its photographs come "
+        "with scikit-learn."
+      )
+    print(sample_photos.prepare(_DATA_DIR.value))
+    return
   if not source:
     raise UsageError("--source is missing: the folder with the data set's IDX files.")
   print(idx.prepare(dataset, source, _DATA_DIR.value))

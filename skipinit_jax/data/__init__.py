@@ -1,14 +1,20 @@
-"""Data sets, augmentation, and pipelines for sets that live on the device."""
+"""Data sets and augmentation, and pipelines for sets in memory and in files."""
 
-from skipinit_jax.data import augmentation, idx, in_memory
-from skipinit_jax.data.datasets import NAMES, Dataset, Split, load
+from skipinit_jax.data import augmentation, idx, in_memory, sample_photos, streaming
+from skipinit_jax.data.datasets import NAMES, STREAMED_NAMES, Dataset, Split, load
+from skipinit_jax.data.streaming import StreamedDataset, StreamedSplit
 
 __all__ = [
   "NAMES",
+  "STREAMED_NAMES",
   "Dataset",
   "Split",
+  "StreamedDataset",
+  "StreamedSplit",
   "augmentation",
   "idx",
   "in_memory",
   "load",
+  "sample_photos",
+  "streaming",
 ]

@@ -21,7 +21,9 @@ from absl import logging
 from skipinit_jax import errors
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
-NAMES: tuple[str, ...] = tuple(_NUM_CLASSES)
+# Too large for memory: `streaming.load` takes these.
+STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
+NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
 
 # 23 batches of 64; the other 325 digits are the test set.
 _DIGITS_TRAIN_EXAMPLES = 1472
@@ -52,7 +54,7 @@ class Dataset:
   """A data set in memory, with the statistics that normalize its images.
 
   Attributes:
-    name: one of `NAMES`.
+    name: one of `NAMES` that is not in `STREAMED_NAMES`.
     num_classes: labels lie in [0, num_classes).
     train: the training examples.
     test: the test examples.
@@ -107,7 +109,7 @@ def load(
   TensorFlow), in the order of those files.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `NAMES` that is not in `STREAMED_NAMES`.
     data_dir: where tensorflow-datasets prepared the set; by default the
       environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: where the decoded arrays are kept; by default skipinit_jax/data in
@@ -117,15 +119,20 @@ def load(
     The data set: images uint8 [N, H, W, C], labels int32 [N].
 
   Raises:
-    UsageError: if the name is unknown, the set is not prepared in `data_dir`, or
-      its files or its cache are damaged.
+    UsageError: if the name is unknown or that of a streamed set, the set is not
+      prepared in `data_dir`, or its files or its cache are damaged.
   """
   if name not in NAMES:
     raise errors.unknown_name("dataset", name, NAMES)
+  if name in STREAMED_NAMES:
+    raise errors.UsageError(
+      f"Dataset {name!r} is streamed, but is needed in memory here: choose one of "
+      f"{', '.join(_NUM_CLASSES)}."
+    )
   if name == "digits":
     source, decode = _digits_source(), _decode_digits
   else:
-    builder = _prepared_builder(name, data_dir)
+    builder = prepared_builder(name, data_dir)
     source = _prepared_source(builder)
     decode = functools.partial(_decode_prepared, builder)
   train, test = _cached(_cache_path(name, cache_dir), source, decode)
@@ -147,12 +154,26 @@ def _decode_digits() -> tuple[Split, Split]:
   return Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> Any:
-  """Returns the tfds builder of a prepared data set."""
+def prepared_builder(name: str, data_dir: str | None) -> Any:
+  """Returns the tensorflow-datasets builder of a data set that is prepared.
+
+  Args:
+    name: one of `NAMES`, other than `digits`.
+    data_dir: as for `load`.
+
+  Raises:
+    UsageError: if the set is not prepared in `data_dir`, with the command that
+      prepares it, or is not in ArrayRecord format.
+  """
   import tensorflow_datasets as tfds
 
+  from skipinit_jax.data import sample_photos
+
   try:
-    builder = tfds.builder(name, data_dir=data_dir)
+    if name == sample_photos.NAME:
+      builder = sample_photos.make_builder(data_dir)
+    else:
+      builder = tfds.builder(name, data_dir=data_dir)
     # Asked of a folder that does not exist, `is_prepared` logs a warning.
     prepared = builder.data_path.exists() and builder.is_prepared()
   except OSError as error:
@@ -167,12 +188,22 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         f"--data_dir={root}`, where DIR holds its IDX files (Debian's package "
         "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist)"
       )
+    elif name == sample_photos.NAME:
+      remedy = (
+        f"run `python -m experiments.prepare_data --dataset={name} --data_dir={root}`"
+      )
     else:
       remedy = (
         'run `python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
         '.download_and_prepare()"` with internet access and TensorFlow installed'
       )
+      if name == "imagenet2012":
+        remedy = (
+          "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
+          "https://image-net.org/download-images gives to registered users, into "
+          f"{root / 'downloads' / 'manual'}, and {remedy}"
+        )
     raise errors.UsageError(f"Dataset {name!r} is not prepared in {root}: {remedy}.")
   if not is_random_access(builder):
     raise errors.UsageError(

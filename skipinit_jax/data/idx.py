@@ -1,13 +1,9 @@
 """Prepares tensorflow-datasets files from IDX files, without TensorFlow."""
 
-import contextlib
 import gzip
-import io
 import math
 import os
 import pathlib
-import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from skipinit_jax import errors
-from skipinit_jax.data import datasets
+from skipinit_jax.data import datasets, tfds_files
 from skipinit_jax.data.datasets import Split
 
 # Data sets that are published as IDX files, under the names that MNIST's have.
@@ -60,38 +56,14 @@ def prepare(
   splits = {
     split: _read_split(folder, prefix) for split, prefix in _FILE_PREFIXES.items()
   }
-  try:
+
+  def make_builder() -> Any:
     builder = _builder(name, splits, data_dir)
     _check(splits, builder.info.features, folder)
-    if builder.data_path.exists():
-      return _already_prepared(builder, splits)
-    # It prints that it downloads, and makes a folder for that.
-    silence = contextlib.redirect_stdout(io.StringIO())
-    with silence, tempfile.TemporaryDirectory() as downloads:
-      builder.download_and_prepare(download_dir=downloads, file_format="array_record")
-  except OSError as error:
-    where = "the default data_dir" if data_dir is None else f"data_dir {data_dir!r}"
-    raise errors.UsageError(f"Cannot write to {where}: {error}.") from error
-  return f"Prepared {_summary(builder, splits)}."
+    return builder
 
-
-def _already_prepared(builder: Any, splits: dict[str, Split]) -> str:
-  sizes = {name: split.num_examples for name, split in splits.items()}
-  prepared = {name: info.num_examples for name, info in builder.info.splits.items()}
-  if prepared != sizes or not datasets.is_random_access(builder):
-    found = (
-      f"{prepared} as {builder.info.file_format.value}" if prepared else "no examples"
-    )
-    raise errors.UsageError(
-      f"{builder.data_path} already exists and holds {found}, not {sizes} in "
-      "ArrayRecord format: delete it or choose another data_dir."
-    )
-  return f"Already prepared: {_summary(builder, splits)}."
-
-
-def _summary(builder: Any, splits: dict[str, Split]) -> str:
-  sizes = " and ".join(f"{split.num_examples} {name}" for name, split in splits.items())
-  return f"{builder.name} with {sizes} examples in {builder.data_path}"
+  sizes = {split: examples.num_examples for split, examples in splits.items()}
+  return tfds_files.write(make_builder, sizes, data_dir)
 
 
 def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
@@ -99,8 +71,6 @@ def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
   import tensorflow_datasets as tfds
   from PIL import Image
 
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
   registered: Any = tfds.builder_cls(name)
 
   class Builder(registered, skip_registration=True):  # type: ignore[call-arg]

@@ -39,11 +39,30 @@ def test_prepares_what_load_reads(run_program, tmp_path):
     np.testing.assert_array_equal(split.labels, numbers % 10)
 
 
+def test_prepares_the_photographs_without_a_source(run_program, tmp_path):
+  arguments = [
+    "experiments.prepare_data",
+    "--dataset=sample_photos",
+    f"--data_dir={tmp_path}",
+  ]
+  done = run_program(arguments, status=0)
+  assert done.stdout.startswith(
+    "Prepared sample_photos with 250 train and 50 validation examples"
+  )
+  dataset = data.streaming.load("sample_photos", data_dir=str(tmp_path))
+  assert (dataset.train.num_examples, dataset.test.num_examples) == (250, 50)
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     (["--source=."], "error: --dataset is missing"),
     (["--dataset=fashion_mnist", "--source=/none"], "error: Source '/none' is not a"),
+    (["--dataset=fashion_mnist"], "error: --source is missing"),
+    (
+      ["--dataset=sample_photos", "--source=."],
+      "error: --source is '.': sample_photos",
+    ),
   ],
 )
 def test_bad_flags_are_one_sentence(flags, message, run_program):

@@ -1,0 +1,173 @@
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from skipinit_jax.data import decode
+from skipinit_jax.data.decode import Window
+
+# The window's height and width in output pixels: enlarged, about equal, halved, and so
+# large that the decoder scales by 1/2 and by 1/4.
+SCALES = [0.5, 1.1, 1.9, 2.6, 4.5]
+
+
+def encode(image, file_format="JPEG", **options):
+  file = io.BytesIO()
+  image.save(file, file_format, **options)
+  return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photograph():
+  return load_sample_image("china.jpg")
+
+
+def decode_window(encoded, window, size):
+  return decode.decode(encoded, lambda height, width: window, size)
+
+
+def test_random_windows_have_the_areas_aspects_and_positions_of_the_definition():
+  rng = np.random.default_rng(0)
+  height, width = 600, 800
+  windows = np.array([decode.random_window(rng, height, width) for _ in range(4000)])
+  top, left, h, w = windows.T
+  assert (top >= 0).all() and (top + h <= height).all()
+  assert (left >= 0).all() and (left + w <= width).all()
+  area, aspect = h * w / (height * width), w / h
+  assert 0.079 < area.min() < 0.09
+  assert 0.74 < aspect.min() < 0.76 < 1.32 < aspect.max() < 1.35
+  # Up to half the area every aspect fits (2/3 of 600 x 800 at 3/4 is 600 high): the
+  # area is uniform there, and the logarithm of the aspect symmetric around 0.
+  small = area < 0.5
+  assert abs(area[small].mean() - (0.08 + 0.5) / 2) < 0.01
+  assert abs(np.log(aspect[small]).mean()) < 0.01
+  # Uniform positions: the mean is the middle, the deviation 1/sqrt(12).
+  position = top[small] / (height - h[small])
+  assert abs(position.mean() - 0.5) < 0.02
+  assert abs(position.std() - 12**-0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "expected"),
+  [(30, 1000, Window(0, 480, 30, 40)), (1000, 30, Window(480, 0, 40, 30))],
+)
+def test_long_image_falls_back_to_the_central_allowed_window(height, width, expected):
+  assert decode.random_window(np.random.default_rng(0), height, width) == expected
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "expected"),
+  [
+    (256, 256, Window(16, 16, 224, 224)),
+    (256, 320, Window(16, 48, 224, 224)),
+    (1000, 512, Window(276, 32, 448, 448)),
+    (1, 1, Window(0, 0, 1, 1)),
+  ],
+)
+def test_evaluation_sees_the_central_seven_eighths(height, width, expected):
+  assert decode.center_window(height, width) == expected
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_pixels_come_from_the_right_place(scale):
+  size, length = 44, 250
+  # Red gives the column, green the row.
+  columns, rows = np.meshgrid(np.arange(length), np.arange(length))
+  image = np.stack([columns, rows, np.full_like(rows, 50)], axis=-1)
+  encoded = encode(Image.fromarray(image.astype(np.uint8)), quality=98, subsampling=0)
+  window = Window(23, 12, round(scale * size), round(1.1 * scale * size))
+  found = decode_window(encoded, window, size).astype(float)
+  centers = (np.arange(size) + 0.5) / size
+  red = window.left + centers * window.width - 0.5
+  green = window.top + centers * window.height - 0.5
+  # Decoded at 1/4, a window's edge is rounded by up to half a pixel,
+  # two of the file.
+  tolerance = {2.6: 2, 4.5: 4}.get(scale, 1)
+  np.testing.assert_allclose(found[..., 0].mean(axis=0), red, atol=tolerance)
+  np.testing.assert_allclose(found[..., 1].mean(axis=1), green, atol=tolerance)
+  np.testing.assert_allclose(found[..., 0], np.tile(red, (size, 1)), atol=tolerance + 3)
+  np.testing.assert_allclose(
+    found[..., 1].T, np.tile(green, (size, 1)), atol=tolerance + 3
+  )
+  np.testing.assert_allclose(found[..., 2], 50, atol=3)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_crop_is_close_to_that_of_a_full_decode(scale, photograph):
+  size = 80
+  encoded = encode(Image.fromarray(photograph), quality=97)
+  # From multiples of 8, so that decoding at a fraction rounds little.
+  window = Window(32, 56, round(scale * size), round(1.05 * scale * size))
+  found = decode_window(encoded, window, size).astype(float)
+  top, left, height, width = window
+  box = (left, top, left + width, top + height)
+  shape, bilinear = (size, size), Image.Resampling.BILINEAR
+  with Image.open(io.BytesIO(encoded)) as image:
+    points = image.transform(shape, Image.Transform.EXTENT, box, bilinear)
+    averages = image.resize(shape, bilinear, box=box)
+  points, averages = np.asarray(points, float), np.asarray(averages, float)
+  if scale < 2:
+    assert np.abs(found - points).mean() < 1
+  else:
+    # Nearer to the average over all pixels that shrink into one than interpolation
+    # between the pixels of a full decode is.
+    assert np.abs(found - averages).mean() < 0.5 * np.abs(points - averages).mean()
+    assert np.abs(found - averages).mean() < 5
+
+
+def test_large_image_is_decoded_at_a_fraction_of_its_size(photograph, monkeypatch):
+  shapes = []
+  decode_jpeg = simplejpeg.decode_jpeg
+
+  def record(*args, **kwargs):
+    image = decode_jpeg(*args, **kwargs)
+    shapes.append(image.shape)
+    return image
+
+  monkeypatch.setattr(simplejpeg, "decode_jpeg", record)
+  encoded = encode(Image.fromarray(photograph))
+  for size in (320, 213, 100):
+    decode_window(encoded, Window(0, 0, 427, 640), size)
+  # Of 427 x 640: 213 rows would leave less than 213 at one half, which rounds up.
+  assert shapes == [(427, 640, 3), (214, 320, 3), (107, 160, 3)]
+
+
+@pytest.mark.parametrize(
+  ("mode", "color", "file_format", "expected"),
+  [
+    ("L", 90, "JPEG", (90, 90, 90)),
+    ("CMYK", (255, 0, 0, 0), "JPEG", (0, 255, 255)),
+    ("CMYK", (0, 0, 0, 155), "JPEG", (100, 100, 100)),
+    ("RGB", (200, 100, 40), "PNG", (200, 100, 40)),
+    ("RGBA", (200, 100, 40, 255), "PNG", (200, 100, 40)),
+    ("P", 0, "PNG", (0, 0, 0)),
+  ],
+)
+def test_other_kinds_of_files_become_rgb(mode, color, file_format, expected):
+  encoded = encode(Image.new(mode, (50, 40), color), file_format)
+  found = decode.decode(encoded, decode.center_window, 16)
+  assert found.shape == (16, 16, 3)
+  assert found.dtype == np.uint8
+  np.testing.assert_allclose(found, np.broadcast_to(expected, (16, 16, 3)), atol=2)
+
+
+def test_result_is_in_rgb_order():
+  encoded = encode(Image.new("RGB", (50, 40), (200, 100, 40)), quality=98)
+  found = decode.decode(encoded, decode.center_window, 16)
+  np.testing.assert_allclose(found.mean((0, 1)), (200, 100, 40), atol=2)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "png"])
+def test_damaged_file_is_an_error(damage, photograph):
+  image = Image.fromarray(photograph)
+  encoded = {
+    "truncated": encode(image)[:20000],
+    "text": b"not an image",
+    "empty": b"",
+    "png": encode(image, "PNG")[:20000],
+  }[damage]
+  with pytest.raises(ValueError):
+    decode.decode(encoded, decode.center_window, 16)

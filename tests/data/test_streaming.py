@@ -1,0 +1,441 @@
+import contextlib
+import io
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from skipinit_jax import data
+from skipinit_jax.data import decode, sample_photos, streaming
+from skipinit_jax.errors import UsageError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZES = {"train": 40, "validation": 13}
+
+
+def flat_examples(split):
+  """Gray images, of which each pixel gives the example's number."""
+  for number in range(SIZES[split]):
+    file = io.BytesIO()
+    Image.new("L", (60 + number, 50), 20 + 5 * number).save(file, "JPEG", quality=98)
+    yield {
+      "image": file.getvalue(),
+      "label": number % 10,
+      "file_name": f"{split}_{number}.jpg",
+    }
+
+
+def numbers_of(images):
+  """The examples' numbers that images show, and -1 where one is blank."""
+  values = images.reshape(len(images), -1).astype(float)
+  assert (np.ptp(values, axis=1) <= 2).all()
+  numbers = np.round((values.mean(axis=1) - 20) / 5).astype(int)
+  return np.where(values.mean(axis=1) == 0, -1, numbers)
+
+
+def prepare(folder, sizes=SIZES, examples=None):
+  """Writes a small data set under the name sample_photos; returns its folder."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sample_photos, "SIZES", sizes)
+    if examples is not None:
+      patch.setattr(sample_photos, "_examples", examples)
+    sample_photos.prepare(str(folder))
+  return folder
+
+
+def load(folder, image_size=24):
+  return streaming.load("sample_photos", data_dir=str(folder), image_size=image_size)
+
+
+def take(batches, count):
+  with contextlib.closing(batches):
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(batches, others):
+  for batch, other in zip(batches, others, strict=True):
+    for part, other_part in zip(batch, other, strict=True):
+      np.testing.assert_array_equal(part, other_part)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  root = tmp_path_factory.mktemp("tfds")
+  return types.SimpleNamespace(
+    photos=prepare(root / "photos"), flat=prepare(root / "flat", examples=flat_examples)
+  )
+
+
+@pytest.fixture(scope="module")
+def photos(folders):
+  return load(folders.photos)
+
+
+@pytest.fixture(scope="module")
+def flat(folders):
+  return load(folders.flat)
+
+
+@pytest.fixture(scope="module")
+def photo_batches(photos):
+  """The first seven batches of 12: two epochs and a third's first."""
+  return take(streaming.train_batches(photos, batch_size=12, seed=5), 7)
+
+
+def test_the_sample_has_the_format_of_imagenet(folders):
+  (folder,) = (folders.photos / "sample_photos").iterdir()
+  read = tfds.builder_from_directory(folder)
+  reference = tfds.builder("imagenet2012", data_dir=folders.photos / "none").info
+  ours, theirs = read.info.features, reference.features
+  assert {name: type(feature) for name, feature in ours.items()} == {
+    name: type(feature) for name, feature in theirs.items()
+  }
+  assert ours["image"].shape == theirs["image"].shape == (None, None, 3)
+  assert {name: info.num_examples for name, info in read.info.splits.items()} == SIZES
+  raw = {"image": tfds.decode.SkipDecoding()}
+  records = list(read.as_data_source("train", decoders=raw))
+  # A class has the photograph and the order of color channels that it is named after.
+  assert np.bincount([record["label"] for record in records]).tolist() == [4] * 10
+  names = ours["label"].names
+  assert (names[0], names[5], names[6]) == ("china_rgb", "flower_rgb", "flower_gbr")
+  for record in records:
+    image = Image.open(io.BytesIO(record["image"]))
+    assert image.format == "JPEG"
+    assert 300 <= image.height <= 427 and 360 <= image.width <= 640
+  means = {
+    names[label]: np.mean(
+      [
+        np.asarray(Image.open(io.BytesIO(record["image"]))).mean((0, 1))
+        for record in records
+        if record["label"] == label
+      ],
+      axis=0,
+    )
+    for label in range(10)
+  }
+  for photograph in ("china", "flower"):
+    red, green, blue = means[f"{photograph}_rgb"]
+    # Within what windows of one photograph differ by.
+    np.testing.assert_allclose(means[f"{photograph}_bgr"], (blue, green, red), atol=15)
+
+
+def test_the_sample_is_the_same_every_time():
+  first, second = (
+    list(itertools.islice(sample_photos._examples("train"), 20)) for _ in range(2)
+  )
+  assert first == second
+  assert len({example["image"] for example in first}) == len(first)
+
+
+def test_surface_is_that_of_a_data_set_in_memory(photos):
+  assert photos.image_shape == (24, 24, 3)
+  assert (photos.train.num_examples, photos.test.num_examples) == (40, 13)
+  assert photos.num_classes == 10
+  for statistic in (photos.mean, photos.std):
+    assert statistic.shape == (3,) and statistic.dtype == np.float32
+    assert (statistic > 0).all() and (statistic < 1).all()
+
+
+def test_batches_pair_images_with_labels_and_see_no_example_twice(flat):
+  batches = take(streaming.train_batches(flat, batch_size=12, seed=0), 30)
+  epochs = []
+  for epoch in range(10):
+    numbers = []
+    for images, labels in batches[3 * epoch : 3 * epoch + 3]:
+      assert images.shape == (12, 24, 24, 3) and images.dtype == np.uint8
+      assert labels.shape == (12,) and labels.dtype == np.int32
+      numbers.append(numbers_of(images))
+      np.testing.assert_array_equal(labels, numbers[-1] % 10)
+    epochs.append(np.concatenate(numbers).tolist())
+    assert len(set(epochs[-1])) == 36
+  assert len({tuple(order) for order in epochs}) == 10
+  # Another four are left out each time: (4 / 40)^10 is the chance that one always is.
+  assert set().union(*epochs) == set(range(40))
+
+
+def test_crops_and_flips_are_drawn_anew_for_each_example_and_epoch(photos):
+  every = streaming.train_batches(photos, batch_size=40, seed=1)
+  (first, first_labels), (second, second_labels) = take(every, 2)
+  for label in range(10):
+    images = [*first[first_labels == label], *second[second_labels == label]]
+    assert len({image.tobytes() for image in images}) == len(images) == 8
+
+
+def test_images_are_what_decode_makes_of_the_files(flat, monkeypatch):
+  # Columns that darken to the right show which image is mirrored, and the window is
+  # known: half of the images are mirrored, and none is upside down.
+  def ramp(encoded, choose_window, size):
+    assert choose_window.func is decode.random_window
+    image = np.zeros((size, size, 3), np.uint8)
+    image[:, : size // 2] = 200
+    image[0] = 255
+    return image
+
+  monkeypatch.setattr(decode, "decode", ramp)
+  batches = take(streaming.train_batches(flat, batch_size=40, seed=0), 10)
+  images = np.concatenate([images for images, _ in batches])
+  assert (images[:, 0] == 255).all()
+  mirrored = images[:, 1, -1, 0] == 200
+  np.testing.assert_array_equal(mirrored, images[:, 1, 0, 0] == 0)
+  # Five deviations of a fair coin thrown 400 times.
+  assert abs(mirrored.sum() - 200) < 50
+
+
+def test_seeds_differ(photos, photo_batches):
+  other = take(streaming.train_batches(photos, batch_size=12, seed=6), 1)
+  assert not np.array_equal(other[0][0], photo_batches[0][0])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_batches_of_one(process_count, photos, photo_batches):
+  rows = 12 // process_count
+  for index in range(process_count):
+    part = take(
+      streaming.train_batches(
+        photos,
+        batch_size=12,
+        seed=5,
+        process_index=index,
+        process_count=process_count,
+      ),
+      4,
+    )
+    here = slice(index * rows, (index + 1) * rows)
+    assert_equal(part, [(i[here], y[here]) for i, y in photo_batches[:4]])
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_resumes_at_any_batch(step, photos, photo_batches):
+  resumed = streaming.train_batches(photos, batch_size=12, seed=5, first_step=step)
+  assert_equal(take(resumed, 7 - step), photo_batches[step:])
+
+
+def test_resuming_replays_nothing(photos):
+  late = streaming.train_batches(photos, batch_size=12, seed=5, first_step=10**9)
+  assert len(take(late, 1)) == 1
+
+
+def test_size_of_the_pieces_does_not_matter(photos, photo_batches, monkeypatch):
+  # The largest divisor of 12 up to 5 is 4.
+  monkeypatch.setattr(streaming, "_MAX_PIECE_ROWS", 5)
+  pieces = take(streaming.train_batches(photos, batch_size=12, seed=5), 4)
+  assert_equal(pieces, photo_batches[:4])
+
+
+def test_worker_processes_change_nothing(photos, photo_batches):
+  batches = streaming.train_batches(
+    photos,
+    batch_size=12,
+    seed=5,
+    first_step=2,
+    process_index=1,
+    process_count=2,
+    num_workers=2,
+  )
+  assert_equal(take(batches, 5), [(i[6:], y[6:]) for i, y in photo_batches[2:]])
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 12, 52])
+def test_evaluation_counts_each_example_once(batch_size, process_count, flat):
+  parts = [
+    take(
+      streaming.eval_batches(
+        flat, batch_size=batch_size, process_index=index, process_count=process_count
+      ),
+      None,
+    )
+    for index in range(process_count)
+  ]
+  assert {len(part) for part in parts} == {-(-13 // batch_size)}
+  seen = []
+  for batches in zip(*parts, strict=True):
+    for images, labels, mask in batches:
+      assert len(images) == len(labels) == len(mask) == batch_size // process_count
+      numbers = numbers_of(images)
+      np.testing.assert_array_equal(mask, numbers >= 0)
+      np.testing.assert_array_equal(labels[mask], numbers[mask] % 10)
+      seen += numbers[mask].tolist()
+  assert sorted(seen) == list(range(13))
+
+
+def test_evaluation_crops_the_center(folders):
+  photos = load(folders.photos, image_size=224)
+  ((images, labels, mask),) = take(streaming.eval_batches(photos, batch_size=13), None)
+  records = streaming._open(photos.test)
+  assert mask.all()
+  for number in range(13):
+    assert labels[number] == records[number]["label"]
+    with Image.open(io.BytesIO(records[number]["image"])) as image:
+      side = round(7 / 8 * min(image.size))
+      left, top = ((length - side) // 2 for length in image.size)
+      reference = image.transform(
+        (224, 224),
+        Image.Transform.EXTENT,
+        (left, top, left + side, top + side),
+        Image.Resampling.BILINEAR,
+      )
+    difference = np.abs(images[number].astype(float) - np.asarray(reference))
+    assert difference.mean() < 1
+
+
+def test_corrupt_record_is_an_error_that_names_it(folders, tmp_path):
+  def examples(split):
+    for number, example in enumerate(flat_examples(split)):
+      if split == "validation" and number == 12:
+        example["image"] = example["image"][:300]
+      yield example
+
+  damaged = load(prepare(tmp_path, examples=examples))
+  numbers = [
+    numbers_of(images).tolist()
+    for images, _, _ in take(streaming.eval_batches(damaged, batch_size=4), 2)
+  ]
+  batches = streaming.eval_batches(damaged, batch_size=4, num_workers=2)
+  pattern = r"Record \d+ of the validation split of 'sample_photos' in .*validation_12"
+  found = []
+  with contextlib.closing(batches), pytest.raises(UsageError, match=pattern) as error:
+    found.extend(numbers_of(images).tolist() for images, _, _ in batches)
+  assert "\n" not in str(error.value)
+  assert not {12} & {*itertools.chain(*found)}
+  common = min(len(found), len(numbers))
+  assert found[:common] == numbers[:common]
+
+
+def test_damaged_files_are_an_error_that_names_them(folders, tmp_path):
+  shutil.copytree(folders.flat, tmp_path / "tfds")
+  (path,) = tmp_path.glob("tfds/sample_photos/*/*validation.array_record*")
+  path.write_bytes(path.read_bytes()[:5000])
+  with pytest.raises(UsageError, match=r"Record \d+ of the validation split .* read"):
+    take(streaming.eval_batches(load(tmp_path / "tfds"), batch_size=4), None)
+
+
+@pytest.mark.parametrize(
+  ("name", "parts"),
+  [
+    (
+      "imagenet2012",
+      [
+        "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+        "{}/downloads/manual",
+        "tfds.builder('imagenet2012', data_dir='{}', file_format='array_record')",
+      ],
+    ),
+    (
+      "sample_photos",
+      ["python -m experiments.prepare_data --dataset=sample_photos --data_dir={}"],
+    ),
+  ],
+)
+def test_missing_set_says_how_to_get_it(name, parts, tmp_path):
+  folder = tmp_path / "none"
+  with pytest.raises(UsageError, match=f"{name!r} is not prepared in") as error:
+    streaming.load(name, data_dir=str(folder))
+  for part in parts:
+    assert part.format(folder) in str(error.value)
+  assert not folder.exists()
+
+
+def test_missing_split_is_an_error(tmp_path):
+  prepare(tmp_path, sizes={"train": 10})
+  with pytest.raises(UsageError, match=r"'sample_photos' in .* has no validation"):
+    load(tmp_path)
+
+
+def test_names():
+  assert {*data.STREAMED_NAMES} < {*data.NAMES}
+  with pytest.raises(UsageError, match=r"'imagenet2012' is streamed.*digits"):
+    data.load("imagenet2012")
+  with pytest.raises(UsageError, match=r"'cifar10' is in memory.*imagenet2012"):
+    streaming.load("cifar10")
+  with pytest.raises(UsageError, match=r"'imagenet'.*did you mean 'imagenet2012'"):
+    streaming.load("imagenet")
+
+
+def test_bad_arguments_are_errors_at_once(photos, folders, monkeypatch):
+  with pytest.raises(UsageError, match="image_size is 0"):
+    load(folders.photos, image_size=0)
+  for batch_size in (0, 41):
+    with pytest.raises(UsageError, match=f"{batch_size} is not between 1 and 40"):
+      streaming.train_batches(photos, batch_size=batch_size, seed=0)
+  with pytest.raises(UsageError, match="Evaluation batch size 0"):
+    streaming.eval_batches(photos, batch_size=0)
+  for make in (streaming.eval_batches, streaming.train_batches):
+    seed = {"seed": 0} if make is streaming.train_batches else {}
+    with pytest.raises(UsageError, match="10 is not a multiple of 4"):
+      make(photos, batch_size=10, process_count=4, **seed)
+    with pytest.raises(UsageError, match="num_workers is -1"):
+      make(photos, batch_size=10, num_workers=-1, **seed)
+  usage = types.SimpleNamespace(free=2**12)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  with pytest.raises(UsageError, match=r"/dev/shm has 0 MiB free.*--shm-size"):
+    streaming.eval_batches(photos, batch_size=10, num_workers=2)
+
+
+PROGRAM = """
+import multiprocessing, sys
+from absl import app
+from skipinit_jax.data import streaming
+
+def main(argv):
+  dataset = streaming.load("sample_photos", data_dir=argv[1], image_size=24)
+  for _ in streaming.train_batches(dataset, batch_size=8, seed=0, num_workers=2):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+if __name__ == "__main__":
+  app.run(main)
+"""
+
+
+def is_running(pid):
+  try:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except (FileNotFoundError, ProcessLookupError):
+    return False
+  return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_program(sent, folders, tmp_path, child_environment):
+  script = tmp_path / "program.py"
+  script.write_text(PROGRAM)
+  program = subprocess.Popen(
+    [sys.executable, str(script), str(folders.photos)],
+    # A process that touched JAX's devices would fail.
+    env=child_environment({"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "none"}),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  workers = [int(pid) for pid in program.stdout.readline().split()]
+  try:
+    assert len(workers) == 2 and all(map(is_running, workers))
+    if sent == signal.SIGINT:
+      # As Ctrl-C does, to all processes.
+      os.killpg(program.pid, sent)
+    else:
+      program.send_signal(sent)
+    _, messages = program.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+      time.sleep(0.05)
+    assert not any(map(is_running, workers))
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(program.pid, signal.SIGKILL)
+  if sent == signal.SIGINT:
+    # One traceback, the program's own, and nothing that was left over.
+    assert messages.count("Traceback") == 1
+    assert messages.strip().endswith("KeyboardInterrupt")
