@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import GhostBatchNorm
+from skipinit_jax.layers import GhostBatchNorm, LayerScale, SkipInit
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -34,13 +34,26 @@ PROPERTIES = {
   },
   "batch_norm_divide_by_sqrt2": {"normalizer": nn.BatchNorm, "sum_scale": SQRT_HALF},
   "output_batch_norm": {"normalizer": nn.BatchNorm, "output_normalizer_only": True},
+  # Brock, De & Smith (2021).
+  "nf_resnet": {
+    "alpha": 0.2,
+    "learnable_alpha": False,
+    "divide_by_expected_std": True,
+    "weight_standardization": True,
+    "use_bias": True,
+  },
+  "rezero": {"alpha": 0.0},
+  "layer_scale": {"alpha": 1e-6, "branch_scale": LayerScale},
 }
 PLAIN = {
   "normalizer": None,
   "output_normalizer_only": False,
   "alpha": None,
   "learnable_alpha": True,
+  "branch_scale": SkipInit,
   "sum_scale": 1.0,
+  "divide_by_expected_std": False,
+  "weight_standardization": False,
   "initialization": "he",
   "scalar_biases": False,
   "use_bias": False,
@@ -72,18 +85,82 @@ def test_name_is_the_key_and_titles_tell_methods_apart(name):
   assert titles.count(methods.get(name).title) == 1
 
 
-def test_only_alpha_of_inverse_sqrt_depth_depends_on_the_depth():
+def test_which_alphas_depend_on_the_depth():
   changing = {
     name
     for name in methods.NAMES
     if methods.get(name).initial_alpha(4) != methods.get(name).initial_alpha(100)
   }
-  assert changing == {"skipinit_inverse_sqrt_depth"}
+  assert changing == {"skipinit_inverse_sqrt_depth", "layer_scale"}
 
 
 @pytest.mark.parametrize(("num_blocks", "alpha"), [(1, 1.0), (4, 0.5), (10_000, 0.01)])
 def test_inverse_sqrt_depth(num_blocks, alpha):
   assert methods.inverse_sqrt_depth(num_blocks) == pytest.approx(alpha, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("num_blocks", "initial_value"),
+  [(1, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6), (1000, 1e-6)],
+)
+def test_layer_scale_by_depth(num_blocks, initial_value):
+  # Touvron et al. (2021) give the value up to 18, at 24 and beyond.
+  assert methods.get("layer_scale").initial_alpha(num_blocks) == initial_value
+
+
+def test_rezero_is_skipinit_with_alpha_0():
+  known = methods.get("skipinit")
+  renamed = {"name": known.name, "title": known.title}
+  assert dataclasses.replace(methods.get("rezero"), **renamed) == known
+
+
+def test_expected_variances():
+  expected = methods.get("nf_resnet").expected_variances
+  # A transition's shortcut starts from variance one.
+  np.testing.assert_allclose(
+    expected([True, False, False, True, False]), [1, 1.04, 1.08, 1.12, 1.04]
+  )
+  np.testing.assert_allclose(expected([False] * 1000)[-1], 1 + 999 * 0.04)
+  # With other methods it is what their second moments do.
+  np.testing.assert_allclose(
+    methods.get("divide_by_sqrt2").expected_variances([False] * 4), 1
+  )
+  np.testing.assert_allclose(
+    methods.get("skipinit").expected_variances([False, True]), 1
+  )
+
+
+@pytest.fixture
+def registry(monkeypatch):
+  """The table, which is as before when the test has ended."""
+  monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+  monkeypatch.setattr(methods, "NAMES", methods.NAMES)
+
+
+@pytest.mark.usefixtures("registry")
+def test_register():
+  before = methods.NAMES
+  mine = dataclasses.replace(methods.get("skipinit"), name="mine", title="Mine")
+  methods.register(mine)
+  assert methods.get("mine") is mine
+  assert (*before, "mine") == methods.NAMES
+  with pytest.raises(UsageError, match="did you mean 'mine'"):
+    methods.get("mein")
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"title": "Mine"}, "name is 'skipinit', which is that of another method"),
+    ({"name": "mine"}, "title is 'SkipInit, α = 0', which is that of another method"),
+  ],
+)
+def test_a_method_needs_a_name_and_a_title_of_its_own(changes, message):
+  before = methods.NAMES
+  with pytest.raises(UsageError, match=message):
+    methods.register(dataclasses.replace(methods.get("skipinit"), **changes))
+  assert before == methods.NAMES
 
 
 def test_unknown_name_lists_all():

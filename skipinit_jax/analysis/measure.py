@@ -13,6 +13,7 @@ returned in place of the derivative of a scalar variable.
 import dataclasses
 import fnmatch
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -231,7 +232,8 @@ def _measure(
     {
       path: _at(state, path)[_STATISTICS] | {"gradient": _at(gradients, path)[_PROBE]}
       for path in paths
-    }
+    },
+    finder.bodies,
   )
 
 
@@ -239,17 +241,36 @@ def _at(tree: Mapping[str, Any], path: Path) -> Any:
   return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-def _gather(statistics: Mapping[Path, Mapping[str, Any]]) -> Signal:
-  """Brings the statistics of all paths into one row of blocks."""
+def _gather(
+  statistics: Mapping[Path, Mapping[str, Any]], bodies: Mapping[Path, object]
+) -> Signal:
+  """Brings the statistics of all paths into one row of blocks, in their order."""
   names: list[str] = []
-  for path, values in statistics.items():
+  # Blocks in the body of one scan take turns.
+  order: list[int] = []
+
+  def stacked(path: Path) -> Any:
     # Leading axes are those of the scans around a block.
-    stacked = values["moving_variance"]
-    names += block_names(path, stacked.size if stacked.ndim else None)
+    return statistics[path]["moving_variance"]
+
+  for _, group in itertools.groupby(
+    statistics, lambda path: (id(bodies[path]), stacked(path).shape)
+  ):
+    paths, start = list(group), len(names)
+    count = stacked(paths[0]).size
+    of_paths = [
+      block_names(path, count if stacked(path).ndim else None) for path in paths
+    ]
+    for index in range(count):
+      for position, of_path in enumerate(of_paths):
+        names.append(of_path[index])
+        order.append(start + position * count + index)
   rows = jax.tree.map(
     lambda *leaves: jnp.concatenate([leaf.reshape(-1) for leaf in leaves]),
     *statistics.values(),
   )
+  if order != sorted(order):
+    rows = jax.tree.map(lambda leaf: leaf[np.array(order)], rows)
 
   def stream(of: Callable[[Mapping[str, Any]], jax.Array]) -> jax.Array:
     return jnp.append(of(rows["input"])[:1], of(rows["output"]))
@@ -277,6 +298,9 @@ class _Finder:
     # A transformed class, such as nn.remat(Block) or nn.scan(Block), is called twice
     # at one path, outside and inside of the transformation. The inner call counts.
     self.transformed: set[Path] = set()
+    # What a block is called within: the network, or the body of a transformation such
+    # as a scan, which is a root of its own among Flax's scopes.
+    self.bodies: dict[Path, object] = {}
     self._paths: dict[Path, None] = {}
     self._active: list[Path] = []
     self._classes: dict[str, str] = {}
@@ -293,6 +317,7 @@ class _Finder:
     if path in self._active:
       self.transformed.add(path)
     self._paths[path] = None
+    self.bodies[path] = module.scope.root
     self._active.append(path)
     output = run(*args, **kwargs)
     self._active.pop()

@@ -1,8 +1,8 @@
-"""Scalars of a residual branch: SkipInit's multiplier and Fixup's bias.
+"""Scales of a residual branch (SkipInit's, LayerScale's) and Fixup's scalar bias.
 
-A scalar's gradient is a sum over the whole batch, which bfloat16 cannot hold: adding
-ones stops at 256. Both modules therefore compute in float32 at least, and return
-the dtype of their input.
+Their gradients are sums over the whole batch, which bfloat16 cannot hold: adding ones
+stops at 256. The modules therefore compute in float32 at least, and return the dtype
+of their input.
 """
 
 import functools
@@ -18,8 +18,8 @@ def _float32(x: jax.Array) -> jax.Array:
 
 # Recomputes the cast in the backward pass, which otherwise keeps x twice as large.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _multiply(x: jax.Array, scalar: jax.Array) -> jax.Array:
-  return (_float32(x) * scalar).astype(x.dtype)
+def _multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
+  return (_float32(x) * scale).astype(x.dtype)
 
 
 class SkipInit(nn.Module):
@@ -47,6 +47,35 @@ class SkipInit(nn.Module):
       "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
     )
     return _multiply(x, alpha)
+
+
+class LayerScale(nn.Module):
+  """Multiplies a residual branch by one learnable factor for each channel.
+
+  Touvron et al. (ICCV 2021), section 2.
+
+  Attributes:
+    initial_value: each factor at initialization.
+    learnable: whether the factors are a parameter; otherwise they stay as they are.
+    param_dtype: the parameter's dtype.
+  """
+
+  initial_value: float = 0.1
+  learnable: bool = True
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns diag(scale) x, of the shape and dtype of x, [..., C]."""
+    if not self.learnable:
+      return _multiply(x, jnp.float32(self.initial_value))
+    scale = self.param(
+      "scale",
+      nn.initializers.constant(self.initial_value),
+      (x.shape[-1],),
+      self.param_dtype,
+    )
+    return _multiply(x, scale)
 
 
 class ScalarBias(nn.Module):

@@ -3,7 +3,11 @@
     block = BasicBlock(64, normalizer=functools.partial(nn.GroupNorm, num_groups=8))
     block = BasicBlock(64, branch_scale=SkipInit)
 
-As in Flax's own examples, a field such as `normalizer` is a factory of modules.
+As in Flax's own examples, a field such as `normalizer` is a factory of modules. A block
+is called with its input x and, for a network whose normalization is the variance that
+theory expects (Brock, De & Smith, ICLR 2021), with `expected_std`, the standard
+deviation of x that is expected: the branch takes x / expected_std. So does a projection
+of the shortcut. None, the default, divides nothing.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from skipinit_jax.layers import Conv, ScalarBias, he_normal
 from skipinit_jax.methods import ModuleFactory
 
 Activation = Callable[[jax.Array], jax.Array]
+Scalar = float | jax.Array
 
 
 class ResidualBlock(nn.Module):
@@ -57,6 +62,9 @@ class ResidualBlock(nn.Module):
   conv: ModuleFactory = Conv
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def _downscale(self, x: jax.Array, expected_std: Scalar | None) -> jax.Array:
+    return x if expected_std is None else (x / expected_std).astype(x.dtype)
 
   def _bias(self, x: jax.Array, name: str) -> jax.Array:
     return ScalarBias(self.param_dtype, name=name)(x) if self.scalar_biases else x
@@ -122,9 +130,9 @@ class BasicBlock(ResidualBlock):
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, features]."""
-    y = self._activate(x, 1)
+    y = self._activate(self._downscale(x, expected_std), 1)
     changes = self._changes_shape(x, self.features)
     shortcut = self._project(y, self.features) if changes else x
     y = self._convolve(y, self.features, 3, self.strides, name="conv1")
@@ -141,9 +149,9 @@ class BottleneckBlock(ResidualBlock):
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
-    y = self._activate(x, 1)
+    y = self._activate(self._downscale(x, expected_std), 1)
     changes = self._changes_shape(x, 4 * self.features)
     shortcut = self._project(y, 4 * self.features) if changes else x
     y = self._convolve(y, self.features, 1, name="conv1")
@@ -164,9 +172,9 @@ class PostActivationBottleneckBlock(ResidualBlock):
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
-    y = self._bias(x, "layer_bias1")
+    y = self._bias(self._downscale(x, expected_std), "layer_bias1")
     shortcut = x
     if self._changes_shape(x, 4 * self.features):
       shortcut = self._normalize(self._project(y, 4 * self.features), "projection_norm")
@@ -184,12 +192,14 @@ class FullyConnectedBlock(ResidualBlock):
 
   Attributes:
     num_layers: layers of the branch.
+    dense: factory of the layers, with the fields of `flax.linen.Dense`.
   """
 
   num_layers: int = 1
+  dense: ModuleFactory = nn.Dense
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, features] to [N, features].
 
     Raises:
@@ -200,11 +210,11 @@ class FullyConnectedBlock(ResidualBlock):
         f"A fully connected block keeps its {self.features} features and has no "
         f"strides: its input has {x.shape[-1]} features and strides is {self.strides}."
       )
-    y = x
+    y = self._downscale(x, expected_std)
     for index in range(1, self.num_layers + 1):
       last = index == self.num_layers
       y = self._activate(y, index)
-      y = nn.Dense(
+      y = self.dense(
         self.features,
         use_bias=self.use_bias,
         kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,

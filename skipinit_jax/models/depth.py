@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.methods import ModuleFactory
 
 Variables = Mapping[str, Any]
+Constants = jax.Array | np.ndarray
 _SCANNED = "blocks"
 _UNROLLED = "block"
 
@@ -35,11 +37,17 @@ class DepthStack(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies the blocks to x, whose shape they keep."""
+  def __call__(self, x: jax.Array, constants: Constants | None = None) -> jax.Array:
+    """Applies the blocks to x, whose shape they keep.
 
-    def apply(block: Any, x: jax.Array) -> jax.Array:
-      return block(x)
+    Args:
+      x: what the first block takes.
+      constants: [num_blocks], what distinguishes the blocks from each other: each takes
+        its own number as its second argument; None: they have none.
+    """
+
+    def apply(block: Any, x: jax.Array, constant: Any) -> jax.Array:
+      return block(x) if constant is None else block(x, constant)
 
     if self.remat:
       # A scan already keeps XLA from merging the two computations.
@@ -48,17 +56,18 @@ class DepthStack(nn.Module):
       return x
     if not self.scan:
       for index in range(self.num_blocks):
-        x = apply(self.block(name=f"{_UNROLLED}{index}"), x)
+        constant = None if constants is None else constants[index]
+        x = apply(self.block(name=f"{_UNROLLED}{index}"), x, constant)
       return x
     scanned = nn.scan(
-      lambda block, x, _: (apply(block, x), None),
+      lambda block, x, constant: (apply(block, x, constant), None),
       # Every collection and every random stream, so that a user's own block may
       # have any.
       variable_axes={True: 0},
       split_rngs={True: True},
       length=self.num_blocks,
     )
-    return scanned(self.block(name=_SCANNED), x, None)[0]
+    return scanned(self.block(name=_SCANNED), x, constants)[0]
 
 
 def unroll_variables(variables: Variables) -> dict[str, Any]:

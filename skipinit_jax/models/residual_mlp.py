@@ -12,6 +12,8 @@ from skipinit_jax.models.blocks import FullyConnectedBlock
 from skipinit_jax.models.common import (
   Head,
   block_fields,
+  dense,
+  expected_stds,
   kernel_init,
   require_positive,
 )
@@ -66,7 +68,7 @@ class ResidualMLP(nn.Module):
       train=train,
       **dtypes,
     )
-    x = nn.Dense(
+    x = dense(self.method)(
       self.width,
       use_bias=False,
       kernel_init=kernel_init(self.method),
@@ -74,7 +76,12 @@ class ResidualMLP(nn.Module):
       name="stem",
     )(images.reshape(images.shape[0], -1))
     block = functools.partial(
-      FullyConnectedBlock, self.width, num_layers=self.layers_per_block, **fields
+      FullyConnectedBlock,
+      self.width,
+      num_layers=self.layers_per_block,
+      dense=dense(self.method),
+      **fields,
     )
-    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)
+    (stds,) = expected_stds(self.method, [self.depth])
+    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x, stds)
     return Head(self.num_classes, self.method, **dtypes, name="head")(x, train)

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import Conv, ScalarBias
+from skipinit_jax.layers import ScalarBias
 from skipinit_jax.methods import Method, ModuleFactory
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
 from skipinit_jax.models.common import (
   Head,
   block_fields,
+  conv,
+  expected_stds,
   kernel_init,
   normalizer,
   require_positive,
+  require_preactivation,
 )
 from skipinit_jax.models.depth import DepthStack
 
@@ -30,11 +33,16 @@ STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
 
 
 def _symmetric_conv(
-  features: int, kernel_size: tuple[int, ...], strides: int = 1, **fields: Any
+  conv: ModuleFactory,
+  features: int,
+  kernel_size: tuple[int, ...],
+  strides: int = 1,
+  **fields: Any,
 ) -> nn.Module:
-  """Returns a `Conv` that pads both sides alike."""
+  """Returns a convolution that pads both sides alike."""
   padding = [(size // 2, size // 2) for size in kernel_size]
-  return Conv(features, kernel_size, strides, padding=padding, **fields)
+  module: nn.Module = conv(features, kernel_size, strides, padding=padding, **fields)
+  return module
 
 
 class ResNet(nn.Module):
@@ -58,7 +66,8 @@ class ResNet(nn.Module):
     param_dtype: dtype of the parameters.
 
   Raises:
-    UsageError: the depth or the version is none of the above.
+    UsageError: the depth or the version is none of the above, or the method is not
+      defined for the version.
   """
 
   depth: int
@@ -79,6 +88,8 @@ class ResNet(nn.Module):
       raise UsageError(f"depth is {self.depth}: a ResNet has one of {depths} layers.")
     if self.version not in (1, 2):
       raise unknown_name("ResNet version", self.version, ("1", "2"))
+    if self.version == 1:
+      require_preactivation(self.method, "a ResNet of version 1")
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -93,8 +104,10 @@ class ResNet(nn.Module):
       train=train,
       **dtypes,
     )
-    conv: ModuleFactory = _symmetric_conv if self.symmetric_padding else Conv
-    x = conv(
+    layer = conv(self.method)
+    if self.symmetric_padding:
+      layer = functools.partial(_symmetric_conv, layer)
+    x = layer(
       64,
       (7, 7),
       2,
@@ -113,12 +126,14 @@ class ResNet(nn.Module):
     pool_padding = ((1, 1), (1, 1)) if self.symmetric_padding else "SAME"
     x = nn.max_pool(x, (3, 3), (2, 2), padding=pool_padding)
     block_class = BottleneckBlock if preactivation else PostActivationBottleneckBlock
-    for stage, num_blocks in enumerate(stage_blocks, start=1):
-      block = functools.partial(block_class, 2 ** (stage + 5), conv=conv, **fields)
-      x = block(strides=1 if stage == 1 else 2, name=f"stage{stage}_first")(x)
+    stages = zip(stage_blocks, expected_stds(self.method, stage_blocks), strict=True)
+    for stage, (num_blocks, std) in enumerate(stages, start=1):
+      block = functools.partial(block_class, 2 ** (stage + 5), conv=layer, **fields)
+      first, rest = (None, None) if std is None else (std[0], std[1:])
+      x = block(strides=1 if stage == 1 else 2, name=f"stage{stage}_first")(x, first)
       x = DepthStack(
         block, num_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"
-      )(x)
+      )(x, rest)
     return Head(
       self.num_classes,
       self.method,

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import Conv
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock
 from skipinit_jax.models.common import (
   Head,
   block_fields,
+  conv,
+  expected_stds,
   kernel_init,
   require_positive,
 )
@@ -67,7 +68,7 @@ class WideResNet(nn.Module):
     fields = block_fields(
       self.method, num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
     )
-    x = Conv(
+    x = conv(self.method)(
       16,
       (3, 3),
       use_bias=False,
@@ -75,10 +76,17 @@ class WideResNet(nn.Module):
       **dtypes,
       name="stem",
     )(images)
-    for stage, strides in enumerate((1, 2, 2), start=1):
-      block = functools.partial(BasicBlock, 2 ** (stage + 3) * self.width, **fields)
-      x = block(strides=strides, name=f"stage{stage}_first")(x)
+    stds = expected_stds(self.method, [stage_blocks] * 3)
+    for stage, (strides, std) in enumerate(zip((1, 2, 2), stds, strict=True), start=1):
+      block = functools.partial(
+        BasicBlock,
+        2 ** (stage + 3) * self.width,
+        conv=conv(self.method),
+        **fields,
+      )
+      first, rest = (None, None) if std is None else (std[0], std[1:])
+      x = block(strides=strides, name=f"stage{stage}_first")(x, first)
       x = DepthStack(
         block, stage_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"
-      )(x)
+      )(x, rest)
     return Head(self.num_classes, self.method, **dtypes, name="head")(x, train)

@@ -89,10 +89,14 @@ def test_theory_holds_at_depth_1000(name):
   assert_theory(ensemble, expected, width)
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "divide_by_sqrt2"])
-def test_theory_holds_for_convolutions_with_transitions(name):
+@pytest.mark.parametrize(
+  ("name", "mean"),
+  # Standardized weights do not see the mean of an image, but its border.
+  [("batch_norm", 0.0), ("divide_by_sqrt2", 0.0), ("nf_resnet", 2.0)],
+)
+def test_theory_holds_for_convolutions_with_transitions(name, mean):
   """Borders, strides and projections of the activated input included."""
-  model, x = WideResNet(16, 2, 2, methods.get(name)), normal(16, 8, 8, 3)
+  model, x = WideResNet(16, 2, 2, methods.get(name)), normal(16, 8, 8, 3) + mean
   ensemble = measure.over_seeds(model, x, num_seeds=16, key=key(), train=True)
   expected = theory.predict_model(model, x)
   assert ensemble.signals.names == expected.names

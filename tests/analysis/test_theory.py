@@ -15,6 +15,7 @@ from skipinit_jax import methods
 from skipinit_jax.analysis import theory
 from skipinit_jax.analysis.theory import BatchNorm, Kernel, Layer, ReLU
 from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import RELU_GAIN
 from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
 LARGE = 10**6  # a batch so large that its size does not matter
@@ -134,6 +135,40 @@ class TestClosedForms:
     assert signal.cosine[-1] > 0.6
     np.testing.assert_allclose(signal.gradient_second_moment[0], 301, rtol=1e-4)
 
+  def test_nf_resnet_has_the_variance_that_it_expects(self):
+    method, transitions = methods.get("nf_resnet"), {1, 4}
+    signal = predict(method, 6, transitions=transitions, layers_per_block=2)
+    # 1 + l alpha^2, reset behind a transition's shortcut.
+    expected = [1, 1.04, 1.08, 1.12, 1.04, 1.08, 1.12]
+    np.testing.assert_allclose(signal.second_moment, expected)
+    np.testing.assert_allclose(
+      method.expected_variances([block in transitions for block in range(1, 7)]),
+      expected[:-1],
+    )
+    # No mean: examples that are orthogonal stay so, as in no other ReLU network here.
+    np.testing.assert_allclose(signal.variance, expected, rtol=1e-5)
+    np.testing.assert_allclose(signal.cosine, 0, atol=1e-12)
+
+  @pytest.mark.parametrize("layers", [1, 3])
+  def test_gradients_of_nf_resnet_grow_as_a_power(self, layers):
+    signal = predict("nf_resnet", 1000, layers_per_block=layers)
+    np.testing.assert_allclose(signal.second_moment, 1 + 0.04 * np.arange(1001))
+    growth = (1 / (1 - 1 / np.pi)) ** layers
+    blocks = 0.04 / signal.second_moment[:-1]
+    expected = np.cumprod((1 + growth * blocks)[::-1])[::-1]
+    np.testing.assert_allclose(signal.gradient_second_moment[:-1], expected)
+    power = np.log(
+      signal.gradient_second_moment[100] / signal.gradient_second_moment[400]
+    ) / np.log(signal.second_moment[400] / signal.second_moment[100])
+    np.testing.assert_allclose(power, growth, rtol=0.02)
+
+  def test_linear_nf_resnet_keeps_angles_and_gradients(self):
+    signal = predict("nf_resnet", 50, activation="linear", cosine=0.3)
+    moments = 1 + 0.04 * np.arange(51)
+    np.testing.assert_allclose(signal.second_moment, moments)
+    np.testing.assert_allclose(signal.cosine, 0.3)
+    np.testing.assert_allclose(signal.gradient_second_moment, moments[-1] / moments)
+
   def test_ghost_batches_center_over_their_own_size(self):
     method = methods.with_ghost_batches(methods.get("batch_norm"), 8)
     signal = predict(method, 3, batch_size=64)
@@ -194,6 +229,21 @@ class TestOperations:
   def test_border_of_a_convolution_loses_second_moment(self):
     kernel = Layer(2.0, size=3).forward(Kernel.uniform(1.0, 0.0, (2, 2)), 2)
     np.testing.assert_allclose(kernel.diagonal, 2 * 4 / 9)
+
+  def test_standardized_weights_do_not_see_the_mean(self):
+    """Against the covariance over channels of ReLU's output, and a border."""
+    kernel = ReLU().forward(Kernel.uniform(1.0, 0.6, (3, 3)), 2)
+    layer = Layer(3.0, size=3, unseen_share=1 / np.pi)
+    output = layer.forward(kernel, 2)
+    # The middle sees all positions, which are alike but for their noise.
+    covariances = kernel.same - 1 / (2 * np.pi)
+    mean = np.outer(np.ones(9), np.ones(9)) / 81 / (2 * np.pi)
+    expected = 3 * (np.trace(kernel.same) / 9 - 81 * mean[0, 0])
+    np.testing.assert_allclose(output.same[4, 4], expected)
+    np.testing.assert_allclose(output.same[4, 4], 3 * np.trace(covariances) / 9)
+    # A corner sees four of nine.
+    corner = 3 * (4 / 9 * kernel.same[0, 0] - (4 / 9) ** 2 / (2 * np.pi))
+    np.testing.assert_allclose(output.same[0, 0], corner)
 
   @pytest.mark.parametrize("relu", [False, True])
   @pytest.mark.parametrize("batch_size", [4, 8])
@@ -351,6 +401,29 @@ class TestDescribe:
     assert network.stem == Layer(2.0 * 64 / 32, widening=0.5)
     layers = [step for step in network.blocks[0].branch if isinstance(step, Layer)]
     assert [layer.weight_variance for layer in layers] == [1.0, 1.0, 0.0]
+
+  def test_wide_resnet_with_standardized_weights(self):
+    model = WideResNet(16, 2, 10, methods.get("nf_resnet"))
+    network = theory.describe(model, (4, 9, 9, 3))
+    assert network.stem == Layer(1.0, widening=16 / 3, size=3)
+    standardized = functools.partial(Layer, unseen_share=1 / np.pi)
+    gain = 2 / (1 - 1 / np.pi)
+    first = [block.branch[-3].weight_variance for block in network.blocks]
+    np.testing.assert_allclose(first, gain / np.array([1, 1.04, *[1.08, 1.04] * 2]))
+    block = network.blocks[2]
+    variance = block.shortcut[0].weight_variance
+    np.testing.assert_allclose(variance, gain / 1.08)
+    assert block == theory.Block(
+      trunk=(ReLU(),),
+      shortcut=(standardized(variance, widening=2.0, strides=2),),
+      branch=(
+        standardized(variance, widening=2.0, size=3, strides=2),
+        ReLU(),
+        standardized(RELU_GAIN**2, size=3),
+      ),
+      alpha=0.2,
+      name="stage2_first",
+    )
 
   def test_version_1(self):
     model = ResNet(50, 10, methods.get("batch_norm"), version=1)

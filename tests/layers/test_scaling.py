@@ -1,11 +1,11 @@
-"""SkipInit's multiplier and Fixup's bias."""
+"""SkipInit's multiplier, LayerScale and Fixup's bias."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipinit_jax.layers import ScalarBias, SkipInit
+from skipinit_jax.layers import LayerScale, ScalarBias, SkipInit
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,32 @@ def test_fixed_alpha_has_no_parameter(branch):
   np.testing.assert_allclose(module.apply({}, branch), 0.5 * branch, rtol=1e-6)
 
 
+def test_layer_scale_has_a_factor_for_each_channel(branch):
+  variables = LayerScale(1e-5).init(jax.random.key(0), branch)
+  assert jax.tree.map(jnp.shape, variables) == {"params": {"scale": (3,)}}
+  np.testing.assert_allclose(variables["params"]["scale"], 1e-5, rtol=1e-6)
+  factors = jnp.array([2.0, -1.0, 0.0])
+  output = LayerScale().apply({"params": {"scale": factors}}, branch)
+  np.testing.assert_allclose(output, branch * factors, rtol=1e-6)
+  constant = LayerScale(0.5, learnable=False)
+  assert not jax.tree.leaves(constant.init(jax.random.key(0), branch))
+  np.testing.assert_allclose(constant.apply({}, branch), 0.5 * branch, rtol=1e-6)
+
+
+def test_layer_scale_gradient_is_that_of_each_channel(branch):
+  cotangent = jax.random.normal(jax.random.key(1), branch.shape)
+  variables = {"params": {"scale": jnp.array([0.1, 0.2, 0.3])}}
+  _, vjp = jax.vjp(LayerScale().apply, variables, branch)
+  gradient, branch_gradient = vjp(cotangent)
+  products = np.asarray(branch, np.float64) * np.asarray(cotangent)
+  np.testing.assert_allclose(
+    gradient["params"]["scale"], products.sum((0, 1)), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    branch_gradient, cotangent * np.array([0.1, 0.2, 0.3]), rtol=1e-5
+  )
+
+
 def test_scalar_bias(branch):
   variables = ScalarBias().init(jax.random.key(0), branch)
   assert jax.tree.map(jnp.shape, variables) == {"params": {"bias": ()}}
@@ -72,6 +98,15 @@ def test_bfloat16_keeps_the_dtype_and_sums_the_gradient_in_float32(module):
   assert jax.tree.leaves(gradient) == [2.0**16]
 
 
+def test_layer_scale_sums_bfloat16_gradients_in_float32():
+  x = jnp.ones((2**12, 2), jnp.bfloat16)
+  variables = LayerScale().init(jax.random.key(0), x)
+  output, vjp = jax.vjp(lambda variables: LayerScale().apply(variables, x), variables)
+  assert output.dtype == jnp.bfloat16
+  (gradient,) = vjp(jnp.ones_like(output))
+  np.testing.assert_array_equal(gradient["params"]["scale"], 2.0**12)
+
+
 def test_bfloat16_backward_pass_keeps_no_float32_copy_of_the_branch():
   x = jnp.ones((8, 128), jnp.bfloat16)
   variables = SkipInit(1.0).init(jax.random.key(0), x)
@@ -80,7 +115,7 @@ def test_bfloat16_backward_pass_keeps_no_float32_copy_of_the_branch():
   assert kept == [jnp.bfloat16]
 
 
-@pytest.mark.parametrize("module", [SkipInit(1.0), ScalarBias()])
+@pytest.mark.parametrize("module", [SkipInit(1.0), LayerScale(), ScalarBias()])
 def test_param_dtype(module, branch):
   module = module.clone(param_dtype=jnp.bfloat16)
   variables = module.init(jax.random.key(0), branch)

@@ -11,8 +11,15 @@ from flax import linen as nn
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import LayerScale, SkipInit
 from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
-from skipinit_jax.models.common import Head, block_fields, normalizer, require_positive
+from skipinit_jax.models.common import (
+  Head,
+  block_fields,
+  branch_scale,
+  normalizer,
+  require_positive,
+)
 
 CLASSES = 7
 # Model, and its number of residual blocks.
@@ -54,6 +61,10 @@ def leaves(variables, name):
 def test_every_method_in_every_model(model, name):
   factory, num_blocks = MODELS[model]
   method = methods.get(name)
+  if name == "nf_resnet" and model == "resnet_v1":
+    with pytest.raises(UsageError, match="'nf_resnet' is not defined for a ResNet of"):
+      factory(method=method)
+    return
   logits, variables = shapes(factory(method=method, dtype=jnp.bfloat16))
   assert (logits.shape, logits.dtype) == ((4, CLASSES), FLOAT32)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {FLOAT32}
@@ -61,10 +72,21 @@ def test_every_method_in_every_model(model, name):
 
   # One alpha a block, whether scanned or not.
   alphas = sum(leaf.size for leaf in leaves(params, "alpha").values())
-  assert alphas == (num_blocks if method.alpha is not None else 0)
+  scalar = method.alpha is not None and method.branch_scale is SkipInit
+  assert alphas == (num_blocks if scalar and method.learnable_alpha else 0)
 
-  normalizers = leaves(params, "scale")
-  assert leaves(variables.get("batch_stats", {}), "var").keys() == normalizers.keys()
+  scales = leaves(params, "scale")
+  kernels = set(leaves(params, "kernel"))
+  standardized = {path for path in scales if path in kernels}
+  assert standardized == (
+    kernels - {("head", "classifier")} if method.weight_standardization else set()
+  )
+  by_channel = {path for path in scales if path[-1] == "branch_scale"}
+  assert bool(by_channel) == (method.branch_scale is LayerScale)
+  normalizers = dict.fromkeys(set(scales) - standardized - by_channel)
+  statistics = leaves(variables.get("batch_stats", {}), "var")
+  by_batch = method.normalizer is not nn.LayerNorm
+  assert statistics.keys() == (normalizers.keys() if by_batch else set())
   if method.output_normalizer_only:
     assert set(normalizers) == {("head", "norm")}
   elif method.normalizer is None:
@@ -150,6 +172,58 @@ def test_fixed_alpha_is_no_parameter():
   assert not leaves(variables["params"], "alpha")
 
 
+class ChannelScale(nn.Module):
+  """A user's scale of a branch that can do nothing else."""
+
+  initial_value: float
+
+  @nn.compact
+  def __call__(self, x):
+    start = nn.initializers.constant(self.initial_value)
+    return x * self.param("scale", start, x.shape[-1:])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_branch_scale_of_ones_own(model):
+  factory, _ = MODELS[model]
+  method = dataclasses.replace(methods.get("skipinit"), branch_scale=ChannelScale)
+  _, variables = shapes(factory(method=method))
+  scales = leaves(variables["params"], "scale")
+  assert {path[-1] for path in scales} == {"branch_scale"}
+  # The features of each block's output, on the last axis.
+  assert all(leaf.shape[-1] >= 8 for leaf in scales.values())
+  constant = dataclasses.replace(method, learnable_alpha=False)
+  with pytest.raises(UsageError, match="'skipinit' has no field `learnable`"):
+    shapes(factory(method=constant))
+
+
+def test_what_a_branch_scale_is_given():
+  def scale(**changes):
+    method = dataclasses.replace(methods.get("skipinit_one"), **changes)
+    return branch_scale(method, 4, param_dtype=jnp.bfloat16)()
+
+  assert scale() == SkipInit(1.0, True, jnp.bfloat16)
+  assert scale(learnable_alpha=False) == SkipInit(1.0, False, jnp.bfloat16)
+  assert scale(branch_scale=LayerScale) == LayerScale(1.0, True, jnp.bfloat16)
+  assert scale(branch_scale=ChannelScale) == ChannelScale(1.0)
+  bound = functools.partial(LayerScale, param_dtype=jnp.float32)
+  assert scale(branch_scale=bound) == LayerScale(1.0, True, jnp.float32)
+  assert branch_scale(methods.get("unnormalized"), 4, param_dtype=jnp.float32) is None
+
+
+@pytest.mark.parametrize(
+  ("depth", "initial_value"), [(18, 0.1), (24, 1e-5), (30, 1e-6)]
+)
+def test_layer_scale_starts_by_depth(depth, initial_value):
+  model = ResidualMLP(depth, 4, CLASSES, methods.get("layer_scale"))
+  init = jax.jit(
+    lambda key: model.init(key, IMAGES[:, :2, :2], train=True)["params"]["stack"]
+  )
+  (scale,) = leaves(init(jax.random.key(0)), "scale").values()
+  assert scale.shape == (depth, 4)
+  np.testing.assert_allclose(scale, initial_value, rtol=1e-6)
+
+
 def head(method, **fields):
   return Head(CLASSES, methods.get(method), **fields)
 
@@ -165,6 +239,13 @@ def test_head_activates_and_averages():
   np.testing.assert_allclose(logits, np.maximum(x, 0).mean((1, 2)), rtol=1e-5)
   logits = head("unnormalized", preactivation=False).apply(IDENTITY, x, train=False)
   np.testing.assert_allclose(logits, x.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_head_has_the_gain_of_standardized_weights():
+  x = np.random.default_rng(0).normal(size=(3, CLASSES)).astype(np.float32)
+  logits = head("nf_resnet").apply(IDENTITY, x, train=False)
+  gain = (2 / (1 - 1 / np.pi)) ** 0.5
+  np.testing.assert_allclose(logits, gain * np.maximum(x, 0), rtol=1e-5)
 
 
 def test_head_averages_bfloat16_in_float32():

@@ -174,6 +174,14 @@ class Layer:
 
   with the output's n' channels. He initialization is v = 2 (He et al., ICCV 2015).
 
+  Standardized weights sum to zero, so they do not see the mean of the input over the
+  channels and the window. With the channels' mean m(p), this takes from K'(p, q)
+
+      v M(p) M(q),   M(p) = 1 / k^2 sum_o m(s p + o).
+
+  Behind ReLU on centered Gaussian features, m(p)^2 = K(p, p) / pi. Of the gradients,
+  standardization takes a share of the order of 1 / n, which is neglected.
+
   Assumes weights that are independent of the input, and for the gradient of the
   forward pass.
 
@@ -182,12 +190,15 @@ class Layer:
     widening: n' / n, the output's channels over the input's.
     size: k, the side of the window.
     strides: s.
+    unseen_share: m(p)^2 / K(p, p), with standardized weights: 1 / pi behind ReLU, 0
+      where the channels' mean is zero. 0 with other weights, which see all.
   """
 
   weight_variance: float = 2.0
   widening: float = 1.0
   size: int = 1
   strides: int = 1
+  unseen_share: float = 0.0
 
   def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the output."""
@@ -205,7 +216,10 @@ class Layer:
         total[here * 2] += images[there * 2]
       return factor * total.reshape(grid[0] * grid[1], -1)
 
-    return Kernel(collect(kernel.same), collect(kernel.other), grid)
+    means = np.sqrt(self.unseen_share * kernel.diagonal).reshape(kernel.grid)
+    window_means = self.window_means(means).ravel()
+    unseen = self.weight_variance * np.outer(window_means, window_means)
+    return Kernel(collect(kernel.same) - unseen, collect(kernel.other) - unseen, grid)
 
   def backward(self, gradient: Kernel, kernel: Kernel, batch_size: int) -> Kernel:
     """See `Operation`."""
@@ -219,6 +233,14 @@ class Layer:
       return factor * total.reshape(kernel.same.shape)
 
     return Kernel(spread(gradient.same), spread(gradient.other), kernel.grid)
+
+  def window_means(self, images: np.ndarray) -> np.ndarray:
+    """Means over the windows, with zero padding: [..., H, W] to [..., H', W']."""
+    grid = (images.shape[-2], images.shape[-1])
+    total = np.zeros(images.shape[:-2] + self.output_grid(grid))
+    for here, there in self._windows(grid):
+      total[(..., *here)] += images[(..., *there)]
+    return total / self.size**2
 
   def _windows(
     self, grid: tuple[int, int]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ from skipinit_jax.analysis.theory.kernel import (
   ReLU,
 )
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import GhostBatchNorm
+from skipinit_jax.layers import RELU_GAIN, GhostBatchNorm
 from skipinit_jax.methods import Method
 from skipinit_jax.models import (
+  AttentionBlock,
   DepthStack,
   PostActivationBottleneckBlock,
   ResidualBlock,
@@ -101,6 +103,7 @@ def block(
   *,
   projection: Layer | None = None,
   activation: Activation = "relu",
+  expected_variance: float = 1.0,
   name: str = "",
 ) -> Block:
   """Returns a pre-activation block, wired as those of `models.blocks`.
@@ -110,14 +113,16 @@ def block(
 
   Args:
     method: the method; it sets normalization, alpha, the factor on the sum and, for
-      Fixup, the variance of the weights. Scalar and other biases start at zero, and
-      dropout and `output_normalizer_only` act behind the last block: neither changes
-      the blocks.
+      Fixup and weight standardization, the variance of the weights. Scalar and other
+      biases start at zero, and dropout and `output_normalizer_only` act behind the last
+      block: neither changes the blocks.
     num_blocks: blocks of the whole network, for the methods that depend on it.
     layers: the branch's layers, with the variance that He initialization (or the
       network's own) gives them.
     projection: the shortcut's layer; None: the shortcut is the identity.
     activation: "relu" or "linear".
+    expected_variance: what the method expects of the block's input, if it divides by
+      its square root: see `Method.expected_variances`.
     name: the block's name.
   """
   if activation not in ("relu", "linear"):
@@ -132,6 +137,15 @@ def block(
     layers = _fixup(layers, num_blocks)
     if projection is not None:
       projection = _by_fan_out(projection, 2.0)
+  if method.weight_standardization:
+    layers = [_standardized(layer, activation) for layer in layers]
+    if projection is not None:
+      projection = _standardized(projection, activation)
+  if method.divide_by_expected_std:
+    # The activation is homogeneous: what stands before it may stand behind it.
+    layers = [_divided(layers[0], expected_variance), *layers[1:]]
+    if projection is not None:
+      projection = _divided(projection, expected_variance)
   operations = list(itertools.chain.from_iterable((*activate, y) for y in layers))
   alpha = method.initial_alpha(num_blocks)
   return Block(
@@ -142,6 +156,19 @@ def block(
     shortcut=() if projection is None else (projection,),
     name=name,
   )
+
+
+def _standardized(layer: Layer, activation: Activation) -> Layer:
+  """The layer with scaled weight standardization and the gain of its input."""
+  if activation == "linear":
+    return dataclasses.replace(layer, weight_variance=1.0)
+  return dataclasses.replace(
+    layer, weight_variance=RELU_GAIN**2, unseen_share=1 / math.pi
+  )
+
+
+def _divided(layer: Layer, variance: float) -> Layer:
+  return dataclasses.replace(layer, weight_variance=layer.weight_variance / variance)
 
 
 def _by_fan_out(layer: Layer, variance: float) -> Layer:
@@ -193,17 +220,20 @@ def uniform(
         f"transitions holds {transition}, but the blocks are 1 to {num_blocks}."
       )
   layer = Layer(2.0 if activation == "relu" else 1.0)
+  projects = [index in transitions for index in range(1, num_blocks + 1)]
+  variances = method.expected_variances(projects)
   return Network(
     tuple(
       block(
         method,
         num_blocks,
         [layer] * layers_per_block,
-        projection=layer if index in transitions else None,
+        projection=layer if projects[index] else None,
         activation=activation,
-        name=str(index),
+        expected_variance=variances[index],
+        name=str(index + 1),
       )
-      for index in range(1, num_blocks + 1)
+      for index in range(num_blocks)
     )
   )
 
@@ -239,6 +269,11 @@ def describe(
           "The theory covers pre-activation blocks: a ResNet of version 1 applies its "
           "activation behind the sum."
         )
+      if isinstance(module, AttentionBlock):
+        raise UsageError(
+          "The theory covers convolutions and dense layers: a VisionTransformer also "
+          "has attention."
+        )
       if isinstance(module, DepthStack) and module.scan:
         repeats[path] = module.num_blocks
       elif isinstance(module, ResidualBlock):
@@ -257,27 +292,35 @@ def describe(
   for path, layer in layers.items():
     if path[:-1] in inside:
       inside[path[:-1]].append((path[-1], layer))
-  num_blocks = sum(repeats.get(path[:-1], 1) for path in inside)
-  blocks = []
+  found: list[tuple[str, list[Layer], Layer | None]] = []
   for path, named in inside.items():
     branch = [layer for name, layer in named if name != "projection"]
     projections = [layer for name, layer in named if name == "projection"]
+    projection = projections[0] if projections else None
     for name in block_names(path, repeats.get(path[:-1])):
-      blocks.append(
-        block(
-          model.method,
-          num_blocks,
-          branch,
-          projection=projections[0] if projections else None,
-          name=name,
-        )
-      )
+      found.append((name, branch, projection))
+  variances = model.method.expected_variances(
+    [projection is not None for _, _, projection in found]
+  )
+  blocks = [
+    block(
+      model.method,
+      len(found),
+      branch,
+      projection=projection,
+      expected_variance=variance,
+      name=name,
+    )
+    for (name, branch, projection), variance in zip(found, variances, strict=True)
+  ]
   first_layer, first_block = next(iter(layers)), next(iter(inside))
   stem = layers[first_layer]
   if stem.output_grid(grids[first_layer]) != grids[first_block]:
     return Network(tuple(blocks), None, grids[first_block])
   if model.method.initialization == "fixup":
     stem = _by_fan_out(stem, 2.0)
+  if model.method.weight_standardization:
+    stem = _standardized(stem, "linear")
   return Network(tuple(blocks), stem, grids[first_layer])
 
 

@@ -1,5 +1,6 @@
 """The signal and its gradient through a wide residual network at initialization."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from skipinit_jax.analysis.signal import Signal, require_two_examples
 from skipinit_jax.analysis.theory.kernel import (
   BatchNorm,
   Kernel,
+  Layer,
   Operation,
 )
 from skipinit_jax.analysis.theory.network import Block, Network, describe
@@ -59,6 +61,12 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
     1 / pi, c to 1 / pi, and branch and skip path weigh the same at every depth. So
     g_(l-1) / g_l tends to (1 + 1 / v) / 2 = 1.23: gradients explode, though the forward
     signal is perfect.
+  - Standardized weights that keep the variance, and branches of x / beta, with beta^2
+    = 1 + l alpha^2 (NF-ResNet): m_l = beta^2, as x has second moment one and channels
+    of mean zero. Branches of orthogonal inputs are orthogonal, so c = 0 stays 0.
+    Backward, a layer with its activation multiplies by 1 / (1 - 1 / pi) = 1.47, so
+    gradients grow towards the input as ((1 + d alpha^2) / (1 + l alpha^2))^1.47 (and
+    its mth power for branches of m layers).
   - Fixup: the last layer of each branch is zero, and so is the branch: m_l = m_0, g_l
     = 1.
   - A transition behind normalization forgets the stream's scale: with He
@@ -160,14 +168,32 @@ def predict_model(
   """
   x = np.asarray(inputs)
   network = describe(model, x.shape)
-  if network.stem is None:
+  stem = network.stem
+  if stem is None:
     raise UsageError(
       "A ResNet's max pool has no closed form: call predict(describe(model, shape), "
       "kernel, batch_size) with the kernel of the first block's input."
     )
   if network.grid == (1, 1):
     x = x.reshape(len(x), -1)
-  return predict(network, Kernel.of(x), len(x))
+  if not model.method.weight_standardization:
+    return predict(network, Kernel.of(x), len(x))
+  behind_stem = _standardized_stem(stem, x)
+  network = dataclasses.replace(network, stem=None, grid=behind_stem.grid)
+  return predict(network, behind_stem, len(x))
+
+
+def _standardized_stem(stem: Layer, x: np.ndarray) -> Kernel:
+  """Kernel behind standardized weights on images, whose pixels have a mean.
+
+  The weights of an output feature are uniform on the sphere of the N - 1 dimensions in
+  which they sum to zero, N = k^2 n.
+  """
+  fan_in = stem.size**2 * x.shape[-1]
+  inputs = Kernel.of(x)
+  means = stem.window_means(x.mean(-1).reshape(len(x), *inputs.grid))
+  unseen = Kernel.of(means[..., None]) * -stem.weight_variance
+  return (stem.forward(inputs, len(x)) + unseen) * (fan_in / (fan_in - 1))
 
 
 def _forward(

@@ -1,0 +1,237 @@
+"""Vision Transformers whose attention and MLP branches take any normalizer or none."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import he_normal
+from skipinit_jax.methods import Method, ModuleFactory
+from skipinit_jax.models.blocks import ResidualBlock
+from skipinit_jax.models.common import (
+  Head,
+  block_fields,
+  normalizer,
+  require_positive,
+  require_preactivation,
+)
+from skipinit_jax.models.depth import DepthStack
+
+def _require_features(block: ResidualBlock, x: jax.Array) -> None:
+  if x.shape[-1] != block.features or block.strides != 1:
+    raise UsageError(
+      f"A block of a Transformer keeps its {block.features} features and has no "
+      f"strides: its input has {x.shape[-1]} features and strides is {block.strides}."
+    )
+
+
+_lecun_normal: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+
+class AttentionBlock(ResidualBlock):
+  """Residual block of multi-head self-attention (Vaswani et al., NeurIPS 2017).
+
+  The normalizer stands before the attention. No layer here follows a ReLU, so their
+  default initialization has variance 1 / fan-in.
+
+  Attributes:
+    num_heads: heads, which must divide the features.
+  """
+
+  kernel_init: jax.nn.initializers.Initializer = _lecun_normal
+  num_heads: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [N, T, features] to [N, T, features].
+
+    Raises:
+      UsageError: the input has other features, or strides is not 1.
+    """
+    _require_features(self, x)
+    y = nn.MultiHeadDotProductAttention(
+      self.num_heads,
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
+      out_kernel_init=self.last_kernel_init,
+      # Weights of many tokens have to sum to one.
+      force_fp32_for_softmax=True,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="attention",
+    )(self._normalize(x, "norm1"))
+    return self._merge(x, y)
+
+
+class MLPBlock(ResidualBlock):
+  """Residual block of two dense layers applied to each token.
+
+  Vaswani et al. (NeurIPS 2017): the hidden layer has four times the features. The
+  normalizer stands before the first layer, which follows no ReLU: its default
+  initialization has variance 1 / fan-in, and the second's is He's.
+  """
+
+  kernel_init: jax.nn.initializers.Initializer = _lecun_normal
+  last_kernel_init: jax.nn.initializers.Initializer | None = he_normal
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [N, T, features] to [N, T, features].
+
+    Raises:
+      UsageError: the input has other features, or strides is not 1.
+    """
+    _require_features(self, x)
+    dense = functools.partial(
+      nn.Dense,
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    y = dense(4 * self.features, kernel_init=self.kernel_init, name="dense1")(
+      self._normalize(x, "norm1")
+    )
+    y = dense(
+      self.features,
+      kernel_init=self.last_kernel_init or self.kernel_init,
+      name="dense2",
+    )(self.activation(y))
+    return self._merge(x, y)
+
+
+class EncoderBlock(nn.Module):
+  """A layer of a Transformer's encoder: two residual blocks, one after the other.
+
+  Attributes:
+    attention: factory of the first, such as a `functools.partial` of `AttentionBlock`.
+    mlp: factory of the second, such as a `functools.partial` of `MLPBlock`.
+  """
+
+  attention: ModuleFactory
+  mlp: ModuleFactory
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [N, T, features] to [N, T, features]."""
+    x = self.attention(name="attention")(x)
+    return self.mlp(name="mlp")(x)
+
+
+class VisionTransformer(nn.Module):
+  """Transformer encoder on the patches of images (Dosovitskiy et al., ICLR 2021).
+
+  Each patch becomes a token by one linear layer, to which a learned embedding of its
+  position is added. The classifier sees the mean of the last layer's tokens, which are
+  normalized if the method normalizes. With the method "layer_norm" this is the usual
+  pre-norm network, but for the activation, a ReLU, and the biases, which are the
+  method's choice.
+
+  Each encoder layer has two residual branches, so an alpha that depends on depth is
+  that of 2 depth blocks.
+
+  Attributes:
+    depth: number of encoder layers.
+    width: features of a token.
+    num_classes: number of logits.
+    method: what keeps the network trainable; see `skipinit_jax.methods`. Fixup and
+      weight standardization are defined for layers one after the other, and attention
+      is not that.
+    patch_size: height and width of a patch in pixels; it must divide the images'.
+    num_heads: attention heads; they must divide the width.
+    scan: whether to scan over the encoder layers, or to write them out.
+    remat: whether to recompute layers in the backward pass to save memory.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+
+  Raises:
+    UsageError: a size is below 1 or does not divide, or the method is not defined
+      for attention.
+  """
+
+  depth: int
+  width: int
+  num_classes: int
+  method: Method
+  patch_size: int = 2
+  num_heads: int = 4
+  scan: bool = True
+  remat: bool = False
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_positive(
+      depth=self.depth,
+      width=self.width,
+      num_classes=self.num_classes,
+      patch_size=self.patch_size,
+      num_heads=self.num_heads,
+    )
+    if self.width % self.num_heads:
+      raise UsageError(
+        f"width is {self.width}: it is not a multiple of num_heads, which is "
+        f"{self.num_heads}."
+      )
+    require_preactivation(self.method, "a VisionTransformer")
+    if self.method.initialization == "fixup" or self.method.scalar_biases:
+      raise UsageError(
+        f"Method {self.method.name!r} is not defined for attention: choose one without "
+        "Fixup's initialization and scalar biases for a VisionTransformer."
+      )
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
+    dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    fields = block_fields(
+      self.method,
+      num_blocks=2 * self.depth,
+      branch_layers=2,
+      train=train,
+      **dtypes,
+    )
+    x = nn.Dense(
+      self.width,
+      use_bias=False,
+      kernel_init=_lecun_normal,
+      **dtypes,
+      name="stem",
+    )(self._patches(images))
+    positions = self.param(
+      "position_embedding",
+      nn.initializers.normal(0.02),
+      x.shape[1:],
+      self.param_dtype,
+    )
+    x += positions.astype(x.dtype)
+    block = functools.partial(
+      EncoderBlock,
+      functools.partial(
+        AttentionBlock, self.width, num_heads=self.num_heads, **fields
+      ),
+      functools.partial(MLPBlock, self.width, **fields),
+    )
+    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)
+    if not self.method.output_normalizer_only:
+      norm = normalizer(self.method, train=train, **dtypes)
+      x = x if norm is None else norm(name="norm")(x)
+    return Head(
+      self.num_classes, self.method, preactivation=False, **dtypes, name="head"
+    )(x, train)
+
+  def _patches(self, images: jax.Array) -> jax.Array:
+    """Cuts images [N, H, W, C] into patches, [N, T, patch_size^2 C], row by row."""
+    batch, height, width, channels = images.shape
+    size = self.patch_size
+    if height % size or width % size:
+      raise UsageError(
+        f"patch_size is {size}: it does not divide images of {height}x{width} pixels."
+      )
+    rows, columns = height // size, width // size
+    x = images.reshape(batch, rows, size, columns, size, channels)
+    # Counts are written out: the batch of an exported network has no number.
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, size * size * channels)

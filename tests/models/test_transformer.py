@@ -1,0 +1,368 @@
+"""The Vision Transformer, against the same functions written out in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from skipinit_jax import methods
+from skipinit_jax.analysis import measure, theory
+from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import SkipInit
+from skipinit_jax.models import (
+  AttentionBlock,
+  EncoderBlock,
+  MLPBlock,
+  VisionTransformer,
+  scan_variables,
+  unroll_variables,
+)
+from skipinit_jax.training.signal_log import block_alphas
+
+GENERATOR = np.random.default_rng(0)
+IMAGES = GENERATOR.normal(size=(3, 4, 6, 2)).astype(np.float32)
+TOKENS = GENERATOR.normal(1, 2, (3, 5, 8)).astype(np.float32)
+LABELS = np.array([0, 2, 1])
+EPSILON = 1e-6
+# Compiles in half the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def network(method="skipinit_one", depth=2, **fields):
+  if isinstance(method, str):
+    method = methods.get(method)
+  return VisionTransformer(depth, 8, 3, method, num_heads=2, **fields)
+
+
+def random_variables(module, *args, **kwargs):
+  """Variables of which none has a value that would hide its place."""
+  generator = np.random.default_rng(1)
+  init = functools.partial(module.init, **kwargs)
+  shapes = jax.eval_shape(init, jax.random.key(0), *args)
+  return jax.tree.map(
+    lambda leaf: generator.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes
+  )
+
+
+def layer_norm(x, params):
+  mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+  return (x - mean) / np.sqrt(var + EPSILON) * params["scale"] + params["bias"]
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def attention(x, params):
+  """Multi-head self-attention, one example and one head at a time."""
+  out = np.zeros_like(x)
+  for n, tokens in enumerate(x):
+    for head in range(params["query"]["kernel"].shape[1]):
+      query, key, value = (
+        tokens @ params[name]["kernel"][:, head]
+        + params[name].get("bias", np.zeros((head + 1, 1)))[head]
+        for name in ("query", "key", "value")
+      )
+      weights = softmax(query @ key.T / np.sqrt(query.shape[-1]))
+      out[n] += weights @ value @ params["out"]["kernel"][head]
+  return out + params["out"].get("bias", 0)
+
+
+def mlp(x, params):
+  for index in (1, 2):
+    layer = params[f"dense{index}"]
+    x = x @ layer["kernel"] + layer.get("bias", 0)
+    x = np.maximum(x, 0) if index == 1 else x
+  return x
+
+
+def residual(branch, x, params):
+  """x plus the block's branch of it; absent parts do nothing."""
+  y = layer_norm(x, params["norm1"]) if "norm1" in params else x
+  y = branch(y, params["attention"] if branch is attention else params)
+  return x + params.get("branch_scale", {"alpha": 1.0})["alpha"] * y
+
+
+@pytest.mark.parametrize("block", [AttentionBlock, MLPBlock])
+@pytest.mark.parametrize(
+  "fields", [{}, {"normalizer": nn.LayerNorm, "use_bias": True, "sum_scale": 0.6}]
+)
+def test_block(block, fields):
+  options = {"num_heads": 2} if block is AttentionBlock else {}
+  module = block(8, branch_scale=SkipInit, **options, **fields)
+  variables = random_variables(module, TOKENS)
+  output = jit(module.apply)(variables, TOKENS)
+  branch = attention if block is AttentionBlock else mlp
+  expected = residual(branch, TOKENS, variables["params"]) * fields.get("sum_scale", 1)
+  assert np.std(output - TOKENS) > 0.05
+  np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def patches(images):
+  """Patches of 2x2 pixels, from left to right and from top to bottom."""
+  corners = [(row, column) for row in range(0, 4, 2) for column in range(0, 6, 2)]
+  cut = [images[:, r : r + 2, c : c + 2].reshape(len(images), -1) for r, c in corners]
+  return np.stack(cut, axis=1)
+
+
+def embed(images, params):
+  return patches(images) @ params["stem"]["kernel"] + params["position_embedding"]
+
+
+def classify(x, params):
+  classifier = params["head"]["classifier"]
+  return x.mean(1) @ classifier["kernel"] + classifier["bias"]
+
+
+@pytest.mark.parametrize("method", ["skipinit_one", "layer_norm"])
+def test_network(method):
+  model = network(method)
+  variables = random_variables(model, IMAGES, train=False)
+  params = variables["params"]
+  x = embed(IMAGES, params)
+  for index in range(2):
+    layer = jax.tree.map(lambda p, i=index: p[i], params["stack"]["blocks"])
+    x = residual(attention, x, layer["attention"])
+    x = residual(mlp, x, layer["mlp"])
+  if method == "layer_norm":
+    x = layer_norm(x, params["norm"])
+  logits = jit(functools.partial(model.apply, train=False))(variables, IMAGES)
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, classify(x, params), rtol=1e-3, atol=1e-4)
+
+
+def loss(model, params, images=IMAGES):
+  logits = model.apply({"params": params}, images, train=True)
+  return -jax.nn.log_softmax(logits)[jnp.arange(3), LABELS].mean(), logits
+
+
+def gradient(model):
+  return jit(jax.grad(functools.partial(loss, model), has_aux=True))
+
+
+def test_skipinit_starts_as_a_linear_network_whose_alphas_learn():
+  model = network("skipinit", depth=64)
+  params = jit(lambda key: model.init(key, IMAGES, train=False)["params"])(
+    jax.random.key(0, impl="rbg")
+  )
+  gradients, logits = gradient(model)(params)
+  expected = classify(embed(IMAGES, params), params)
+  assert np.std(expected) > 0.1
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  for branch, layer in (("attention", "out"), ("mlp", "dense2")):
+    block = gradients["stack"]["blocks"][branch]
+    assert np.all(block["branch_scale"]["alpha"] != 0)
+    # A branch that is off has no gradient yet.
+    kernels = block["attention"][layer] if branch == "attention" else block[layer]
+    assert not np.any(kernels["kernel"])
+  # Each of the 128 alphas has a gradient of its own, in both kinds of branches.
+  alphas = [
+    gradients["stack"]["blocks"][branch]["branch_scale"]["alpha"]
+    for branch in ("attention", "mlp")
+  ]
+  assert len({float(g) for g in np.concatenate(alphas)}) == 128
+
+
+def test_branches_keep_the_scale_of_their_input_at_initialization():
+  x = np.random.default_rng(0).normal(size=(8, 4, 256)).astype(np.float32)
+
+  def second_moment(block):
+    output, _ = jit(block.init_with_output)(jax.random.key(0, impl="rbg"), x)
+    return np.mean(np.square(output - x))
+
+  # Theory: unit variance behind dense1, half the second moment behind ReLU, He.
+  assert second_moment(MLPBlock(256)) == pytest.approx(1, rel=0.1)
+  # A mean over tokens with weights w has the variance sum w^2, from 1 / T to 1.
+  assert 0.25 < second_moment(AttentionBlock(256, num_heads=4)) < 1
+
+
+@pytest.fixture(scope="module")
+def scanned():
+  """Parameters, and their gradient and logits."""
+  params = random_variables(network(), IMAGES, train=False)["params"]
+  return params, gradient(network())(params)
+
+
+def test_unrolled_is_the_same_function(scanned):
+  params, expected = scanned
+  gradients, logits = gradient(network(scan=False))(unroll_variables(params))
+  np.testing.assert_allclose(logits, expected[1], rtol=1e-4, atol=1e-5)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+    scan_variables(gradients),
+    expected[0],
+  )
+
+
+def test_rematerialized_is_the_same_function(scanned):
+  params, expected = scanned
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+    gradient(network(remat=True))(params),
+    expected,
+  )
+
+
+@pytest.mark.parametrize("method", ["skipinit_one", "layer_norm"])
+def test_examples_do_not_see_each_other(method):
+  model = network(method)
+  variables = random_variables(model, IMAGES, train=False)
+  apply = jit(functools.partial(model.apply, train=True))
+  together = apply(variables, IMAGES)
+  assert np.std(together, axis=0).min() > 1e-3
+  np.testing.assert_allclose(
+    apply(variables, IMAGES[1:2]), together[1:2], rtol=1e-4, atol=1e-5
+  )
+
+
+def test_encoder_block_permutes_with_its_tokens():
+  block = EncoderBlock(
+    functools.partial(AttentionBlock, 8, num_heads=2), functools.partial(MLPBlock, 8)
+  )
+  variables = random_variables(block, TOKENS)
+  apply = jit(block.apply)
+  order = np.array([3, 0, 4, 2, 1])
+  output = apply(variables, TOKENS)
+  assert np.std(output - output[:, order]) > 0.1
+  np.testing.assert_allclose(
+    apply(variables, TOKENS[:, order]), output[:, order], rtol=1e-4, atol=1e-4
+  )
+
+
+def test_only_the_position_embedding_knows_the_order_of_patches():
+  model = network()
+  params = random_variables(model, IMAGES, train=False)["params"]
+  apply = jit(lambda params, x: model.apply({"params": params}, x, train=False))
+  # The upper and the lower half, each one row of patches, trade places.
+  swapped = np.concatenate([IMAGES[:, 2:], IMAGES[:, :2]], axis=1)
+  assert np.abs(apply(params, swapped) - apply(params, IMAGES)).max() > 1e-2
+  blind = params | {"position_embedding": 0 * params["position_embedding"]}
+  np.testing.assert_allclose(
+    apply(blind, swapped), apply(blind, IMAGES), rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method(name):
+  method = methods.get(name)
+  defined = not (
+    method.scalar_biases
+    or method.weight_standardization
+    or method.divide_by_expected_std
+  )
+  if not defined:
+    with pytest.raises(UsageError, match=f"Method '{name}' is not defined for"):
+      network(method)
+    return
+  model = network(method, depth=5, dtype=jnp.bfloat16)
+  keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
+  logits, variables = jax.eval_shape(
+    lambda: model.init_with_output(keys, IMAGES, train=True)
+  )
+  assert (logits.shape, logits.dtype) == ((3, 3), jnp.float32)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  paths = {
+    tuple(key.key for key in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+  }
+  # An attention branch and an MLP branch in each of five layers.
+  scales = [leaf for path, leaf in paths.items() if path[-2:-1] == ("branch_scale",)]
+  assert [leaf.shape[0] for leaf in scales] == [5, 5] * (method.alpha is not None)
+  norms = {path[:-1] for path in paths if "norm" in "".join(path[-2:-1])}
+  if method.normalizer is None:
+    assert not norms
+  elif method.output_normalizer_only:
+    assert norms == {("head", "norm")}
+  else:
+    block = ("stack", "blocks")
+    assert norms == {
+      (*block, "attention", "norm1"),
+      (*block, "mlp", "norm1"),
+      ("norm",),
+    }
+  biased = {path[:-1] for path in paths if path[-1] == "bias"} - norms
+  layers = {path[:-1] for path in paths if path[-1] == "kernel"}
+  all_but_stem = layers - {("stem",)}
+  assert biased == (all_but_stem if method.use_bias else {("head", "classifier")})
+
+
+def test_alpha_counts_two_branches_a_layer():
+  model = network("skipinit_inverse_sqrt_depth", depth=8)
+  params = jit(lambda key: model.init(key, IMAGES, train=False)["params"])(
+    jax.random.key(0, impl="rbg")
+  )
+  for branch in ("attention", "mlp"):
+    alpha = params["stack"]["blocks"][branch]["branch_scale"]["alpha"]
+    np.testing.assert_allclose(alpha, np.full(8, 0.25), rtol=1e-6)
+
+
+def test_signal_goes_through_both_branches_of_a_layer_in_turn():
+  model = network(depth=3)
+  params = random_variables(model, IMAGES, train=False)["params"]
+  blocks = [(layer, branch) for layer in range(3) for branch in ("attention", "mlp")]
+  alphas = [
+    params["stack"]["blocks"][branch]["branch_scale"]["alpha"][layer]
+    for layer, branch in blocks
+  ]
+  signal = measure.signal(model, {"params": params}, IMAGES, train=False)
+  assert list(signal.names) == [f"stack/blocks/{b}/{layer}" for layer, b in blocks]
+  # The output of a block is the input of the next: skip paths are the stream.
+  np.testing.assert_allclose(
+    signal.skip_second_moment, signal.second_moment[:-1], rtol=1e-5
+  )
+  np.testing.assert_array_equal(block_alphas(params, signal.names), alphas)
+
+
+def test_theory_says_that_it_does_not_cover_attention():
+  with pytest.raises(UsageError, match="a VisionTransformer also has attention"):
+    theory.describe(network(), IMAGES.shape)
+
+
+def test_a_batch_of_any_size_in_one_program():
+  # As `export` writes it.
+  model = network()
+  variables = random_variables(model, IMAGES, train=False)
+  (size,) = jax.export.symbolic_shape("batch")
+  exported = jax.export.export(jax.jit(functools.partial(model.apply, train=False)))(
+    variables, jax.ShapeDtypeStruct((size, 4, 6, 2), jnp.float32)
+  )
+  logits = exported.call(variables, IMAGES[:2])
+  expected = model.apply(variables, IMAGES[:2], train=False)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"depth": 0}, "depth is 0: it must be at least 1."),
+    ({"num_heads": 0}, "num_heads is 0: it must be at least 1."),
+    ({"patch_size": 0}, "patch_size is 0: it must be at least 1."),
+    ({"num_heads": 3}, "width is 8: it is not a multiple of num_heads, which is 3."),
+    ({"method": methods.get("fixup")}, "Method 'fixup' is not defined for attention"),
+  ],
+)
+def test_network_that_does_not_exist(fields, message):
+  defaults = {"depth": 2, "width": 8, "num_classes": 3}
+  with pytest.raises(UsageError) as error:
+    VisionTransformer(**({"method": methods.get("skipinit")} | defaults | fields))
+  assert str(error.value).startswith(message)
+
+
+def test_patches_that_do_not_fit():
+  message = "patch_size is 4: it does not divide images of 4x6 pixels."
+  with pytest.raises(UsageError) as error:
+    jax.eval_shape(
+      lambda: network(patch_size=4).init(jax.random.key(0), IMAGES, train=False)
+    )
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize("block", [AttentionBlock, MLPBlock])
+@pytest.mark.parametrize(("features", "strides"), [(4, 1), (8, 2)])
+def test_blocks_name_what_they_cannot_do(block, features, strides):
+  with pytest.raises(UsageError, match=f"keeps its {features} features .* {strides}"):
+    jax.eval_shape(block(features, strides).init, jax.random.key(0), TOKENS)
