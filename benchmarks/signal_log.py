@@ -35,6 +35,7 @@ from skipinit_jax.training import (
 )
 from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.signal_log import SignalLog, make_measure_signal
+from skipinit_jax.training.step import make_next_batch
 
 _CONFIGS = [
   dataclasses.replace(network, method=method)
@@ -69,13 +70,10 @@ def measure(config: TrainConfig) -> dict[str, object]:
     batch_size=config.batch_size,
     mesh=mesh,
   )
-  measure_signal = make_measure_signal(
-    model,
-    augment,
-    num_examples=num_examples,
-    batch_size=config.batch_size,
-    mesh=mesh,
+  next_batch = make_next_batch(
+    augment, num_examples=num_examples, batch_size=config.batch_size
   )
+  measure_signal = make_measure_signal(model, next_batch, mesh=mesh)
   split = in_memory.put(dataset.train, replicated(mesh))
   state = make_init(model, optimizer, dataset.image_shape, mesh=mesh)(np.uint32(0))
 

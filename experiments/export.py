@@ -12,6 +12,7 @@ writes into the output directory, of the run's newest checkpoint,
   export.json        shapes, normalization, configuration and versions
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -47,7 +48,8 @@ def main() -> None:
   """Runs the program."""
   trained = load_trained(_WORKDIR.value)
   config = trained.config
-  dataset = data.load(config.dataset, data_dir=_DATA_DIR.value or config.data_dir)
+  data_dir = _DATA_DIR.value or config.data_dir
+  dataset = dataclasses.replace(config, data_dir=data_dir).load_dataset()
   exported = export.export_model(
     trained.model,
     trained.variables,

@@ -28,18 +28,27 @@ _Config = TypeVar("_Config")
 flags.disclaim_key_flags()
 
 
-def define_workdir(contents: str) -> flags.FlagHolder[str]:
+def define_workdir(contents: str, *, in_bucket: bool = False) -> flags.FlagHolder[str]:
   """Defines the required flag --workdir.
 
   Args:
     contents: what the program writes there.
+    in_bucket: whether it can also be a folder of a bucket.
   """
+  where = "Directory, or gs://BUCKET/FOLDER," if in_bucket else "Directory"
   workdir = flags.DEFINE(
-    _PathParser(), "workdir", None, f"Directory of {contents}.", required=True
+    _PathParser(), "workdir", None, f"{where} of {contents}.", required=True
   )
   flags.register_validator(
     workdir, lambda path: path != "", message="it is empty: name a directory."
   )
+  if not in_bucket:
+    flags.register_validator(
+      workdir,
+      # The other flags are checked before this one is known to be missing.
+      lambda path: path is None or "://" not in path,
+      message="it is an address: here it must be a directory.",
+    )
   return workdir
 
 

@@ -12,7 +12,9 @@ from experiments import program
 from experiments.configs.train import CONFIGS
 from skipinit_jax.training import distributed, train
 
-_WORKDIR = program.define_workdir("checkpoints, metrics.jsonl and result.json")
+_WORKDIR = program.define_workdir(
+  "checkpoints, metrics.jsonl and result.json", in_bucket=True
+)
 _CONFIG = program.define_config(CONFIGS, default="digits")
 _join_processes = program.define_processes()
 _STATUSES = {

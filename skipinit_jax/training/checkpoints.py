@@ -4,20 +4,22 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
+import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import distributed
 from skipinit_jax.training.differences import differences
 from skipinit_jax.training.lock import Lock
 from skipinit_jax.training.metrics import write_json
+from skipinit_jax.training.workdir import Path, in_bucket, workdir_path
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -35,7 +37,7 @@ class Checkpoints:
   A workdir holds `config.json`, which a later start must agree with, `lock`, which
   keeps other runs out, and `checkpoints`, managed by Orbax. Every process of a run
   makes the same calls; a workdir of several processes is on a file system that all of
-  them share.
+  them share, or in a bucket. There nothing keeps other runs out.
 
   Example::
 
@@ -56,7 +58,7 @@ class Checkpoints:
     """Opens a workdir, or makes it.
 
     Args:
-      directory: the workdir.
+      directory: the workdir; gs://BUCKET/FOLDER is one in a bucket.
       config: what decides the run's result, as nested dicts of plain values.
       keep: how many checkpoints to keep; one alone has nothing to fall back to.
 
@@ -64,18 +66,15 @@ class Checkpoints:
       UsageError: the workdir cannot be written, is in use, or was made with another
         config.
     """
-    if "://" in str(directory):
-      raise UsageError(
-        f"The workdir {directory} is an address: it must be a directory of this "
-        "machine or one mounted on it."
-      )
-    self._workdir = pathlib.Path(directory).absolute()
+    with distributed.together():
+      self._workdir = workdir_path(directory)
     self._directory = self._workdir / "checkpoints"
     with contextlib.ExitStack() as stack:
       with distributed.together():
         if distributed.is_first():
           _make_directory(self._workdir)
-          stack.enter_context(Lock(self._workdir / LOCK))
+          if not in_bucket(self._workdir):
+            stack.enter_context(Lock(self._workdir / LOCK))
           _check_config(self._workdir, config)
           _make_directory(self._directory)
       with distributed.together():
@@ -92,13 +91,36 @@ class Checkpoints:
     Args:
       step: the number of training steps taken.
       state: a pytree of JAX arrays.
+
+    Raises:
+      UsageError: the disk has too little space. The checkpoints before are intact.
     """
     import orbax.checkpoint as ocp
 
+    # What the save before still has to write is not free.
+    self._manager.wait_until_finished()
+    latest = self.latest_step()
+    if latest is None or step > latest:
+      self._check_space(state)
     with _SAVING:
       self._manager.save(
         step, args=ocp.args.Composite(state=ocp.args.StandardSave(state))
       )
+
+  def _check_space(self, state: Any) -> None:
+    """Checks before a save what is an error of many lines in the middle of one."""
+    with distributed.together():
+      if not distributed.is_first() or in_bucket(self._workdir):
+        return
+      needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+      total, _, free = shutil.disk_usage(self._directory)
+      # File systems that do not know how large they are say zero.
+      if free < needed and total > 0:
+        raise UsageError(
+          f"The workdir {self._workdir} has {free / 2**20:.1f} MiB of free space, but "
+          f"a checkpoint takes {needed / 2**20:.1f} MiB: make space, and the same "
+          "command goes on from the last checkpoint."
+        )
 
   def restore_latest(self, template: Any) -> tuple[int, Any] | None:
     """Restores the newest checkpoint whose files are what was written.
@@ -192,10 +214,13 @@ def read_latest(
   """
   import orbax.checkpoint as ocp
 
-  directory = pathlib.Path(workdir).absolute() / "checkpoints"
-  # While a checkpoint is being written, its name is more than a number.
-  names = os.listdir(directory) if directory.is_dir() else []
-  steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  directory = workdir_path(workdir) / "checkpoints"
+  paths = directory.iterdir() if directory.is_dir() else ()
+  # While a checkpoint is being written, its name is more than a number; in a bucket
+  # it lacks a file.
+  numbered = (epath.Path(path) for path in paths if path.name.isdigit())
+  finished = filter(ocp.utils.is_checkpoint_finalized, numbered)
+  steps = sorted((int(path.name) for path in finished), reverse=True)
   if not steps:
     raise UsageError(
       f"There is no checkpoint in {directory}: that is not a run's workdir, or the run "
@@ -223,7 +248,9 @@ def read_latest(
   return step, restored
 
 
-def _make_directory(workdir: pathlib.Path) -> None:
+def _make_directory(workdir: Path) -> None:
+  if in_bucket(workdir):
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
@@ -235,10 +262,10 @@ def _make_directory(workdir: pathlib.Path) -> None:
     ) from error
 
 
-def _check_shared(workdir: pathlib.Path) -> None:
+def _check_shared(workdir: Path) -> None:
   """Checks that this process sees what process 0 has made."""
-  directory = workdir / "checkpoints"
-  if not ((workdir / "config.json").exists() and os.access(directory, os.W_OK)):
+  writable = in_bucket(workdir) or os.access(workdir / "checkpoints", os.W_OK)
+  if not (writable and (workdir / "config.json").exists()):
     raise UsageError(
       f"Process {jax.process_index()} does not see the workdir {workdir} of process 0 "
       "or cannot write there: name a directory of a file system that all processes "
@@ -246,7 +273,7 @@ def _check_shared(workdir: pathlib.Path) -> None:
     )
 
 
-def _check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
   path = workdir / "config.json"
   if not path.exists():
     write_json(path, config)
@@ -265,7 +292,7 @@ def _check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def _open_manager(directory: pathlib.Path, keep: int) -> "ocp.CheckpointManager":
+def _open_manager(directory: Path, keep: int) -> "ocp.CheckpointManager":
   # Imported here, because it takes a second that reading a flag's help need not wait.
   import orbax.checkpoint as ocp
 
@@ -278,8 +305,8 @@ def _open_manager(directory: pathlib.Path, keep: int) -> "ocp.CheckpointManager"
 
     def finalize(self, directory: os.PathLike[str]) -> None:
       super().finalize(directory)
-      directory = pathlib.Path(directory)
-      write_json(directory / _DIGESTS, _digests(directory))
+      path = epath.Path(directory)
+      write_json(path / _DIGESTS, _digests(path))
 
   handler = DigestHandler()
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -295,18 +322,26 @@ def _open_manager(directory: pathlib.Path, keep: int) -> "ocp.CheckpointManager"
   )
 
 
-def _digests(directory: pathlib.Path) -> dict[str, str]:
+def _digests(directory: Path) -> dict[str, str]:
   """Returns the SHA-256 digest of every file by its path in the directory."""
   digests = {}
-  for path in sorted(directory.rglob("*")):
-    if path.is_file():
-      with path.open("rb") as file:
-        name = path.relative_to(directory).as_posix()
-        digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  for path in sorted(_files(directory)):
+    with path.open("rb") as file:
+      name = path.relative_to(directory).as_posix()
+      digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return digests
 
 
-def _is_intact(directory: pathlib.Path) -> bool:
+def _files(directory: Path) -> Iterator[Path]:
+  # `epath.Path` has no rglob, and its walk loses the gs:// of a bucket.
+  for path in directory.iterdir():
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _is_intact(directory: Path) -> bool:
   try:
     written = json.loads((directory / _DIGESTS).read_bytes())
     return written.items() <= _digests(directory).items()

@@ -9,12 +9,23 @@ import jax.numpy as jnp
 
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 
-MODELS: tuple[str, ...] = ("wide_resnet", "resnet", "residual_mlp")
+MODELS: tuple[str, ...] = (
+  "wide_resnet",
+  "resnet",
+  "residual_mlp",
+  "vision_transformer",
+)
 SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
 ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
-_CHANGEABLE = ("data_dir", "checkpoint_every_seconds", "signal_every_steps")
+_CHANGEABLE = (
+  "data_dir",
+  "data_workers",
+  "shard_params",
+  "checkpoint_every_seconds",
+  "signal_every_steps",
+)
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -23,15 +34,25 @@ class TrainConfig:
   """A training run: what decides its result, and how it is run.
 
   Attributes:
-    dataset: digits, fashion_mnist, cifar10 or cifar100.
+    dataset: digits, fashion_mnist, cifar10, cifar100; or imagenet2012 or
+      sample_photos, which are streamed from their files and always cropped and flipped
+      at random, as `data.streaming` says.
     data_dir: where tensorflow-datasets keeps its files; None: its own default.
+    data_workers: processes that decode a streamed set, on each host; None: one for
+      every two cores; 0: none but the program's own.
+    image_size: height and width of the images of a streamed set; None: 224.
     crop_padding: pixels of padding on each side before a random crop; 0: no crop.
     flip: whether to flip training images at random.
-    model: wide_resnet, resnet or residual_mlp.
-    depth: layers; blocks of a residual_mlp.
-    width: factor on the features of a wide_resnet, features of a residual_mlp.
+    model: wide_resnet, resnet, residual_mlp or vision_transformer.
+    depth: layers; blocks of a residual_mlp, encoder layers of a vision_transformer.
+    width: factor on the features of a wide_resnet; features of a residual_mlp and of
+      the tokens of a vision_transformer.
     version: 1 (post-activation) or 2 (pre-activation), of a resnet.
+    symmetric_padding: whether a resnet pads both sides alike, as PyTorch does: for
+      weights from there (`skipinit_jax.convert`).
     layers_per_block: layers of one branch of a residual_mlp.
+    patch_size: height and width in pixels of the patches of a vision_transformer.
+    num_heads: attention heads of a vision_transformer.
     method: a name in `skipinit_jax.methods.NAMES`.
     dropout_rate: dropout before the classifier; None: the method's own rate.
     use_bias: whether convolutions and dense layers have biases; None: as the method.
@@ -43,6 +64,9 @@ class TrainConfig:
     remat: whether to recompute blocks in the backward pass to save memory.
     dtype: dtype of the computation, float32 or bfloat16.
     param_dtype: dtype of the parameters, float32 or bfloat16.
+    shard_params: whether parameters, their gradients and the optimizer's state are cut
+      among the devices (fully sharded data parallelism), which takes less memory, or
+      whole on each of them. The result is the same but for rounding.
     batch_size: examples of one optimizer step, over all devices.
     accumulation_steps: parts of a batch whose gradients are added up one after the
       other; normalization sees one part at a time.
@@ -53,8 +77,9 @@ class TrainConfig:
     l2: coefficient of the L2 penalty l2/2 |w|^2, added to the gradient.
     l2_exempt: roles of parameters without L2: kernel, scale or bias.
     clip_norm: largest global norm of the gradient; None: no clipping.
-    adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit
-      (Brock et al., 2021); None: no clipping.
+    adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but
+      for the classifier (Brock et al., ICML 2021, which uses 0.01 for batches of 4096
+      and more for smaller ones); None: no clipping.
     schedule: halving, cosine, constant or exponential.
     constant_epochs: epochs before the first halving.
     halve_every_epochs: epochs between halvings.
@@ -73,6 +98,8 @@ class TrainConfig:
   # Data
   dataset: str = "digits"
   data_dir: str | None = None
+  data_workers: int | None = None
+  image_size: int | None = None
   crop_padding: int = 0
   flip: bool = False
   # Network
@@ -80,7 +107,10 @@ class TrainConfig:
   depth: int = 16
   width: int = 1
   version: int = 2
+  symmetric_padding: bool = False
   layers_per_block: int = 1
+  patch_size: int = 2
+  num_heads: int = 4
   method: str = "skipinit"
   dropout_rate: float | None = None
   use_bias: bool | None = None
@@ -91,6 +121,7 @@ class TrainConfig:
   remat: bool = False
   dtype: str = "float32"
   param_dtype: str = "float32"
+  shard_params: bool = False
   # Optimization
   batch_size: int = 64
   accumulation_steps: int = 1
@@ -116,8 +147,8 @@ class TrainConfig:
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
 
-    Where the data lies, and how often checkpoints are written and signals are
-    measured, may change.
+    Where the data and the parameters lie, and how often checkpoints are written and
+    signals are measured, may change.
     """
     fields = dataclasses.asdict(self)
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
@@ -181,10 +212,44 @@ class TrainConfig:
       )
     if self.momentum >= 1:
       raise UsageError(f"momentum is {self.momentum}: it must be below 1.")
+    self._validate_data()
+    if self.symmetric_padding and self.model != "resnet":
+      raise UsageError(
+        "symmetric_padding is True: it is a choice of model 'resnet', not of "
+        f"{self.model!r}."
+      )
     if self.dropout_rate is not None and self.dropout_rate >= 1:
       raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be below 1.")
     self.make_method()
     self._validate_batch(num_devices)
+
+  def _validate_data(self) -> None:
+    streamed = self.dataset in data.STREAMED_NAMES
+    if streamed and (self.crop_padding or self.flip):
+      name = "crop_padding" if self.crop_padding else "flip"
+      raise UsageError(
+        f"{name} is {getattr(self, name)}: images of {self.dataset!r} are cropped and "
+        "flipped at random in any case, so it must be left out."
+      )
+    for name in ("image_size", "data_workers"):
+      if not streamed and getattr(self, name) is not None:
+        raise UsageError(
+          f"{name} is {getattr(self, name)}: it is for the data sets "
+          f"{' and '.join(data.STREAMED_NAMES)}, not for {self.dataset!r}."
+        )
+    if self.image_size is not None and self.image_size < 1:
+      raise UsageError(f"image_size is {self.image_size}: it must be at least 1.")
+
+  def load_dataset(self) -> data.Dataset | data.StreamedDataset:
+    """Returns the data set, from local files.
+
+    Raises:
+      UsageError: it is not there, or damaged.
+    """
+    if self.dataset not in data.STREAMED_NAMES:
+      return data.load(self.dataset, data_dir=self.data_dir)
+    size = {} if self.image_size is None else {"image_size": self.image_size}
+    return data.streaming.load(self.dataset, data_dir=self.data_dir, **size)
 
   def _validate_batch(self, num_devices: int) -> None:
     part, rest = divmod(self.batch_size, self.accumulation_steps)
@@ -243,7 +308,9 @@ class TrainConfig:
       method = methods.with_ghost_batches(method, self.ghost_batch_size)
     return method
 
-  def make_model(self, num_classes: int) -> WideResNet | ResNet | ResidualMLP:
+  def make_model(
+    self, num_classes: int
+  ) -> WideResNet | ResNet | ResidualMLP | VisionTransformer:
     """Returns the network.
 
     Args:
@@ -263,9 +330,22 @@ class TrainConfig:
     if self.model == "wide_resnet":
       return WideResNet(self.depth, self.width, **fields)
     if self.model == "resnet":
-      return ResNet(self.depth, version=self.version, **fields)
+      return ResNet(
+        self.depth,
+        version=self.version,
+        symmetric_padding=self.symmetric_padding,
+        **fields,
+      )
     if self.model == "residual_mlp":
       return ResidualMLP(
         self.depth, self.width, layers_per_block=self.layers_per_block, **fields
+      )
+    if self.model == "vision_transformer":
+      return VisionTransformer(
+        self.depth,
+        self.width,
+        patch_size=self.patch_size,
+        num_heads=self.num_heads,
+        **fields,
       )
     raise unknown_name("model", self.model, MODELS)

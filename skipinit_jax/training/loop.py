@@ -1,48 +1,33 @@
 """A training run from its configuration to its result."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import importlib.metadata
 import os
-import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
-import numpy as np
-from flax import linen as nn
-from jax.sharding import Mesh
 
-from skipinit_jax import data
-from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.data import in_memory
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
+from skipinit_jax.training.disk import full_disk_errors
+from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, write_json
-from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.programs import make_programs
 from skipinit_jax.training.progress import Progress
-from skipinit_jax.training.schedules import make_schedule
-from skipinit_jax.training.signal_log import (
-  BlockSignal,
-  SignalLog,
-  make_measure_signal,
-)
+from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.signals import StopRequest
-from skipinit_jax.training.state import TrainState, make_init
-from skipinit_jax.training.step import (
-  make_evaluate,
-  make_train_step,
-  make_train_steps,
-)
+from skipinit_jax.training.state import TrainState
+from skipinit_jax.training.workdir import Path, in_bucket, workdir_path
 
 # Long enough that the host's part of a dispatch does not count, short enough for a
 # live display and for a checkpoint before a machine is taken away.
 _DISPATCH_SECONDS = 0.5
-_EVAL_BATCH_SIZE = 512
 _RESULT = "result.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -69,6 +54,8 @@ class Result:
     config: the configuration, as plain values of JSON.
     versions: of the packages that decide the result.
     device: kind and number of the devices.
+    test_top5_accuracy: share of the test set whose label is among the five largest
+      logits, from 0 to 1; None unless completed, or of an older version.
   """
 
   status: Literal["completed", "diverged", "interrupted"]
@@ -83,6 +70,7 @@ class Result:
   config: dict[str, Any]
   versions: dict[str, str]
   device: str
+  test_top5_accuracy: float | None = None
 
 
 def train(
@@ -98,11 +86,12 @@ def train(
   The same call resumes an interrupted run, to the same parameters bit by bit, and
   returns the result of a finished one. After `distributed.initialize` it trains on the
   devices of all processes, each of which makes the same call; a workdir is then on a
-  file system that they share, and process 0 alone writes its records.
+  file system that they share or in a bucket, and process 0 alone writes its records.
 
   Args:
     config: the configuration.
-    workdir: directory of the run's checkpoints, metrics and `result.json`.
+    workdir: directory of the run's checkpoints, metrics and `result.json`, or a folder
+      of a bucket, gs://BUCKET/FOLDER, where no lock keeps a second run out.
     show_progress: whether to show progress on standard error.
     devices: the devices to use; None: all.
     stop: asks the run to save and stop; None: SIGTERM and SIGINT do.
@@ -118,27 +107,30 @@ def train(
   first = distributed.is_first()
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   settings = dataclasses.asdict(config)
-  settings.pop("data_dir")
+  for name in ("data_dir", "data_workers"):
+    settings.pop(name)
   distributed.check_same({**settings, "versions": versions})
   with distributed.together():
+    directory = workdir_path(workdir)
     mesh = make_mesh(devices)
     config.validate(mesh.size)
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    dataset = config.load_dataset()
     model = config.make_model(dataset.num_classes)
     steps_per_epoch = in_memory.steps_per_epoch(
       dataset.train.num_examples, config.batch_size
     )
-    finished = _finished_result(workdir, config) if first else None
+    finished = _finished_result(directory, config) if first else None
   total_steps = config.epochs * steps_per_epoch
   finished = distributed.from_first(finished)
   if finished is not None:
     return Result(**finished)
 
   with (
+    full_disk_errors(workdir),
     Checkpoints(workdir, config=config.identity()) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
+    make_programs(config, dataset, model, mesh) as programs,
   ):
-    programs = _make_programs(config, dataset, model, mesh)
     restored = checkpoints.restore_latest(programs.state)
     step, state = restored or (0, programs.state)
     finite = True
@@ -204,10 +196,12 @@ def train(
         # The first epoch's in any case: a run that diverges later keeps at least that.
         due = due or (ends_epoch and checkpoints.latest_step() is None)
         if distributed.from_first(due):
+          writer.flush()
           checkpoints.save(step, state)
           saved_at = time.monotonic()
       # After the loop, so that no signal comes between its last look and the save.
       if finite and step > 0:
+        writer.flush()
         checkpoints.save(step, state)
       checkpoints.wait()
 
@@ -223,6 +217,7 @@ def train(
       train_accuracy=means["accuracy"],
       test_loss=test["loss"] if completed else None,
       test_accuracy=test["accuracy"] if completed else None,
+      test_top5_accuracy=test["top5_accuracy"] if completed else None,
       images_per_second=stopwatch.images_per_second,
       seconds_to_first_step=stopwatch.seconds_to_first_step,
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -231,97 +226,15 @@ def train(
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
     if first:
-      write_json(pathlib.Path(workdir, _RESULT), dataclasses.asdict(result))
+      write_json(directory / _RESULT, dataclasses.asdict(result))
     return result
 
 
-class _Programs(NamedTuple):
-  """What a run does on its devices, with the data and its first state there."""
-
-  state: TrainState
-  train_steps: Callable[[TrainState, int], tuple[TrainState, jax.Array]]
-  evaluate: Callable[[TrainState], dict[str, float]]
-  learning_rate: Callable[[int], float]
-  measure_signal: Callable[[TrainState], BlockSignal]
-
-
-def _make_programs(
-  config: TrainConfig, dataset: data.Dataset, model: nn.Module, mesh: Mesh
-) -> _Programs:
-  num_examples = dataset.train.num_examples
-  steps_per_epoch = in_memory.steps_per_epoch(num_examples, config.batch_size)
-  optimizer = make_optimizer(config, steps_per_epoch)
-  schedule = make_schedule(config, steps_per_epoch)
-
-  def preprocess(images: jax.Array) -> jax.Array:
-    return augmentation.normalize(images, dataset.mean, dataset.std)
-
-  def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    crop_key, flip_key = jax.random.split(key)
-    if config.crop_padding:
-      images = augmentation.pad_and_crop(crop_key, images, config.crop_padding)
-    if config.flip:
-      images = augmentation.random_flip(flip_key, images)
-    return preprocess(images)
-
-  train_step = make_train_step(
-    model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
-  )
-  train_steps = make_train_steps(
-    train_step,
-    augment,
-    num_examples=num_examples,
-    batch_size=config.batch_size,
-    mesh=mesh,
-  )
-  measure = make_measure_signal(
-    model,
-    augment,
-    num_examples=num_examples,
-    batch_size=config.batch_size,
-    mesh=mesh,
-    accumulation_steps=config.accumulation_steps,
-  )
-  evaluate = make_evaluate(model, preprocess, mesh=mesh)
-  train_split = in_memory.put(dataset.train, replicated(mesh))
-  test_batches = in_memory.eval_batches(
-    dataset.test,
-    _eval_batch_size(dataset.test.num_examples, mesh.size),
-    batch_sharding(mesh, axis=1),
-  )
-
-  def evaluate_test(state: TrainState) -> dict[str, float]:
-    metrics = evaluate(state, test_batches)
-    return {name: float(value) for name, value in metrics._asdict().items()}
-
-  init = make_init(model, optimizer, dataset.image_shape, mesh=mesh)
-  seed = np.uint32(config.seed)
-  # The programs of a deep network take seconds to compile, each on one core.
-  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
-    shapes = init.trace(seed).out_info
-    compiled = beside.submit(train_steps.lower(shapes, train_split, 1).compile)
-    if config.signal_every_steps:
-      measuring = beside.submit(measure.lower(shapes, train_split).compile)
-    state = init(seed)
-  program = compiled.result()
-  measure_program = measuring.result() if config.signal_every_steps else measure
-
-  return _Programs(
-    state=state,
-    train_steps=lambda state, num_steps: program(state, train_split, num_steps),
-    evaluate=evaluate_test,
-    learning_rate=lambda step: config.learning_rate * float(schedule(step)),
-    measure_signal=lambda state: measure_program(state, train_split),
-  )
-
-
-def _finished_result(
-  workdir: str | os.PathLike[str], config: TrainConfig
-) -> dict[str, Any] | None:
+def _finished_result(workdir: Path, config: TrainConfig) -> dict[str, Any] | None:
   """Returns the `Result` of a run of this configuration that has nothing left to do."""
-  path = os.path.join(workdir, _RESULT)
+  path = workdir / _RESULT
   # Unlike `Path.exists`, false also for a path that may not be read or is too long.
-  if not os.path.exists(path):
+  if not (path.exists() if in_bucket(path) else os.path.exists(path)):
     return None
   try:
     result = read_json(path)
@@ -333,11 +246,6 @@ def _finished_result(
   # Of another configuration, the workdir's own guard says what differs.
   same = identity == to_json(config.identity())
   return result if same and result["status"] != "interrupted" else None
-
-
-def _eval_batch_size(num_examples: int, num_devices: int) -> int:
-  """Returns the batch size of evaluation: it divides by the devices."""
-  return -(-min(num_examples, _EVAL_BATCH_SIZE) // num_devices) * num_devices
 
 
 def _epoch_means(state: TrainState) -> dict[str, float]:

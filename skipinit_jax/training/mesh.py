@@ -1,9 +1,16 @@
 """The device mesh and how arrays lie on it."""
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
+import chex
 import jax
+import numpy as np
+from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from skipinit_jax.models.depth import is_stacked
 
 DATA_AXIS = "data"
 """The mesh's one axis, over which batches are sharded."""
@@ -16,10 +23,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     devices: the devices; None: all.
   """
   devices = jax.devices() if devices is None else devices
+  # `jax.make_mesh` would order the chips of a TPU slice by their place in it: then no
+  # host had consecutive rows of a batch, and ghost batches would depend on the slice.
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
   # Convolutions whose gradient swaps batch and features need automatic axes.
-  return jax.make_mesh(
-    (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
-  )
+  return Mesh(np.array(ordered), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -30,3 +38,55 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """Returns the sharding of arrays whose axis `axis` is the batch."""
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, DATA_AXIS))
+
+
+def fsdp_sharding(tree: chex.ArrayTree, mesh: Mesh) -> Any:
+  """Returns the sharding of parameters, or what goes with them, over all devices.
+
+  Each kernel is cut along its largest axis that the devices divide: fully sharded data
+  parallelism, as in ZeRO (Rajbhandari et al., SC 2020). The axis of a scanned stack
+  over its blocks stays whole, so that a block's parameters can be gathered when its
+  turn comes; cut along it, XLA gathers those of all blocks at once. Whole on every
+  device are also kernels without such an axis, and scalars and vectors (biases, scales,
+  alphas): a collective each would cost more than their memory.
+
+  Args:
+    tree: parameters, their gradients or an optimizer's state, or the
+      `jax.ShapeDtypeStruct`s of one.
+    mesh: the mesh.
+
+  Returns:
+    A tree of the same structure of shardings.
+  """
+
+  def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
+    own_axes = range(int(is_stacked(path)), leaf.ndim)
+    fitting = [axis for axis in own_axes if leaf.shape[axis] % mesh.size == 0]
+    if len(own_axes) < 2 or not fitting:
+      return replicated(mesh)
+    return batch_sharding(mesh, max(fitting, key=lambda axis: leaf.shape[axis]))
+
+  return jax.tree.map_with_path(sharding, tree)
+
+
+def sharded_activations(
+  mesh: Mesh, batch_size: int, *, enabled: bool
+) -> contextlib.AbstractContextManager[None]:
+  """Keeps what a network's modules return in this context sharded over the batch.
+
+  Where a layer's parameters are sharded too, XLA may gather either these or the
+  activations. In this context it gathers the parameters, just before their use.
+
+  Args:
+    mesh: the mesh.
+    batch_size: number of examples, a multiple of the mesh's devices.
+    enabled: False does nothing, as where parameters are whole on every device.
+  """
+
+  def constrain(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    output = run(*args, **kwargs)
+    if isinstance(output, jax.Array) and output.shape[:1] == (batch_size,):
+      return jax.lax.with_sharding_constraint(output, batch_sharding(mesh))
+    return output
+
+  return nn.intercept_methods(constrain) if enabled else contextlib.nullcontext()

@@ -1,23 +1,29 @@
 """The records of a run: `metrics.jsonl`, TensorBoard events, and JSON files."""
 
+import contextlib
 import json
 import math
 import os
-import pathlib
-from collections.abc import Mapping
-from typing import Any, Self
+import time
+from collections.abc import Iterable, Mapping
+from typing import IO, Any, Self
 
 import numpy as np
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.training.workdir import Path, in_bucket, workdir_path, write_file
 
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
 # and Python's own `float` reads them.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
-# TensorBoard's histograms have no bins for larger numbers, and tensorboardX raises an
-# error if all are.
+# Bins of TensorBoard's own histograms. There are none for larger numbers, and
+# tensorboardX raises an error if all are.
+_BINS = 1e-12 * 1.1 ** np.arange(774)
+_BINS = np.concatenate([-_BINS[::-1], [0], _BINS])
 _LARGEST = 1e19
+# Buckets take a file at most once a second, and each time costs money.
+_BUCKET_SECONDS = 30.0
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -29,12 +35,8 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
       booleans and None. Non-finite numbers become the strings "NaN", "Infinity" and
       "-Infinity".
   """
-  path = pathlib.Path(path)
-  # Two processes may write it at the same time.
-  unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  text = json.dumps(to_json(obj), indent=2, allow_nan=False)
-  unfinished.write_text(text + "\n", encoding="utf-8")
-  os.replace(unfinished, path)
+  text = json.dumps(to_json(obj), indent=2, allow_nan=False) + "\n"
+  write_file(workdir_path(path), text.encode())
 
 
 def to_json(obj: Any) -> Any:
@@ -83,7 +85,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     UsageError: the file does not exist or is damaged.
   """
   try:
-    return from_json(json.loads(pathlib.Path(path).read_bytes()))
+    return from_json(json.loads(workdir_path(path).read_bytes()))
   except FileNotFoundError:
     raise UsageError(f"There is no file {path}.") from None
   except ValueError:
@@ -103,7 +105,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     UsageError: the file does not exist or holds a line that is no JSON object.
   """
-  path = pathlib.Path(workdir) / "metrics.jsonl"
+  path = workdir_path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise UsageError(f"There are no metrics at {path}: it is not a run's workdir.")
   return _read_rows(path)
@@ -113,7 +115,8 @@ class MetricsWriter:
   """Appends the rows of one run to `metrics.jsonl` and to TensorBoard.
 
   A row is on its way to the disk when `write` returns, so that a killed process loses
-  at most the row it was writing.
+  at most the row it was writing; in a bucket those of half a minute, but none from
+  before a `flush`.
 
   Attributes:
     kinds: the kinds of the rows that are in the file.
@@ -141,28 +144,22 @@ class MetricsWriter:
     self._enabled = enabled
     if not enabled:
       return
-    # Imported here: a study only reads metrics.
-    from tensorboardX import SummaryWriter
-
-    workdir = pathlib.Path(workdir)
+    workdir = workdir_path(workdir)
     path = workdir / "metrics.jsonl"
     first_step = 0 if resume_step is None else resume_step + 1
-    if path.exists():
-      kept = [row for row in _read_rows(path) if row["step"] < first_step]
+    rows = _read_rows(path) if path.exists() else []
+    kept = [row for row in rows if row["step"] < first_step]
+    self.kinds = {str(row.get("kind")) for row in kept}
+    self._rows: IO[str] | _BucketFile
+    if in_bucket(path):
+      self._rows = _BucketFile(path, map(_to_line, kept))
+    else:
       unfinished = path.with_name(path.name + ".tmp")
       unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
       os.replace(unfinished, path)
-      self.kinds = {str(row.get("kind")) for row in kept}
-    # Line buffering hands each row to the system in one piece.
-    self._rows = path.open("a", encoding="utf-8", buffering=1)
-    self._tensorboard = SummaryWriter(
-      str(workdir / "tensorboard"),
-      purge_step=first_step,
-      # The name holds only the second: a quick resume would overwrite what it follows.
-      filename_suffix=f".{first_step}",
-      # By default two minutes of events would be lost with a killed process.
-      flush_secs=1,
-    )
+      # Line buffering hands each row to the system in one piece.
+      self._rows = path.open("a", encoding="utf-8", buffering=1)
+    self._tensorboard = _TensorBoard(workdir / "tensorboard", first_step)
 
   def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
     """Appends one row.
@@ -184,21 +181,100 @@ class MetricsWriter:
       if isinstance(value, list):
         shown = [each for each in value if _is_finite(each) and abs(each) < _LARGEST]
         if shown:
-          self._tensorboard.add_histogram(f"{kind}/{name}", np.array(shown), step)
+          self._tensorboard.write(step, f"{kind}/{name}", np.array(shown))
       elif _is_finite(value):
-        self._tensorboard.add_scalar(f"{kind}/{name}", float(value), step)
+        self._tensorboard.write(step, f"{kind}/{name}", float(value))
+    self._tensorboard.flush()
+
+  def flush(self) -> None:
+    """Writes out all rows, before a checkpoint from which a resumed run goes on."""
+    if self._enabled:
+      self._rows.flush()
 
   def close(self) -> None:
     """Writes out everything and closes the files."""
     if self._enabled:
-      self._rows.close()
-      self._tensorboard.close()
+      with contextlib.closing(self._tensorboard):
+        self._rows.close()
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+class _BucketFile:
+  """A text file that grows, in a bucket, which takes a file as a whole."""
+
+  def __init__(self, path: Path, lines: Iterable[str]):
+    self._path = path
+    self._lines = [*lines]
+    self._is_written = False
+    self._written_at = time.monotonic()
+
+  def write(self, line: str) -> None:
+    self._lines.append(line)
+    self._is_written = False
+    if time.monotonic() - self._written_at >= _BUCKET_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    if not self._is_written:
+      self._path.write_text("".join(self._lines), encoding="utf-8")
+      self._is_written, self._written_at = True, time.monotonic()
+
+  def close(self) -> None:
+    self.flush()
+
+
+class _TensorBoard:
+  """Writes TensorBoard's events.
+
+  Unlike tensorboardX's `SummaryWriter`, it does so in the calling thread. That one's
+  thread ends at an error, such as that of a full disk, and its caller then waits for
+  it forever.
+  """
+
+  def __init__(self, directory: Path, first_step: int):
+    """Opens a file of events; TensorBoard hides older ones from `first_step` on."""
+    # Imported here: a study only reads metrics.
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    self._summary, self._event = summary, Event
+    self._seconds = _BUCKET_SECONDS if in_bucket(directory) else 1.0
+    if not in_bucket(directory):
+      directory.mkdir(exist_ok=True)
+    # The name holds only the second: a quick resume would overwrite what it follows.
+    self._writer = EventsWriter(str(directory / "events"), f".{first_step}")
+    start = SessionLog(status=SessionLog.START)
+    self._writer.write_event(
+      Event(wall_time=time.time(), step=first_step, session_log=start)
+    )
+    self._flushed_at = -math.inf
+
+  def write(self, step: int, tag: str, value: float | np.ndarray) -> None:
+    """Adds a scalar, or an array as a histogram."""
+    if isinstance(value, np.ndarray):
+      summary = self._summary.histogram(tag, value, _BINS)
+    else:
+      summary = self._summary.scalar(tag, value)
+    self._writer.write_event(
+      self._event(wall_time=time.time(), step=step, summary=summary)
+    )
+
+  def flush(self) -> None:
+    """Writes out all events, unless it did so a moment ago."""
+    # It waits for the disk, in network file systems for many milliseconds.
+    if time.monotonic() - self._flushed_at >= self._seconds:
+      self._writer.flush()
+      self._flushed_at = time.monotonic()
+
+  def close(self) -> None:
+    """Writes out all events and closes the file."""
+    self._writer.close()
 
 
 def _is_finite(value: Any) -> bool:
@@ -209,9 +285,9 @@ def _to_line(row: Mapping[str, Any]) -> str:
   return json.dumps(to_json(row), allow_nan=False) + "\n"
 
 
-def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
   # What follows the last newline is a row that a killed process did not finish.
-  *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+  *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")
   rows = []
   for number, line in enumerate(lines, start=1):
     try:

@@ -11,6 +11,7 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.schedules import make_schedule
 
 _SCALES = ("scale", "alpha")
+_CLASSIFIER = "classifier"
 
 
 def parameter_roles(params: chex.ArrayTree) -> Any:
@@ -20,8 +21,9 @@ def parameter_roles(params: chex.ArrayTree) -> Any:
     params: a tree of parameters.
 
   Returns:
-    A tree of the same structure: "bias" for every kind of bias; "scale" for
-    normalizers' scales and SkipInit's alpha; "kernel" for all else.
+    A tree of the same structure: "bias" for every kind of bias; "scale" for the scales
+    of normalizers, branches (SkipInit's alpha) and standardized weights; "kernel" for
+    all else.
   """
 
   def role(path: tuple[Any, ...], _: jax.Array) -> str:
@@ -32,9 +34,10 @@ def parameter_roles(params: chex.ArrayTree) -> Any:
 
 
 def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
-  """`optax.adaptive_grad_clip` that clips scanned blocks one by one.
+  """`optax.adaptive_grad_clip` of all layers but the classifier, block by block.
 
-  Brock et al. (ICML 2021). Parameters of a scanned stack have an axis over the
+  Brock et al. (ICML 2021), section 4: the last linear layer is not clipped. Here it is
+  what is called `classifier`. Parameters of a scanned stack have an axis over the
   blocks, which is no part of any unit.
 
   Args:
@@ -46,6 +49,8 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
     def clip_block(update: jax.Array, param: jax.Array) -> Any:
       return clip.update(update, clip.init(param), param)[0]
 
+    if any(key.key == _CLASSIFIER for key in path):
+      return update
     return (jax.vmap(clip_block) if is_stacked(path) else clip_block)(update, param)
 
   def clip_tree(updates: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:

@@ -1,6 +1,5 @@
 """The signal in a network while it trains: alphas, branches and gradients by block."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -14,9 +13,12 @@ from flax import struct
 from jax.sharding import Mesh
 
 from skipinit_jax.analysis import measure
-from skipinit_jax.data import in_memory
 from skipinit_jax.training.compilation import compiler_options
-from skipinit_jax.training.mesh import batch_sharding, replicated
+from skipinit_jax.training.mesh import (
+  batch_sharding,
+  replicated,
+  sharded_activations,
+)
 from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.state import TrainState
 
@@ -109,56 +111,51 @@ class SignalLog:
       self._writer.write(step, "signal", {"epoch": step / self._steps_per_epoch, **row})
 
 
+NextBatch = Callable[[TrainState, Any], tuple[jax.Array, jax.Array]]
+
+
 def make_measure_signal(
   model: nn.Module,
-  augment: Callable[[jax.Array, jax.Array], jax.Array],
+  next_batch: NextBatch,
   *,
-  num_examples: int,
-  batch_size: int,
   mesh: Mesh,
   accumulation_steps: int = 1,
-) -> jax.stages.Wrapped:
+  sharding: TrainState | None = None,
+) -> Callable[[TrainState, Any], BlockSignal]:
   """Returns a jitted function that measures the signal of a run's network.
 
   Args:
     model: the network, called as `model(images, train)`.
-    augment: maps a key and uint8 images to the network's input.
-    num_examples: size of the training set.
-    batch_size: examples of one step.
+    next_batch: maps the state and the data, traced, to what the state's next step
+      trains on: the network's input [B, H, W, C] and labels [B].
     mesh: the mesh whose axis `data` shares the batch.
     accumulation_steps: parts of a batch. Only the first one is measured, so that the
       memory of a step suffices.
+    sharding: how the state lies on the mesh; None: whole on every device.
 
   Returns:
-    A function of the state, which it leaves as it is, and the training set that returns
-    a `BlockSignal`. It is measured on the batch of the state's next step, augmented as
-    that step does, in training mode, with a dropout mask of its own.
+    A function of the state, which it leaves as it is, and the data that returns a
+    `BlockSignal`. It is measured in training mode, with a dropout mask of its own.
   """
-  steps_per_epoch = in_memory.steps_per_epoch(num_examples, batch_size)
 
-  def measure_signal(state: TrainState, split: in_memory.DeviceSplit) -> BlockSignal:
+  def measure_signal(state: TrainState, data: Any) -> BlockSignal:
     keys = state.random_keys()
-    permutation = in_memory.epoch_permutation(
-      keys.order, state.step // steps_per_epoch, num_examples
-    )
-    images, labels = in_memory.train_batch(
-      split, permutation, state.step % steps_per_epoch, batch_size
-    )
-    images = augment(jax.random.fold_in(keys.augment, state.step), images)
-    part = batch_size // accumulation_steps
+    images, labels = next_batch(state, data)
+    part = len(images) // accumulation_steps
     images, labels = jax.lax.with_sharding_constraint(
       (images[:part], labels[:part]), batch_sharding(mesh)
     )
-    signal = measure.signal(
-      model,
-      {"params": state.params, **state.model_state},
-      images,
-      loss=lambda logits: optax.softmax_cross_entropy_with_integer_labels(
-        logits, labels
-      ).mean(),
-      key=jax.random.fold_in(keys.dropout, state.step),
-      train=True,
-    )
+    with sharded_activations(mesh, part, enabled=sharding is not None):
+      signal = measure.signal(
+        model,
+        {"params": state.params, **state.model_state},
+        images,
+        loss=lambda logits: optax.softmax_cross_entropy_with_integer_labels(
+          logits, labels
+        ).mean(),
+        key=jax.random.fold_in(keys.dropout, state.step),
+        train=True,
+      )
     # XLA drops the statistics that are not returned: a third of the time.
     return BlockSignal(
       names=signal.names,
@@ -169,7 +166,7 @@ def make_measure_signal(
 
   return jax.jit(
     measure_signal,
-    in_shardings=replicated(mesh),
+    in_shardings=(replicated(mesh) if sharding is None else sharding, None),
     out_shardings=replicated(mesh),
     compiler_options=compiler_options(),
   )
@@ -183,7 +180,7 @@ def block_alphas(params: Mapping[str, Any], names: Sequence[str]) -> jax.Array |
     names: the blocks' names, as in `analysis.Signal.names`.
 
   Returns:
-    An array of float32, [d]; None if the blocks have none.
+    An array of float32, [d]; None if the blocks have no such scalar.
   """
 
   def find(path: Sequence[str]) -> Any:
@@ -195,10 +192,17 @@ def block_alphas(params: Mapping[str, Any], names: Sequence[str]) -> jax.Array |
     return path if find(path) else path[:-1]
 
   # By path: a thousand slices of one parameter would be a thousand operations.
-  alphas = [
-    find((*path, "branch_scale", "alpha"))
-    for path, _ in itertools.groupby(names, scalars)
-  ]
+  blocks: dict[tuple[str, ...], list[int]] = {}
+  for block, name in enumerate(names):
+    blocks.setdefault(scalars(name), []).append(block)
+  alphas = [find((*path, "branch_scale", "alpha")) for path in blocks]
   if any(isinstance(alpha, Mapping) for alpha in alphas):
     return None
-  return jnp.concatenate([alpha.reshape(-1) for alpha in alphas]).astype(jnp.float32)
+  scales = jnp.concatenate([alpha.reshape(-1) for alpha in alphas])
+  # A user's own module may learn one alpha for each channel.
+  if len(scales) != len(names):
+    return None
+  # Two kinds of blocks in one scan, as in a Transformer, take turns.
+  order = np.argsort(np.concatenate(list(blocks.values())))
+  in_order = bool(np.all(order == np.arange(len(names))))
+  return (scales if in_order else scales[order]).astype(jnp.float32)

@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from skipinit_jax.training.compilation import compiler_options
-from skipinit_jax.training.mesh import replicated
+from skipinit_jax.training.mesh import fsdp_sharding, replicated
 
 
 class Sums(struct.PyTreeNode):
@@ -75,20 +75,43 @@ class TrainState(struct.PyTreeNode):
     return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
 
 
+def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> TrainState:
+  """Returns how a state lies on the mesh.
+
+  Args:
+    state: a state, or the `jax.ShapeDtypeStruct`s of one.
+    mesh: the mesh.
+    shard_params: whether parameters and the optimizer's state are cut among the devices
+      (see `mesh.fsdp_sharding`), or whole on each of them, as all else is in any case.
+
+  Returns:
+    A state of shardings.
+  """
+  shardings: TrainState = jax.tree.map(lambda _: replicated(mesh), state)
+  if not shard_params:
+    return shardings
+  return shardings.replace(
+    params=fsdp_sharding(state.params, mesh),
+    opt_state=fsdp_sharding(state.opt_state, mesh),
+  )
+
+
 def make_init(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   image_shape: tuple[int, ...],
   *,
   mesh: Mesh,
+  shard_params: bool = False,
 ) -> jax.stages.Wrapped:
-  """Returns a jitted function that initializes the state, replicated on the mesh.
+  """Returns a jitted function that initializes the state on the mesh.
 
   Args:
     model: the network, called as `model(images, train)`.
     optimizer: the optimizer.
     image_shape: height, width and channels.
     mesh: the mesh.
+    shard_params: how the state lies on it; see `state_sharding`.
 
   Returns:
     A function of the run's seed, a uint32 scalar, that returns a `TrainState`.
@@ -107,6 +130,9 @@ def make_init(
       sums=Sums.zero(),
     )
 
+  shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32))
   return jax.jit(
-    init, out_shardings=replicated(mesh), compiler_options=compiler_options()
+    init,
+    out_shardings=state_sharding(shapes, mesh, shard_params=shard_params),
+    compiler_options=compiler_options(),
   )

@@ -1,14 +1,14 @@
 """What a run has trained, for use outside of training."""
 
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.metrics import read_json
+from skipinit_jax.training.workdir import Path, workdir_path
 
 
 class Trained(NamedTuple):
@@ -21,7 +21,7 @@ class Trained(NamedTuple):
     config: the run's configuration.
   """
 
-  model: WideResNet | ResNet | ResidualMLP
+  model: WideResNet | ResNet | ResidualMLP | VisionTransformer
   variables: dict[str, Any]
   step: int
   config: TrainConfig
@@ -36,7 +36,7 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
     logits = trained.model.apply(trained.variables, images, train=False)
 
   Args:
-    workdir: the run's directory. Nothing in it changes.
+    workdir: the run's directory or folder of a bucket. Nothing in it changes.
 
   Returns:
     The network. Its images are normalized as in the run, by
@@ -50,11 +50,11 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
   variables = {"params": state["params"], **state["model_state"]}
   # One logit a class: the data set itself need not be here.
   num_classes = variables["params"]["head"]["classifier"]["bias"].size
-  config = _read_config(pathlib.Path(workdir))
+  config = _read_config(workdir_path(workdir))
   return Trained(config.make_model(num_classes), variables, step, config)
 
 
-def _read_config(workdir: pathlib.Path) -> TrainConfig:
+def _read_config(workdir: Path) -> TrainConfig:
   # The result's also says where the data lies; a run that was killed has none.
   result, config = workdir / "result.json", workdir / "config.json"
   try:

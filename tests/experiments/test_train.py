@@ -186,7 +186,7 @@ def test_diverged(run_program, tmp_path):
   ("fields", "message"),
   [
     ({"method": "batchnorm"}, "Unknown method 'batchnorm' (did you mean 'batch_norm'?"),
-    ({"model": "vit"}, "Unknown model 'vit': choose one of residual_mlp, resnet, wide"),
+    ({"model": "vgg"}, "Unknown model 'vgg': choose one of residual_mlp, resnet, vis"),
     ({"dataset": "mnist"}, "Unknown dataset 'mnist': choose one of cifar10, cifar100,"),
     ({"schedule": "step"}, "Unknown schedule 'step': choose one of constant, cosine,"),
     ({"depth": 17}, "depth is 17: a Wide-ResNet has 6 n + 4 layers, such as 16 or 22."),

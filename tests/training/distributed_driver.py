@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 
+from skipinit_jax import data
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig, distributed, loop
 from skipinit_jax.training.metrics import read_metrics
@@ -31,7 +32,7 @@ def run(task, process_id):
   """Trains, with what the task says of this process alone, and returns the outcome."""
   here = task.get("on_process", {}).get(str(process_id), {})
   config = TrainConfig(**task["config"] | here.get("config", {}))
-  digests, load = distributed._code_digests, loop.data.load
+  digests, load = distributed._code_digests, data.load
   if "code" in here:
     distributed._code_digests = lambda: digests() | here["code"]
   if "data_error" in here:
@@ -39,7 +40,7 @@ def run(task, process_id):
     def fail(*args, **kwargs):
       raise UsageError(here["data_error"])
 
-    loop.data.load = fail
+    data.load = fail
   stop = None
   if "stop_after" in here:
     stop = StopAfter(task["workdir"], here["stop_after"])
@@ -48,7 +49,7 @@ def run(task, process_id):
   except UsageError as error:
     return {"error": str(error)}
   finally:
-    distributed._code_digests, loop.data.load = digests, load
+    distributed._code_digests, data.load = digests, load
   return {"status": result.status, "step": result.step, "device": result.device}
 
 

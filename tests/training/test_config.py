@@ -10,7 +10,7 @@ import pytest
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import GhostBatchNorm
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training import config as config_lib
 from skipinit_jax.training.config import TrainConfig
 
@@ -128,6 +128,11 @@ def test_zero_where_it_has_no_meaning(name):
     ),
     ({"dropout_rate": 1.0}, "dropout_rate is 1.0: it must be below 1."),
     ({"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
+    (
+      {"model": "wide_resnet", "symmetric_padding": True},
+      "symmetric_padding is True: it is a choice of model 'resnet', not of "
+      "'wide_resnet'.",
+    ),
     (
       {"schedule": "cosine", "epochs": 3, "warmup_epochs": 3.0},
       "warmup_epochs is 3.0: it must be below epochs, which is 3.",
@@ -309,6 +314,32 @@ def test_model(fields, expected):
   assert model.dtype == model.param_dtype == jnp.bfloat16
 
 
+def test_model_for_weights_from_pytorch():
+  config = TrainConfig(
+    model="resnet", depth=50, version=1, method="batch_norm", symmetric_padding=True
+  )
+  config.validate()
+  # What `convert.from_torchvision` returns.
+  expected = ResNet(50, 7, methods.get("batch_norm"), version=1, symmetric_padding=True)
+  assert config.make_model(7) == expected
+  assert dataclasses.replace(config, symmetric_padding=False).make_model(7) != expected
+
+
+def test_vision_transformer():
+  config = TrainConfig(
+    model="vision_transformer",
+    depth=3,
+    width=6,
+    patch_size=4,
+    num_heads=2,
+    remat=True,
+    method="layer_norm",
+  )
+  assert config.make_model(7) == VisionTransformer(
+    3, 6, 7, methods.get("layer_norm"), patch_size=4, num_heads=2, remat=True
+  )
+
+
 def test_model_takes_the_method_of_the_configuration():
   config = TrainConfig(
     model="residual_mlp", depth=2, width=4, method="batch_norm", ghost_batch_size=4
@@ -340,6 +371,10 @@ def test_model_takes_the_method_of_the_configuration():
       {"model": "residual_mlp", "layers_per_block": 0},
       "layers_per_block is 0: it must be at least 1.",
     ),
+    (
+      {"model": "vision_transformer", "width": 6},
+      "width is 6: it is not a multiple of num_heads, which is 4.",
+    ),
   ],
 )
 def test_network_that_does_not_exist(fields, message):
@@ -354,6 +389,8 @@ def test_identity_is_what_decides_the_result():
   fields = {field.name for field in dataclasses.fields(TrainConfig)}
   assert fields - set(config.identity()) == {
     "data_dir",
+    "data_workers",
+    "shard_params",
     "checkpoint_every_seconds",
     "signal_every_steps",
   }

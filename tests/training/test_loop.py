@@ -15,7 +15,7 @@ import pytest
 from skipinit_jax import data
 from skipinit_jax.data import augmentation
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import loop
+from skipinit_jax.training import loop, programs
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
@@ -141,6 +141,9 @@ def test_accuracy_by_hand(finished):
   assert result.test_loss == pytest.approx(float(losses.mean()), rel=1e-4)
   # It learned something.
   assert result.test_accuracy > 0.3
+  five = np.argsort(logits, axis=-1)[:, -5:]
+  in_top5 = (five == dataset.test.labels[:, None]).any(-1)
+  assert result.test_top5_accuracy == pytest.approx(float(in_top5.mean()), abs=1e-6)
 
 
 def test_metrics(finished):
@@ -174,13 +177,14 @@ def test_metrics(finished):
     "epoch": 3,
     "loss": result.test_loss,
     "accuracy": result.test_accuracy,
+    "top5_accuracy": result.test_top5_accuracy,
   }
 
 
 def test_finished_run_is_not_repeated(finished, monkeypatch):
   result, workdir = finished
   before = files_of(workdir)
-  monkeypatch.setattr(loop, "make_init", None)
+  monkeypatch.setattr(loop, "make_programs", None)
   assert train(CONFIG, workdir) == result
   assert files_of(workdir) == before
 
@@ -296,7 +300,7 @@ def test_diverged_run(tmp_path, monkeypatch):
 
   before = files_of(tmp_path)
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "make_init", None)
+    patch.setattr(loop, "make_programs", None)
     again = train(DIVERGING, tmp_path)
   assert (again.status, again.step) == ("diverged", result.step)
   assert files_of(tmp_path) == before
@@ -342,7 +346,7 @@ def test_file_that_is_no_result(content, tmp_path):
 def test_evaluation_batches_divide_by_the_devices():
   for num_examples in (1, 325, 512, 10_000):
     for num_devices in (1, 3, 8):
-      size = loop._eval_batch_size(num_examples, num_devices)
+      size = programs._eval_batch_size(num_examples, num_devices)
       assert size % num_devices == 0
       # Large sets are cut, small ones are one batch.
       assert size - num_devices < min(num_examples, 512) <= size

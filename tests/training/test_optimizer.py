@@ -66,7 +66,9 @@ def shapes_of(method, **fields):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("method", ["batch_norm", "fixup", "skipinit_biases"])
+@pytest.mark.parametrize(
+  "method", ["batch_norm", "fixup", "skipinit_biases", "nf_resnet", "layer_scale"]
+)
 def test_roles_of_networks(method, scan):
   params = shapes_of(method, scan=scan)
   roles = {
@@ -83,11 +85,14 @@ def test_roles_of_networks(method, scan):
     # Kernels are the parameters of two or more dimensions, but for the stack's.
     assert (role == "kernel") == (len(shapes[name]) - stacked >= 2), name
     if role == "scale":
-      assert re.search(r"norm.*'scale'|branch_scale.*'alpha'", name)
+      expected = {"layer_scale": r"branch_scale.*'scale'", "nf_resnet": "'scale'"}
+      default = r"norm.*'scale'|branch_scale.*'alpha'"
+      assert re.search(expected.get(method, default), name)
     elif role == "bias":
       assert re.search(r"norm|bias|conv|classifier|projection", name)
   # Two blocks a stage, of which one is scanned: as many leaves either way.
   scales = {"batch_norm": 2 * 6 + 1, "fixup": 6, "skipinit_biases": 6}
+  scales |= {"layer_scale": 6, "nf_resnet": 1 + 12 + 2}
   assert counts["scale"] == scales[method]
   # The stem, two a block, two projections (the first stage keeps its 16 features),
   # the classifier.
@@ -168,6 +173,20 @@ def test_adaptive_clip_by_hand():
   np.testing.assert_allclose(
     actual["kernel"][..., 1], grads["kernel"][..., 1], atol=1e-6
   )
+
+
+def test_adaptive_clip_leaves_the_classifier_alone():
+  params, grads = draw(SHAPES, 0), draw(SHAPES, 1)
+  config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.0, adaptive_clip=0.01)
+  (after,) = run(config, params, [grads])
+  steps = jax.tree.map(jnp.subtract, params, after)
+  for name in ("kernel", "bias"):
+    np.testing.assert_allclose(
+      steps["classifier"][name], grads["classifier"][name], rtol=1e-5, atol=1e-6
+    )
+  kernel, step = params["stage"]["conv"]["kernel"], steps["stage"]["conv"]["kernel"]
+  norms = [np.sqrt(np.square(each).sum((0, 1, 2))) for each in (kernel, step)]
+  np.testing.assert_allclose(norms[1], 0.01 * norms[0], rtol=1e-4)
 
 
 def test_adaptive_clip_sees_one_block_of_a_stack():

@@ -13,7 +13,7 @@ import pytest
 from skipinit_jax import data
 from skipinit_jax.analysis import measure
 from skipinit_jax.data import augmentation, in_memory
-from skipinit_jax.training import TrainConfig, loop, make_init, make_mesh
+from skipinit_jax.training import TrainConfig, loop, make_init, make_mesh, replicated
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
@@ -23,6 +23,7 @@ from skipinit_jax.training.signal_log import (
   block_alphas,
   make_measure_signal,
 )
+from skipinit_jax.training.step import make_next_batch
 
 # 1472 training examples make 4 steps an epoch.
 BATCH_SIZE = 368
@@ -230,13 +231,14 @@ def test_devices_share_the_batch(method):
   def measured(num_devices):
     mesh = make_mesh(jax.devices()[:num_devices])
     state = make_init(model, make_optimizer(config, 4), (8, 8, 1), mesh=mesh)
-    return make_measure_signal(
-      model,
+    next_batch = make_next_batch(
       lambda key, images: augmentation.normalize(images, dataset.mean, dataset.std),
       num_examples=1472,
       batch_size=BATCH_SIZE,
-      mesh=mesh,
-    )(state(np.uint32(0)), in_memory.put(dataset.train, loop.replicated(mesh)))
+    )
+    return make_measure_signal(model, next_batch, mesh=mesh)(
+      state(np.uint32(0)), in_memory.put(dataset.train, replicated(mesh))
+    )
 
   one, four = measured(1), measured(4)
   assert one.names == four.names == tuple(NAMES)
@@ -263,13 +265,10 @@ def test_every_model_is_measured(fields):
   split = in_memory.DeviceSplit(
     jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)
   )
-  program = make_measure_signal(
-    model,
-    lambda key, images: images.astype(jnp.float32),
-    num_examples=8,
-    batch_size=8,
-    mesh=mesh,
+  next_batch = make_next_batch(
+    lambda key, images: images.astype(jnp.float32), num_examples=8, batch_size=8
   )
+  program = make_measure_signal(model, next_batch, mesh=mesh)
   signal = jax.eval_shape(
     program, jax.eval_shape(state, jax.ShapeDtypeStruct((), jnp.uint32)), split
   )
@@ -302,6 +301,9 @@ def test_alphas_are_in_the_order_of_the_network():
   assert block_alphas(params, names).tolist() == list(range(1, 15))
   constant = {"first": {"dense": {}}, "scan": {"blocks": {"dense": {}}}}
   assert block_alphas(constant, ["first", "scan/blocks/0"]) is None
+  # A module of a user's own may learn one for each channel.
+  by_channel = {"first": {"branch_scale": {"alpha": np.ones(8)}}}
+  assert block_alphas(by_channel, ["first"]) is None
 
 
 def test_row_has_five_digits_and_what_is_not_finite():

@@ -430,10 +430,15 @@ def test_evaluation_by_hand(trained, num_devices, batch_size):
   logits = np.asarray(model.apply(variables, inputs, train=False), np.float64)
   log_sums = np.log(np.exp(logits).sum(-1))
   loss = np.mean(log_sums - logits[np.arange(37), split.labels])
-  np.testing.assert_allclose(actual.loss, loss, rtol=1e-5)
+  assert int(actual.examples) == 37
+  np.testing.assert_allclose(actual.loss / 37, loss, rtol=1e-5)
   correct = int((logits.argmax(-1) == split.labels).sum())
   assert 0 < correct < 37
-  assert float(actual.accuracy) == np.float32(correct / 37)
+  assert int(actual.correct) == correct
+  five = np.argsort(logits, axis=-1)[:, -5:]
+  in_top5 = int((five == split.labels[:, None]).any(-1).sum())
+  assert correct < in_top5 < 37
+  assert int(actual.top5_correct) == in_top5
   # The batch's own statistics would give another loss.
   own, _ = model.apply(variables, inputs, train=True, mutable=["batch_stats"])
   other = optax.softmax_cross_entropy_with_integer_labels(own, split.labels).mean()

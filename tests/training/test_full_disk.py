@@ -1,0 +1,261 @@
+"""A disk that is full: one sentence, nothing lost, and the same command goes on."""
+
+import dataclasses
+import errno
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.event_file_writer import EventsWriter
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training import Checkpoints, TrainConfig, checkpoints, loop
+from skipinit_jax.training.checkpoints import read_latest
+from skipinit_jax.training.disk import full_disk_errors
+from skipinit_jax.training.metrics import read_json, read_metrics, write_json
+
+ROOT = pathlib.Path(__file__).parents[2]
+# 1472 training examples make 23 steps an epoch; a checkpoint takes 0.6 MiB.
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=4,
+  width=128,
+  method="batch_norm",
+  epochs=2,
+  checkpoint_every_seconds=0,
+)
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def train(workdir, stop=None):
+  return loop.train(
+    CONFIG, workdir, show_progress=False, devices=jax.devices()[:1], stop=stop
+  )
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("finished")
+  train(workdir)
+  return workdir
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+  """The workdir of a run that has a checkpoint and was stopped in its first epoch."""
+  assert train(tmp_path, stop=StopAt(2)).status == "interrupted"
+  assert checkpoint_steps(tmp_path)
+  return tmp_path
+
+
+def checkpoint_steps(workdir):
+  names = os.listdir(workdir / "checkpoints")
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def rows_of(workdir):
+  """Returns the rows of a run without what no two runs share."""
+  return [
+    {name: value for name, value in row.items() if name != "images_per_second"}
+    for row in read_metrics(workdir)
+  ]
+
+
+def assert_goes_on(workdir, finished):
+  """Checks that the same call completes the run as if nothing had happened."""
+  step, _ = read_latest(workdir, ("step",))
+  assert step == checkpoint_steps(workdir)[-1]
+  result = train(workdir)
+  expected = read_json(finished / "result.json")
+  assert (result.status, result.step) == ("completed", 46)
+  assert (result.test_loss, result.train_loss) == (
+    expected["test_loss"],
+    expected["train_loss"],
+  )
+  assert rows_of(workdir) == rows_of(finished)
+  assert not list(workdir.rglob("*tmp*"))
+
+
+def command(workdir):
+  fields = dataclasses.asdict(CONFIG)
+  changed = {n: v for n, v in fields.items() if v != getattr(TrainConfig(), n)}
+  flags = [f"--config.{name}={value}" for name, value in changed.items()]
+  return [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *flags]
+
+
+def error_of(done):
+  """Returns a failed program's sentence, of which there is one."""
+  assert done.returncode == 1, done.stdout + done.stderr
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  return line.removeprefix("error: ")
+
+
+def test_no_space_for_a_checkpoint(stopped, finished, monkeypatch):
+  before = checkpoint_steps(stopped)
+  with monkeypatch.context() as patch:
+    usage = shutil.disk_usage(stopped)._replace(free=2**19)
+    patch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UsageError) as caught:
+      train(stopped)
+  assert str(caught.value) == (
+    f"The workdir {stopped} has 0.5 MiB of free space, but a checkpoint takes 0.6 MiB: "
+    "make space, and the same command goes on from the last checkpoint."
+  )
+  assert checkpoint_steps(stopped) == before
+  assert_goes_on(stopped, finished)
+
+
+def test_a_step_that_is_saved_needs_no_space(tmp_path, monkeypatch):
+  with Checkpoints(tmp_path, config={}) as opened:
+    opened.save(1, {"x": np.ones(3)})
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    opened.save(1, {"x": np.ones(3)})
+    with pytest.raises(UsageError, match=r"has 0\.0 MiB of free space"):
+      opened.save(2, {"x": np.ones(3)})
+  assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_file_system_that_does_not_know_its_size(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(total=0, used=0, free=0)
+  monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+  with Checkpoints(tmp_path, config={}) as opened:
+    opened.save(1, {"x": np.ones(3)})
+  assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_error_in_the_middle_of_a_checkpoint(stopped, finished, child_environment):
+  # A limit on the size of files is an error at the same places as a full disk, and
+  # needs no privilege. Only the arrays of a checkpoint are larger.
+  before = checkpoint_steps(stopped)
+  done = subprocess.run(
+    ["bash", "-c", 'ulimit -f 128; exec "$@"', "bash", *command(stopped)],
+    cwd=ROOT,
+    env=child_environment({"JAX_ENABLE_COMPILATION_CACHE": "false"}),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert error_of(done) == (
+    f"The workdir {stopped} cannot be written (File too large): make space, and the "
+    "same command goes on from the last checkpoint."
+  )
+  assert checkpoint_steps(stopped) == before
+  assert_goes_on(stopped, finished)
+
+
+def can_mount(folder):
+  done = subprocess.run(
+    ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True
+  )
+  return done.returncode == 0
+
+
+def test_disk_that_is_full(finished, tmp_path, child_environment):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  if not (shutil.which("unshare") and can_mount(disk)):
+    pytest.skip("This machine lets no test mount a small disk.")
+  workdir = disk / "run"
+  # Space for one checkpoint. Then there is more, and the run is copied out of the
+  # mount, which nobody else sees.
+  script = f"""
+    mount -t tmpfs -o size=1m tmpfs {disk}
+    "$@"
+    [ $? = 1 ] || exit 2
+    find {workdir}/checkpoints -maxdepth 1 -name '[0-9]*' -printf '%f\\n'
+    mount -o remount,size=20m {disk}
+    "$@" >&2 || exit 3
+    cp -r {workdir} {tmp_path}/copy
+    exit 1
+  """
+  done = subprocess.run(
+    ["unshare", "-rm", "bash", "-c", script, "bash", *command(workdir)],
+    cwd=ROOT,
+    env=child_environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  message = error_of(done)
+  assert message.startswith(f"The workdir {workdir} has 0.")
+  assert message.endswith("the same command goes on from the last checkpoint.")
+  assert done.stdout == "23\n"
+  assert "resumed from step 23\n" in done.stderr
+  assert "Traceback" not in done.stderr
+  result = read_json(tmp_path / "copy" / "result.json")
+  assert result["test_loss"] == pytest.approx(
+    read_json(finished / "result.json")["test_loss"], rel=1e-4
+  )
+
+
+@pytest.mark.parametrize("what", ["rows", "events", "result", "configuration"])
+def test_other_files(what, stopped, finished, monkeypatch):
+  def fail(*args, **kwargs):
+    raise NO_SPACE
+
+  with monkeypatch.context() as patch:
+    if what == "rows":
+      patch.setattr(loop.MetricsWriter, "write", fail)
+    elif what == "events":
+      patch.setattr(EventsWriter, "flush", fail)
+    elif what == "result":
+      patch.setattr(loop, "write_json", fail)
+    else:
+      (stopped / "config.json").unlink()
+      patch.setattr(checkpoints, "write_json", fail)
+    with pytest.raises(UsageError) as caught:
+      train(stopped)
+  assert str(caught.value) == (
+    f"The workdir {stopped} cannot be written (No space left on device): make space, "
+    "and the same command goes on from the last checkpoint."
+  )
+  assert_goes_on(stopped, finished)
+
+
+def test_half_a_file_takes_no_space(tmp_path, monkeypatch):
+  path = tmp_path / "result.json"
+  write_json(path, {"step": 1})
+
+  def write_half(self, content):
+    with self.open("wb") as file:
+      file.write(content[:3])
+    raise NO_SPACE
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", write_half)
+  with pytest.raises(OSError, match="No space"):
+    write_json(path, {"step": 2})
+  assert read_json(path) == {"step": 1}
+  assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    ValueError("unrelated"),
+    PermissionError(errno.EACCES, "denied"),
+    UsageError("Own."),
+  ],
+)
+def test_other_errors_stay_what_they_are(error):
+  with pytest.raises(type(error)) as caught, full_disk_errors("/run"):
+    raise error
+  assert caught.value is error

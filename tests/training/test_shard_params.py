@@ -1,0 +1,355 @@
+"""Parameters cut among the devices: the same training, an eighth of the memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from skipinit_jax import data, export
+from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.training import (
+  Checkpoints,
+  TrainConfig,
+  load_trained,
+  loop,
+  make_init,
+  make_mesh,
+  make_optimizer,
+  make_train_step,
+  make_train_steps,
+  replicated,
+)
+from skipinit_jax.training.mesh import fsdp_sharding
+from skipinit_jax.training.metrics import read_metrics
+
+# 1472 training examples make 4 steps an epoch.
+MLP = TrainConfig(
+  model="residual_mlp",
+  depth=4,
+  width=64,
+  batch_size=368,
+  learning_rate=0.05,
+  schedule="exponential",
+  growth_per_epoch=0.8,
+)
+WRN = dataclasses.replace(MLP, model="wide_resnet", depth=10, width=1, batch_size=32)
+
+
+@functools.cache
+def digits():
+  return data.load("digits")
+
+
+def preprocess(images):
+  return augmentation.normalize(images, digits().mean, digits().std)
+
+
+class Trainer:
+  """A configuration's first state and dispatch, on the first devices."""
+
+  def __init__(self, config, num_devices=8):
+    config.validate(num_devices)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    model, optimizer = config.make_model(10), make_optimizer(config, 4)
+    self.init = make_init(
+      model, optimizer, (8, 8, 1), mesh=mesh, shard_params=config.shard_params
+    )
+    self.shapes = self.init.trace(np.uint32(0)).out_info
+    sharding = (
+      jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+      if config.shard_params
+      else None
+    )
+    step = make_train_step(
+      model,
+      optimizer,
+      mesh=mesh,
+      accumulation_steps=config.accumulation_steps,
+      sharding=sharding,
+    )
+    self.train_steps = make_train_steps(
+      step,
+      lambda key, images: preprocess(images),
+      num_examples=4 * config.batch_size,
+      batch_size=config.batch_size,
+      mesh=mesh,
+      sharding=sharding,
+    )
+    self.split = in_memory.put(digits().train, replicated(mesh))
+
+  def compiled(self):
+    return self.train_steps.lower(self.shapes, self.split, 1).compile()
+
+  def run(self, *dispatches):
+    state = self.init(np.uint32(0))
+    for num_steps in dispatches:
+      state, finite = self.train_steps(state, self.split, num_steps)
+      assert finite
+    return state
+
+
+def shard(config):
+  return dataclasses.replace(config, shard_params=True)
+
+
+def bits(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def assert_close(actual, expected, *, rtol=1e-4, atol=1e-5):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for (path, a), b in zip(
+    jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(
+      a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
+    )
+
+
+def assert_same_training(state, expected):
+  assert_close(state.params, expected.params)
+  assert_close(state.model_state, expected.model_state)
+  assert_close(state.opt_state, expected.opt_state, atol=1e-4)
+  assert_close(state.sums, expected.sums)
+
+
+def bytes_on(device, tree):
+  """Returns the bytes of a tree's arrays that one device holds."""
+  return sum(
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(tree)
+    for shard in leaf.addressable_shards
+    if shard.device == device
+  )
+
+
+def assert_is_cut(state):
+  """Checks that each of eight devices holds an eighth of every kernel's elements."""
+  kernels = 0
+  for tree in (state.params, state.opt_state):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+      parts = [shard.data.size for shard in leaf.addressable_shards]
+      is_kernel = getattr(path[-1], "key", None) == "kernel"
+      kernels += is_kernel
+      assert parts == [leaf.size // 8 if is_kernel else leaf.size] * 8
+  # As many in the momentum as in the parameters.
+  assert kernels >= 6 and kernels % 2 == 0
+  rest = (state.step, state.model_state, state.key_data, state.sums)
+  assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(rest))
+
+
+@pytest.mark.parametrize(
+  ("shape", "stacked", "spec"),
+  [
+    ((3, 3, 16, 32), False, (None, None, None, "data")),
+    ((3, 3, 32, 16), False, (None, None, "data")),
+    ((64, 64), False, ("data",)),
+    # The largest axis of those that 8 divides.
+    ((100, 16), False, (None, "data")),
+    ((3, 3, 1, 16), False, (None, None, None, "data")),
+    ((7, 7, 3, 10), False, ()),
+    # Never the axis over the blocks, however large.
+    ((800, 16, 24), True, (None, None, "data")),
+    ((800, 7, 9), True, ()),
+    ((1024,), False, ()),
+    ((800, 1024), True, ()),
+    ((800,), True, ()),
+    ((), False, ()),
+  ],
+)
+def test_axis(shape, stacked, spec):
+  leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+  tree = {"stack": {"blocks" if stacked else "block0": {"kernel": leaf}}}
+  mesh = make_mesh()
+  (sharding,) = jax.tree.leaves(fsdp_sharding(tree, mesh))
+  assert sharding.mesh == mesh
+  assert sharding.spec == PartitionSpec(*spec)
+
+
+def test_one_device_holds_everything():
+  shapes = Trainer(shard(MLP), num_devices=1).shapes
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+  ("config", "fields"),
+  [
+    (MLP, {"method": "batch_norm", "clip_norm": 0.5}),
+    (
+      MLP,
+      {"method": "skipinit", "adaptive_clip": 0.1, "accumulation_steps": 2}
+      | {"remat": True},
+    ),
+    (
+      dataclasses.replace(MLP, scan=False),
+      {"method": "batch_norm", "ghost_batch_size": 23, "dropout_rate": 0.3}
+      | {"adaptive_clip": 0.1},
+    ),
+    (WRN, {"method": "batch_norm", "accumulation_steps": 2, "nesterov": True}),
+  ],
+  ids=["batch_norm", "skipinit", "ghost_unrolled", "wide_resnet"],
+)
+def test_is_the_same_training(config, fields):
+  config = dataclasses.replace(config, **fields)
+  whole, cut = Trainer(config), Trainer(shard(config))
+  start = cut.init(np.uint32(0))
+  assert_is_cut(start)
+  assert bits(start) == bits(whole.init(np.uint32(0)))
+  expected, state = whole.run(3, 2), cut.run(3, 2)
+  assert int(state.step) == 5
+  assert_same_training(state, expected)
+  # What follows steps lies as what precedes them: nothing became whole on the way.
+  assert_is_cut(state)
+  # The comparison would hold for steps that change nothing.
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, start.params)
+  assert max(jax.tree.leaves(moved)) > 1e-2
+
+
+def test_memory():
+  config = dataclasses.replace(
+    MLP, method="batch_norm", width=256, depth=16, batch_size=128
+  )
+  whole, cut = Trainer(config), Trainer(shard(config))
+  stack_bytes = 16 * 256 * 256 * 4
+  programs = {"whole": whole.compiled(), "cut": cut.compiled()}
+  memory = {name: program.memory_analysis() for name, program in programs.items()}
+  split_bytes = sum(leaf.nbytes for leaf in cut.split)
+  state_bytes = {
+    name: analysis.argument_size_in_bytes - split_bytes
+    for name, analysis in memory.items()
+  }
+  # Parameters and momentum.
+  assert state_bytes["whole"] > 2 * stack_bytes
+  assert state_bytes["cut"] < 0.15 * state_bytes["whole"]
+  state = cut.run()
+  for device in jax.devices():
+    assert bytes_on(device, state) == pytest.approx(state_bytes["cut"], rel=0.01)
+  # Donated: the step's result lies where its argument lay.
+  for name, analysis in memory.items():
+    assert analysis.alias_size_in_bytes > 0.99 * state_bytes[name]
+  # Within a step only one block's parameters are whole at a time, and the gradients of
+  # the stack are at no time.
+  assert memory["whole"].temp_size_in_bytes > stack_bytes
+  assert memory["cut"].temp_size_in_bytes < stack_bytes / 2
+  # Layers gather their parameters. XLA alone would gather their features, [128, 256].
+  gathered = [
+    line.split(" all-gather(")[0]
+    for line in programs["cut"].as_text().splitlines()
+    if " all-gather(" in line
+  ]
+  assert any("f32[256,256]" in line for line in gathered)
+  assert not any("f32[128," in line or "f32[16," in line for line in gathered)
+
+
+def state_of(workdir, config, num_devices):
+  """Returns the newest checkpoint in the sharding of a configuration and devices."""
+  template = Trainer(config, num_devices).init(np.uint32(0))
+  with Checkpoints(workdir, config=config.identity()) as checkpoints:
+    step, state = checkpoints.restore_latest(template)
+  for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
+    assert leaf.sharding == like.sharding
+  return step, state
+
+
+@pytest.mark.parametrize(
+  ("before", "after"),
+  [((True, 8), (False, 8)), ((False, 4), (True, 8)), ((True, 8), (True, 4))],
+  ids=str,
+)
+def test_checkpoints_go_between_settings_and_devices(before, after, tmp_path):
+  config = dataclasses.replace(MLP, method="batch_norm")
+  configs = [dataclasses.replace(config, shard_params=f) for f, _ in (before, after)]
+  saved = Trainer(configs[0], before[1]).init(np.uint32(0))
+  # The momentum starts at zero.
+  saved = saved.replace(opt_state=jax.tree.map(lambda x: x + 1, saved.opt_state))
+  with Checkpoints(tmp_path, config=configs[0].identity()) as checkpoints:
+    checkpoints.save(3, saved)
+  step, restored = state_of(tmp_path, configs[1], after[1])
+  assert step == 3
+  assert bits(restored) == bits(saved)
+
+
+RUN = dataclasses.replace(
+  MLP,
+  method="batch_norm",
+  crop_padding=1,
+  epochs=2,
+  checkpoint_every_seconds=0,
+  signal_every_steps=3,
+)
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def train(config, workdir, num_devices=8, stop=None):
+  devices = jax.devices()[:num_devices]
+  return loop.train(config, workdir, show_progress=False, devices=devices, stop=stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """Results and workdirs of a run with whole parameters and of one with cut ones."""
+  folder = tmp_path_factory.mktemp("finished")
+  return {
+    flag: (
+      train(dataclasses.replace(RUN, shard_params=flag), folder / str(flag)),
+      folder / str(flag),
+    )
+    for flag in (False, True)
+  }
+
+
+def assert_same_rows(workdir, expected):
+  rows, expected_rows = read_metrics(workdir), read_metrics(expected)
+  assert {row["kind"] for row in rows} == {"train", "eval", "signal"}
+  for row, other in zip(rows, expected_rows, strict=True):
+    assert row.keys() == other.keys()
+    for name in row.keys() - {"images_per_second", "blocks", "kind"}:
+      np.testing.assert_allclose(row[name], other[name], rtol=1e-3, err_msg=name)
+
+
+def test_run(finished):
+  (whole, whole_dir), (cut, cut_dir) = finished[False], finished[True]
+  assert cut.status == whole.status == "completed"
+  assert cut.num_parameters == whole.num_parameters
+  assert cut.config["shard_params"]
+  assert cut.test_loss == pytest.approx(whole.test_loss, rel=1e-3)
+  assert_same_rows(cut_dir, whole_dir)
+  # Of a finished run the flag is no reason to train again.
+  assert train(RUN, cut_dir) == cut
+
+
+def test_resumed_with_other_settings(finished, tmp_path):
+  stopped = train(shard(RUN), tmp_path, stop=StopAt(2))
+  assert (stopped.status, stopped.step > 0) == ("interrupted", True)
+  result = train(RUN, tmp_path, num_devices=4)
+  assert result.status == "completed"
+  assert result.test_loss == pytest.approx(finished[False][0].test_loss, rel=1e-3)
+  assert_same_rows(tmp_path, finished[False][1])
+
+
+def test_used_outside_of_training(finished, tmp_path):
+  outputs = {}
+  images = preprocess(digits().test.images)
+  for flag, (_, workdir) in finished.items():
+    trained = load_trained(workdir)
+    outputs[flag] = trained.model.apply(trained.variables, images, train=False)
+    if flag:
+      path = tmp_path / "weights.safetensors"
+      export.save_safetensors(path, trained.variables)
+      assert bits(export.load_safetensors(path)) == bits(trained.variables)
+  np.testing.assert_allclose(outputs[True], outputs[False], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,143 @@
+"""Training on a data set that is read from its files while it is trained on."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from skipinit_jax.data import augmentation, sample_photos, streaming
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training import TrainConfig, load_trained, loop
+from skipinit_jax.training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp("data"))
+  sample_photos.prepare(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def config(data_dir):
+  # 250 training examples make 7 steps an epoch.
+  return TrainConfig(
+    dataset="sample_photos",
+    data_dir=data_dir,
+    data_workers=0,
+    image_size=8,
+    model="residual_mlp",
+    depth=2,
+    width=16,
+    batch_size=32,
+    epochs=2,
+    learning_rate=0.01,
+    checkpoint_every_seconds=0,
+    signal_every_steps=5,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("streamed")
+  return train(config, workdir), workdir
+
+
+def train(config, workdir, **arguments):
+  devices = jax.devices()[:2]
+  return loop.train(config, workdir, show_progress=False, devices=devices, **arguments)
+
+
+def rows_of(workdir):
+  return [
+    {name: value for name, value in row.items() if name != "images_per_second"}
+    for row in read_metrics(workdir)
+  ]
+
+
+class StopAt:
+  """Requests a stop the n-th time that it is asked."""
+
+  def __init__(self, asked):
+    self._left = asked
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def test_accuracy_by_hand(config, data_dir, finished):
+  """Each of the 50 photographs once, with the final parameters."""
+  result, workdir = finished
+  assert (result.status, result.step) == ("completed", 14)
+  dataset = streaming.load("sample_photos", data_dir=data_dir, image_size=8)
+  trained = load_trained(workdir)
+  correct = top5_correct = count = 0
+  for images, labels, mask in streaming.eval_batches(dataset, batch_size=7):
+    inputs = augmentation.normalize(images, dataset.mean, dataset.std)
+    logits = np.asarray(trained.model.apply(trained.variables, inputs, train=False))
+    ranks = (-logits).argsort(-1).argsort(-1)[np.arange(7), labels]
+    correct += int(((ranks == 0) & mask).sum())
+    top5_correct += int(((ranks < 5) & mask).sum())
+    count += int(mask.sum())
+  assert count == 50
+  assert result.test_accuracy == pytest.approx(correct / 50, abs=1e-6)
+  assert result.test_top5_accuracy == pytest.approx(top5_correct / 50, abs=1e-6)
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(config, finished, tmp_path):
+  _, whole = finished
+  stopped = train(config, tmp_path, stop=StopAt(4))
+  assert stopped.status == "interrupted" and 0 < stopped.step < 14
+  # How many processes decode may change.
+  resumed = train(dataclasses.replace(config, data_workers=1), tmp_path)
+  assert resumed.status == "completed"
+  assert rows_of(tmp_path) == rows_of(whole)
+  expected, actual = load_trained(whole).variables, load_trained(tmp_path).variables
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_the_signal_is_logged(finished):
+  _, workdir = finished
+  rows = [row for row in rows_of(workdir) if row["kind"] == "signal"]
+  assert [row["step"] for row in rows] == [0, 5, 10, 14]
+  assert all(len(row["branch_to_skip"]) == 2 for row in rows)
+
+
+def test_a_run_ends_at_the_first_step_that_is_not_finite(config, tmp_path):
+  wild = dataclasses.replace(config, learning_rate=1e30, signal_every_steps=0)
+  result = train(wild, tmp_path)
+  assert result.status == "diverged"
+  assert result.test_accuracy is None and result.test_top5_accuracy is None
+  # The first update makes parameters of 1e30: the next loss is not a number.
+  assert 1 <= result.step <= 2
+  state_step = rows_of(tmp_path)[-1]["step"]
+  assert state_step == result.step
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"flip": True}, "flip is True.*'sample_photos'.*left out"),
+    ({"crop_padding": 2}, "crop_padding is 2.*left out"),
+    ({"image_size": 0}, "image_size is 0: it must be at least 1"),
+    ({"dataset": "digits", "image_size": None}, "data_workers is 0.*not for 'digits'"),
+    ({"dataset": "digits", "data_workers": None}, "image_size is 8.*not for 'digits'"),
+  ],
+)
+def test_fields_that_do_not_fit_the_data(config, fields, words, tmp_path):
+  with pytest.raises(UsageError, match=words):
+    train(dataclasses.replace(config, **fields), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_that_is_not_there(config, tmp_path):
+  missing = dataclasses.replace(
+    config, dataset="imagenet2012", data_dir=str(tmp_path / "none")
+  )
+  with pytest.raises(UsageError, match=r"ILSVRC2012_img_train\.tar") as error:
+    train(missing, tmp_path / "run")
+  assert "download_and_prepare" in str(error.value)
+  assert not (tmp_path / "run").exists()
