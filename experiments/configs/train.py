@@ -23,6 +23,22 @@ _PAPER = TrainConfig(
   eval_every_epochs=5,
 )
 
+# Our reading of the paper's protocol on ImageNet: 90 epochs, warm-up, cosine decay.
+# Rate, warm-up and L2 are those of Goyal et al. (2017).
+_IMAGENET = TrainConfig(
+  dataset="imagenet2012",
+  model="resnet",
+  depth=50,
+  batch_size=256,
+  epochs=90,
+  learning_rate=0.1,
+  momentum=0.9,
+  l2=1e-4,
+  schedule="cosine",
+  warmup_epochs=5,
+  checkpoint_every_seconds=600,
+)
+
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
   # Embedded 8x8 images: a minute on a CPU.
   "digits": TrainConfig,
@@ -32,4 +48,5 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
   ),
   "cifar10": lambda: dataclasses.replace(_PAPER),
   "cifar100": lambda: dataclasses.replace(_PAPER, dataset="cifar100"),
+  "imagenet2012": lambda: dataclasses.replace(_IMAGENET),
 }

@@ -7,6 +7,8 @@ from skipinit_jax.studies.branch_scale import (
 )
 from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
 from skipinit_jax.studies.document import markdown
+from skipinit_jax.studies.imagenet import ImageNetStudyConfig, imagenet_study
+from skipinit_jax.studies.in_turn import run_in_turn
 from skipinit_jax.studies.regularization import (
   RegularizationStudyConfig,
   regularization_study,
@@ -41,6 +43,7 @@ __all__ = [
   "BatchSizeStudyConfig",
   "BranchScaleStudyConfig",
   "DepthStudyConfig",
+  "ImageNetStudyConfig",
   "Interrupted",
   "Optimum",
   "Outcome",
@@ -57,6 +60,7 @@ __all__ = [
   "branch_scale_study",
   "depth_study",
   "find_optimum",
+  "imagenet_study",
   "is_run",
   "largest_stable_rate",
   "make_report",
@@ -66,6 +70,7 @@ __all__ = [
   "read_results",
   "regularization_study",
   "run",
+  "run_in_turn",
   "summarize_rate",
   "wanted_runs",
   "write_report",

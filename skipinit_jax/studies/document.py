@@ -21,6 +21,8 @@ import rich.console
 import rich.table
 import rich.text
 
+from skipinit_jax.training.workdir import Path, workdir_path, write_file
+
 # A program imports this module before it runs the study, and needs matplotlib after.
 if TYPE_CHECKING:
   import matplotlib.figure
@@ -156,7 +158,7 @@ class Document:
   command: str
 
 
-def write(document: Document, directory: str | os.PathLike[str]) -> list[pathlib.Path]:
+def write(document: Document, directory: str | os.PathLike[str]) -> list[Path]:
   """Writes `report.html` and the files of each table and figure.
 
   A table is written as NAME.md, NAME.csv and NAME.tex, a figure as NAME.png, NAME.svg
@@ -165,7 +167,7 @@ def write(document: Document, directory: str | os.PathLike[str]) -> list[pathlib
 
   Args:
     document: what to write.
-    directory: where to; made if it does not exist.
+    directory: where to, or a folder of a bucket; made if it does not exist.
 
   Returns:
     The files, `report.html` first.
@@ -194,14 +196,11 @@ def write(document: Document, directory: str | os.PathLike[str]) -> list[pathlib
       drawings[item.name] = _inline(item.name, images["svg"].decode())
   files = {"report.html": _html(document, drawings).encode()} | files
 
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  folder = workdir_path(directory)
+  folder.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
-    # Two processes may write it at the same time.
-    unfinished = directory / f"{name}.{os.getpid()}.tmp"
-    unfinished.write_bytes(content)
-    os.replace(unfinished, directory / name)
-  return [directory / name for name in files]
+    write_file(folder / name, content)
+  return [folder / name for name in files]
 
 
 def markdown(table: Table) -> str:

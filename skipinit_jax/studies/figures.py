@@ -39,10 +39,10 @@ _NETWORKS_PER_PANEL = 3
 
 
 def depth_bars(results: StudyResults) -> "Figure":
-  """Draws test accuracy by network and method, panels for each kind of network.
+  """Draws test accuracy by row and column, panels for each kind of network.
 
   Args:
-    results: of a depth study.
+    results: of a study whose accuracies stand for themselves, such as a depth study.
   """
   columns = unique([search.column for search in results.searches])
   most = min(_NETWORKS_PER_PANEL, max(1, _BARS_PER_PANEL // len(columns)))
@@ -595,4 +595,5 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def _family(search: SearchResult) -> tuple[Any, Any]:
-  return search.labels["model"], search.labels["width"]
+  # A study of one network does not say which.
+  return search.labels.get("model"), search.labels.get("width")

@@ -81,8 +81,7 @@ def _accuracy_gap(results: StudyResults) -> list[Finding]:
     f"SkipInit, α = 0, is at most {_PUBLISHED_GAP} percentage points less accurate "
     "than batch norm."
   )
-  evidence = "; ".join(f"{row}: {format_gap(gap, error)}" for row, gap, error in gaps)
-  return [Finding(claim, _at_least(gaps, -_PUBLISHED_GAP), evidence + " points.")]
+  return [Finding(claim, _at_least(gaps, -_PUBLISHED_GAP), _gap_evidence(gaps))]
 
 
 def accuracy_difference(
@@ -297,6 +296,64 @@ def _pays_at_large_batches(searches: Sequence[SearchResult]) -> list[Finding]:
       f"{format_gap(last, last_error)} points.",
     )
   ]
+
+
+def imagenet_findings(results: StudyResults) -> list[Finding]:
+  """Checks what the ImageNet table of De & Smith (2020) shows.
+
+  Args:
+    results: of an ImageNet study.
+  """
+  found = []
+  for claim, name, sizes in (
+    (
+      "Regularized SkipInit is at least as accurate as batch norm at batch sizes up to "
+      "1024.",
+      "regularized_skipinit",
+      range(1, 1025),
+    ),
+    (
+      "Fixup with dropout is at least as accurate as batch norm at batch sizes up to "
+      "1024.",
+      "fixup_dropout",
+      range(1, 1025),
+    ),
+  ):
+    gaps = _gaps_to_batch_norm(results, name, sizes)
+    if gaps:
+      found.append(Finding(claim, _at_least(gaps, 0.0), _gap_evidence(gaps)))
+  gaps = _gaps_to_batch_norm(results, "regularized_skipinit", range(4096, 2**31))
+  if gaps:
+    verdicts = [_is_at_least(-gap, error, 0.0) for _, gap, error in gaps]
+    holds = False if False in verdicts else None if None in verdicts else True
+    claim = (
+      "At batch sizes of 4096 and more, batch norm is more accurate than Regularized "
+      "SkipInit."
+    )
+    found.append(Finding(claim, holds, _gap_evidence(gaps)))
+  return found
+
+
+def _gaps_to_batch_norm(
+  results: StudyResults, method: str, batch_sizes: range
+) -> list[tuple[str, float, float | None]]:
+  """Returns by batch size how much more accurate a method is than batch norm."""
+  gaps = []
+  for column in unique([each.column for each in results.searches]):
+    mine = [
+      each
+      for each in results.searches
+      if each.column == column and each.labels["batch_size"] in batch_sizes
+    ]
+    pair = _of_method(mine, method) + _of_method(mine, "batch_norm")
+    if len(pair) == 2 and all(search.trains for search in pair):
+      gaps.append((column, *accuracy_difference(*pair)))
+  return gaps
+
+
+def _gap_evidence(gaps: Sequence[tuple[str, float, float | None]]) -> str:
+  evidence = "; ".join(f"{name}: {format_gap(gap, error)}" for name, gap, error in gaps)
+  return f"{evidence} points."
 
 
 def regularization_findings(results: StudyResults) -> list[Finding]:

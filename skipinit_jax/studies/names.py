@@ -14,9 +14,12 @@ def network_name(config: TrainConfig) -> str:
 
 def model_name(model: str) -> str:
   """Returns the name of a kind of network for people."""
-  return {"wide_resnet": "Wide-ResNet", "residual_mlp": "MLP", "resnet": "ResNet"}[
-    model
-  ]
+  return {
+    "wide_resnet": "Wide-ResNet",
+    "residual_mlp": "MLP",
+    "resnet": "ResNet",
+    "vision_transformer": "Vision Transformer",
+  }[model]
 
 
 def dataset_name(dataset: str) -> str:
@@ -26,6 +29,8 @@ def dataset_name(dataset: str) -> str:
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "imagenet2012": "ImageNet",
+    "sample_photos": "sample photographs",
   }.get(dataset, dataset)
 
 

@@ -87,3 +87,40 @@ DEPTH_TABLE: tuple[Published, ...] = tuple(
   for depth, entries in _DEPTH_ROWS.items()
   for (method, l2), entry in zip(_DEPTH_COLUMNS, entries, strict=True)
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedImageNet:
+  """One published result on ImageNet: ResNet-50, 90 epochs, one crop.
+
+  Attributes:
+    method: a name in `skipinit_jax.methods.NAMES`.
+    batch_size: examples of a step.
+    top1: test accuracy in percent.
+    top5: likewise, counting the label among the five largest logits.
+    source: where it is published.
+  """
+
+  method: str
+  batch_size: int
+  top1: float
+  top5: float
+  source: str
+
+
+_IMAGENET_BATCH_SIZES = (256, 1024, 4096)
+_IMAGENET_ROWS: dict[str, tuple[tuple[float, float], ...]] = {
+  "batch_norm": ((75.0, 92.2), (74.9, 92.1), (74.9, 91.9)),
+  "fixup": ((74.8, 91.8), (74.6, 91.7), (73.0, 90.6)),
+  "skipinit_biases": ((74.9, 91.9), (74.6, 91.8), (70.8, 89.2)),
+  "fixup_dropout": ((75.8, 92.5), (75.6, 92.5), (74.8, 91.8)),
+  "regularized_skipinit": ((75.6, 92.4), (75.5, 92.5), (72.7, 90.7)),
+}
+
+IMAGENET_TABLE: tuple[PublishedImageNet, ...] = tuple(
+  PublishedImageNet(
+    method, batch_size, top1, top5, "De & Smith (2020), arXiv:2002.10444v1"
+  )
+  for method, entries in _IMAGENET_ROWS.items()
+  for batch_size, (top1, top5) in zip(_IMAGENET_BATCH_SIZES, entries, strict=True)
+)

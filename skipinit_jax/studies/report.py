@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
@@ -23,7 +22,7 @@ from skipinit_jax.studies.names import (
   model_name,
   network_name,
 )
-from skipinit_jax.studies.published import DEPTH_TABLE, Published
+from skipinit_jax.studies.published import DEPTH_TABLE, IMAGENET_TABLE, Published
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import (
   Run,
@@ -34,6 +33,7 @@ from skipinit_jax.studies.study import (
   write_results,
 )
 from skipinit_jax.training import TrainConfig
+from skipinit_jax.training.workdir import Path
 
 _EDGE = "*"
 # What the rows and columns of a study's tables are.
@@ -42,6 +42,7 @@ _HEADERS = {
   "batch_size_study": ("batch size", "method"),
   "regularization_study": ("method", "dropout"),
   "branch_scale_study": ("network", "α or method"),
+  "imagenet_study": ("method", "batch size"),
 }
 
 
@@ -60,6 +61,7 @@ def make_report(results: StudyResults) -> Document:
     "batch_size_study": _batch_size_report,
     "regularization_study": _regularization_report,
     "branch_scale_study": _branch_scale_report,
+    "imagenet_study": _imagenet_report,
   }[results.name]
   title, lead, sections = make(results)
   nothing = _nothing_trains(results)
@@ -82,12 +84,12 @@ def make_report(results: StudyResults) -> Document:
 
 def write_report(
   results: StudyResults, directory: str | os.PathLike[str]
-) -> list[pathlib.Path]:
+) -> list[Path]:
   """Writes `results.json`, `report.html` and the files of all tables and figures.
 
   Args:
     results: of a finished study.
-    directory: where to; made if it does not exist.
+    directory: where to, or a folder of a bucket; made if it does not exist.
 
   Returns:
     The files, `report.html` first.
@@ -122,6 +124,7 @@ def _findings(results: StudyResults) -> list[Finding]:
     "batch_size_study": findings.batch_size_findings,
     "regularization_study": findings.regularization_findings,
     "branch_scale_study": findings.branch_scale_findings,
+    "imagenet_study": findings.imagenet_findings,
   }
   if results.name not in find:
     raise unknown_name("kind of study", results.name, find)
@@ -495,29 +498,125 @@ def _branch_scale_report(
   return title, lead, sections
 
 
-def _curves_section(results: StudyResults) -> Section:
-  return Section(
-    "Curves behind the optima",
-    "",
-    [
-      Figure(
-        name="rate_curves",
-        title="Test accuracy by learning rate",
-        figure=figures.rate_curves(results),
-        description="A panel for each row of the table, a line for each method.",
-        note="Circles mark the best rates of networks that train, crosses below the "
-        "accuracies the rates at which too few seeds completed. Whiskers are one "
-        "standard deviation.",
-      ),
-      Figure(
-        name="learning_curves",
-        title="Test accuracy by epoch at the best rate",
-        figure=figures.learning_curves(results),
-        description="A panel for each row of the table, a line for each method.",
-        note="Means over all completed seeds.",
-      ),
-    ],
+def _imagenet_report(
+  results: StudyResults,
+) -> tuple[str, str, list[Section]]:
+  dataset = _dataset(results, "train")
+  bars = Figure(
+    name="accuracy_by_batch_size",
+    title="Test accuracy by method and batch size",
+    figure=figures.depth_bars(results),
+    description="Bars of the test accuracy of each method by batch size.",
+    note="Whiskers are one standard deviation.",
   )
+  network = _network(results)
+  title = f"Methods and batch sizes on {dataset}"
+  lead = (
+    f"{network} on {dataset}: test accuracy by method and batch size, at one learning "
+    "rate in proportion to the batch size, beside the results of De & Smith (2020)."
+  )
+  published = published_imagenet_table(results)
+  sections = [
+    Section("Accuracy by method and batch size", "", [accuracy_table(results), bars]),
+    Section("Beside the published results", "", [published] if published else []),
+  ]
+  return title, lead, [section for section in sections if section.contents]
+
+
+def published_imagenet_table(results: StudyResults) -> Table | None:
+  """Returns measured beside published results of the same method and batch size.
+
+  Args:
+    results: of an ImageNet study.
+
+  Returns:
+    The table; None if nothing is published for any of the study's batch sizes.
+  """
+  train = results.config["train"]
+  setting = {"dataset": "imagenet2012", "model": "resnet", "depth": 50, "epochs": 90}
+  same = all(train[name] == value for name, value in setting.items())
+  by_cell = {(each.method, each.batch_size): each for each in IMAGENET_TABLE}
+  rows: list[list[str | Entry]] = []
+  for search in results.searches:
+    published = by_cell.get((search.labels["method"], search.labels["batch_size"]))
+    if published is None:
+      continue
+    top1, top5 = search.test_accuracy, _top5_accuracy(search, results.runs)
+    measured: str | Entry = Entry("does not train", "bad")
+    agreement: str | Entry = Entry("differs: does not train here", "bad")
+    if search.trains and top1 is not None:
+      measured = f"{100 * top1:.1f}/{'-' if top5 is None else f'{100 * top5:.1f}'}"
+      deviation = search.test_accuracy_deviation
+      gap, error = difference(
+        100 * top1,
+        None if deviation is None else 100 * deviation,
+        published.top1,
+        None,
+      )
+      agreement = findings.format_gap(gap, error) if same else "another setting"
+    rows.append(
+      [
+        search.row,
+        f"{published.batch_size}",
+        measured,
+        f"{published.top1}/{published.top5}",
+        agreement,
+      ]
+    )
+  if not rows:
+    return None
+  return Table(
+    name="published",
+    title="Measured and published: top-1/top-5 accuracy in %",
+    header=[
+      "method",
+      "batch size",
+      f"measured: {_dataset(results, 'train')}, {_network(results)}, "
+      f"{train['epochs']} epochs",
+      "published: ImageNet, ResNet-50, 90 epochs",
+      "measured minus published",
+    ],
+    rows=rows,
+    note=f"Published, without deviations: {IMAGENET_TABLE[0].source}. Differences are "
+    "of top-1 accuracy, in percentage points, and taken in the published setting only. "
+    "The published learning rates are not known to us: ours are 0.1 at a batch size of "
+    "256 by default (Goyal et al., 2017).",
+  )
+
+
+def _top5_accuracy(search: SearchResult, runs: Sequence[Run]) -> float | None:
+  """Returns the mean over the seeds that the search's test accuracy is over."""
+  mine = [
+    run for run in runs if run.search == search.name and run.status == "completed"
+  ]
+  best = sorted(mine, key=lambda run: run.test_accuracy or 0.0)[-search.best_of :]
+  values = [run.test_top5_accuracy for run in best]
+  known = [value for value in values if value is not None]
+  return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _curves_section(results: StudyResults) -> Section:
+  _, column = _HEADERS[results.name]
+  description = f"A panel for each row of the table, a line for each {column}."
+  learning_curves = Figure(
+    name="learning_curves",
+    title="Test accuracy by epoch at the best rate",
+    figure=figures.learning_curves(results),
+    description=description,
+    note="Means over all completed seeds.",
+  )
+  if all(len(search.rates) == 1 for search in results.searches):
+    return Section("Learning curves", "", [learning_curves])
+  rate_curves = Figure(
+    name="rate_curves",
+    title="Test accuracy by learning rate",
+    figure=figures.rate_curves(results),
+    description=description,
+    note="Circles mark the best rates of networks that train, crosses below the "
+    "accuracies the rates at which too few seeds completed. Whiskers are one "
+    "standard deviation.",
+  )
+  return Section("Curves behind the optima", "", [rate_curves, learning_curves])
 
 
 def _signal_sections(results: StudyResults) -> list[Section]:

@@ -13,6 +13,7 @@ from skipinit_jax.studies.names import dataset_name, format_rate, network_name
 from skipinit_jax.studies.report import signal_figures, writing_to
 from skipinit_jax.training import Result, TrainConfig
 from skipinit_jax.training.metrics import read_json, read_metrics
+from skipinit_jax.training.workdir import Path
 
 _RESULT = "result.json"
 
@@ -133,7 +134,7 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
 
 def write_run_report(
   workdir: str | os.PathLike[str], directory: str | os.PathLike[str]
-) -> list[pathlib.Path]:
+) -> list[Path]:
   """Writes `report.html` and the files of all tables and figures of a run.
 
   Args:

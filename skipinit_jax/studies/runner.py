@@ -30,7 +30,7 @@ from skipinit_jax import data
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
-from skipinit_jax.studies.statistics import above_chance
+from skipinit_jax.studies.statistics import above_chance, above_share
 from skipinit_jax.studies.storage import (
   HEARTBEAT_SECONDS,
   Claim,
@@ -54,6 +54,7 @@ from skipinit_jax.training import Result, TrainConfig, train
 from skipinit_jax.training.lock import Lock, LockedError
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.signals import StopRequest
+from skipinit_jax.training.workdir import local_workdir
 
 _POLL_SECONDS = 1.0
 _MAX_ATTEMPTS = 3
@@ -100,10 +101,10 @@ def run(
   """
   check(study)
   num_workers, devices_per_trial = _resources(num_workers, devices_per_trial)
-  threshold = _threshold(study)
-  workdir = pathlib.Path(workdir).absolute()
+  threshold = trains_above(study)
+  workdir = local_workdir(workdir)
   lock_path = _lock_path(workdir)
-  command = shlex.join(["python", *_arguments(storage)])
+  command = command_line(storage)
   with contextlib.ExitStack() as stack:
     stack.callback(lock_path.unlink, missing_ok=True)
     stack.enter_context(Lock(lock_path))
@@ -155,14 +156,23 @@ def _num_cores() -> int:
   return len(os.sched_getaffinity(0)) if may_tell else os.cpu_count() or 1
 
 
-def _threshold(study: Study) -> float:
+def trains_above(study: Study) -> float:
+  """Returns the test accuracy above which a network of the study counts as trained.
+
+  Raises:
+    UsageError: its searches have several data sets, or the data set is not there.
+  """
   config = study.searches[0].config
   names = {search.config.dataset for search in study.searches}
   if len(names) > 1:
     raise UsageError(
       f"The study's data sets differ ({', '.join(sorted(names))}): it has one."
     )
-  return above_chance(data.load(config.dataset, data_dir=config.data_dir).test.labels)
+  dataset = config.load_dataset()
+  if isinstance(dataset, data.StreamedDataset):
+    # Their classes are of one size: reading them all would tell nothing more.
+    return above_share(1 / dataset.num_classes, dataset.test.num_examples)
+  return above_chance(dataset.test.labels)
 
 
 def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -178,14 +188,18 @@ def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _arguments(storage: str | None) -> list[str]:
-  """Returns how this program was called, without interpreter's path and password."""
+def command_line(storage: str | None = None) -> str:
+  """Returns how this program was called, without interpreter's path and password.
+
+  Args:
+    storage: URL of the study's database, if it has one.
+  """
   module = getattr(sys.modules["__main__"], "__spec__", None)
   arguments = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
-  if not storage:
-    return arguments
-  shown = printable_url(storage)
-  return [argument.replace(storage, shown) for argument in arguments]
+  if storage:
+    shown = printable_url(storage)
+    arguments = [argument.replace(storage, shown) for argument in arguments]
+  return shlex.join(["python", *arguments])
 
 
 class _Supervisor:
@@ -462,12 +476,20 @@ def _run(
       time.sleep(0.2)
   if result.status == "interrupted":
     return None
-  return _record(key, result, read_metrics(workdir), time.monotonic() - start)
+  return record(key, result, read_metrics(workdir), time.monotonic() - start)
 
 
-def _record(
+def record(
   key: Key, result: Result, rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> Run:
+  """Returns what a study keeps of a finished run.
+
+  Args:
+    key: the run.
+    result: what it came to.
+    rows: of its metrics.
+    seconds: that it took.
+  """
   return Run(
     search=key.search,
     learning_rate=key.learning_rate,
@@ -478,6 +500,7 @@ def _record(
     train_accuracy=result.train_accuracy,
     test_loss=result.test_loss,
     test_accuracy=result.test_accuracy,
+    test_top5_accuracy=result.test_top5_accuracy,
     history=make_history(rows),
     seconds=float(f"{seconds:.4g}"),
     device=result.device,

@@ -204,8 +204,17 @@ def above_chance(labels: np.ndarray) -> float:
   Args:
     labels: of the test set, [N] int.
   """
-  share = chance(labels)
-  return share + 3 * math.sqrt(share * (1 - share) / len(labels))
+  return above_share(chance(labels), len(labels))
+
+
+def above_share(share: float, num_examples: int) -> float:
+  """Returns a share plus three standard errors of it over so many examples.
+
+  Args:
+    share: from 0 to 1.
+    num_examples: size of the test set.
+  """
+  return share + 3 * math.sqrt(share * (1 - share) / num_examples)
 
 
 def group_by_rate(

@@ -18,6 +18,7 @@ from skipinit_jax.studies.statistics import (
 )
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.metrics import read_json, to_json, write_json
+from skipinit_jax.training.workdir import Path, workdir_path
 
 RESULTS = "results.json"
 
@@ -104,6 +105,8 @@ class Run:
     seconds: that the process which finished it took for it.
     device: kind and number of its devices.
     versions: of the packages that decide the result.
+    test_top5_accuracy: share of the test set whose label is among the five largest
+      logits; None if the run diverged, or is of a version that did not measure it.
   """
 
   search: str
@@ -119,6 +122,7 @@ class Run:
   seconds: float
   device: str
   versions: dict[str, str]
+  test_top5_accuracy: float | None = None
 
   @property
   def outcome(self) -> Outcome:
@@ -366,11 +370,9 @@ def _outcomes(
   return outcomes
 
 
-def write_results(
-  results: StudyResults, directory: str | os.PathLike[str]
-) -> pathlib.Path:
+def write_results(results: StudyResults, directory: str | os.PathLike[str]) -> Path:
   """Writes `results.json` into an existing directory, and returns its path."""
-  path = pathlib.Path(directory, RESULTS)
+  path = workdir_path(directory) / RESULTS
   write_json(path, dataclasses.asdict(results))
   return path
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from skipinit_jax import methods
-from skipinit_jax.studies.published import DEPTH_TABLE
+from skipinit_jax.studies.published import DEPTH_TABLE, IMAGENET_TABLE
 
 # arXiv:2002.10444v1, tables 1 and 2.
 TABLE = """
@@ -72,3 +72,39 @@ def test_every_entry_says_where_it_is_from(published):
   network = (published.dataset, published.model, published.width)
   assert network == ("cifar10", "wide_resnet", 2)
   assert published.method in methods.NAMES
+
+
+# arXiv:2002.10444v1, its table on ImageNet: top-1/top-5 accuracy by batch size.
+IMAGENET = """
+| method | 256 | 1024 | 4096 |
+|---|---|---|---|
+| batch normalization | 75.0/92.2 | 74.9/92.1 | 74.9/91.9 |
+| Fixup | 74.8/91.8 | 74.6/91.7 | 73.0/90.6 |
+| SkipInit + biases | 74.9/91.9 | 74.6/91.8 | 70.8/89.2 |
+| Fixup + dropout | 75.8/92.5 | 75.6/92.5 | 74.8/91.8 |
+| Regularized SkipInit | 75.6/92.4 | 75.5/92.5 | 72.7/90.7 |
+"""
+NAMES = {
+  "batch normalization": "batch_norm",
+  "Fixup": "fixup",
+  "SkipInit + biases": "skipinit_biases",
+  "Fixup + dropout": "fixup_dropout",
+  "Regularized SkipInit": "regularized_skipinit",
+}
+
+
+def test_imagenet_table_is_the_published_one():
+  header, _, *rows = (
+    [entry.strip() for entry in line.strip("|").split("|")]
+    for line in IMAGENET.strip().splitlines()
+  )
+  expected = {
+    (NAMES[name], int(size), *map(float, entry.split("/")))
+    for name, *entries in rows
+    for size, entry in zip(header[1:], entries, strict=True)
+  }
+  assert len(IMAGENET_TABLE) == len(expected) == 15
+  actual = {(e.method, e.batch_size, e.top1, e.top5) for e in IMAGENET_TABLE}
+  assert actual == expected
+  assert all("arXiv:2002.10444v1" in each.source for each in IMAGENET_TABLE)
+  assert {each.method for each in IMAGENET_TABLE} <= set(methods.NAMES)
