@@ -12,6 +12,12 @@ import numpy as np
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.studies import (
+  ImageNetStudyConfig,
+  imagenet_study,
+  run_in_turn,
+  write_report,
+)
 from skipinit_jax.training import TrainConfig, load_trained, train
 from skipinit_jax.training import workdir as workdirs
 from skipinit_jax.training.metrics import read_metrics
@@ -148,6 +154,25 @@ def test_damaged_checkpoint_is_not_read(resumed, objects, monkeypatch):
   content[len(content) // 2] ^= 1
   monkeypatch.setitem(objects, name, bytes(content))
   assert load_trained(RUN).step < resumed.step
+
+
+def test_study_of_all_hosts_and_its_report(objects):
+  config = ImageNetStudyConfig(
+    methods=("skipinit",),
+    batch_sizes=(64,),
+    train=TrainConfig(model="residual_mlp", depth=2, width=8, epochs=1),
+  )
+  study = imagenet_study(config)
+  results = run_in_turn(study, "gs://bucket/study")
+  page, *others = write_report(results, "gs://bucket/study")
+  assert str(page) == "gs://bucket/study/report.html"
+  names = {name for name in objects if name.startswith("bucket/study/")}
+  assert {str(path).removeprefix("gs://") for path in (page, *others)} <= names
+  folder = f"bucket/study/trials/skipinit/batch_64/rate_{2**-5}/seed_0"
+  assert f"{folder}/result.json" in names
+  written = json.loads(objects["bucket/study/results.json"])
+  assert written["runs"][0]["test_accuracy"] == results.runs[0].test_accuracy
+  assert run_in_turn(study, "gs://bucket/study") == results
 
 
 @pytest.mark.parametrize(

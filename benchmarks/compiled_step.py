@@ -1,0 +1,214 @@
+"""What one compiled train step computes, moves and sends, from its own program.
+
+The step is compiled for a mesh of devices that need not exist: XLA's cost analysis
+counts its operations and bytes, and its text has every collective.
+"""
+
+import dataclasses
+import importlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training import (
+  TrainConfig,
+  batch_sharding,
+  make_init,
+  make_mesh,
+  make_optimizer,
+  make_train_step,
+  replicated,
+)
+from skipinit_jax.training.compilation import compiler_options
+
+_COLLECTIVES = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*)")
+_OPERATION = re.compile(r" ([a-z][a-z0-9-]*)\(")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
+
+
+class Collective(NamedTuple):
+  """One exchange between all devices.
+
+  Attributes:
+    operation: its name in XLA, such as "all-reduce".
+    num_bytes: bytes of its result on one device.
+    position: how many collectives, one behind the other, it has to wait for.
+  """
+
+  operation: str
+  num_bytes: int
+  position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+  """What one device does in one step.
+
+  Attributes:
+    flops: floating-point operations; a multiply-add is two.
+    num_bytes: bytes that the operations of the compiled program read and write. What
+      a fused operation keeps to itself is not counted.
+    memory_bytes: bytes of memory that the program needs at once.
+    parameters: numbers that are learned.
+    waited_bytes: bytes of each collective that other collectives, and so forward or
+      backward pass, wait for, in order.
+    update_bytes: bytes of the collectives that only the update waits for.
+  """
+
+  flops: float
+  num_bytes: float
+  memory_bytes: int
+  parameters: int
+  waited_bytes: tuple[int, ...]
+  update_bytes: int
+
+
+def tpu_devices(topology: str) -> Sequence[Any]:
+  """Returns devices of a TPU slice to compile for; no TPU is needed.
+
+  Args:
+    topology: generation and shape of the slice, such as "v5e:2x4".
+
+  Raises:
+    UsageError: the compiler for TPUs is not installed.
+  """
+  from jax.experimental import topologies
+
+  # Otherwise the library looks for the machine's own TPUs, and waits.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  try:
+    importlib.import_module("libtpu")
+  except ImportError:
+    raise UsageError(
+      "--count needs the compiler for TPUs, which runs on any x86 Linux: install "
+      "libtpu, in the version that jax[tpu] names."
+    ) from None
+  return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def count(
+  config: TrainConfig,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+  devices: Sequence[Any],
+) -> StepCost:
+  """Compiles one train step and returns what each device does in it.
+
+  Args:
+    config: the run; its blocks must be written out, because XLA counts the body of a
+      loop once. `batch_size` is that of all devices.
+    image_shape: height, width and channels.
+    num_classes: number of logits.
+    devices: the devices to compile for.
+
+  Raises:
+    UsageError: the blocks are scanned, or the batch is cut into parts.
+  """
+  if config.scan or config.accumulation_steps > 1:
+    raise UsageError(
+      f"scan is {config.scan} and accumulation_steps is {config.accumulation_steps}: "
+      "XLA counts the body of a loop once, so they must be False and 1."
+    )
+  mesh = make_mesh(devices)
+  model = config.make_model(num_classes)
+  optimizer = make_optimizer(config, steps_per_epoch=1000)
+  init = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
+  state = jax.eval_shape(init, np.uint32(0))
+  step = jax.jit(
+    make_train_step(model, optimizer, mesh=mesh),
+    in_shardings=(replicated(mesh), batch_sharding(mesh), batch_sharding(mesh)),
+    out_shardings=replicated(mesh),
+    donate_argnums=0,
+  )
+  images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+  labels = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+  options: Any = compiler_options() if devices[0].platform == "cpu" else None
+  # On a CPU, our convolutions write their gradients in a form that counts the zeros
+  # between strides. Accelerators get JAX's own.
+  with mock.patch.object(jax, "default_backend", return_value="tpu"):
+    lowered = step.lower(state, images, labels)
+  # JAX's types allow that a backend has no analyses.
+  compiled: Any = lowered.compile(options)
+  costs = compiled.cost_analysis()
+  memory = compiled.memory_analysis()
+  collectives = parse_collectives(compiled.as_text())
+  last = max((each.position for each in collectives), default=0)
+  by_position = [0] * (last + 1)
+  for each in collectives:
+    by_position[each.position] += each.num_bytes
+  return StepCost(
+    flops=costs["flops"],
+    num_bytes=costs["bytes accessed"],
+    memory_bytes=memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes,
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    waited_bytes=tuple(by_position[:-1]),
+    update_bytes=by_position[-1],
+  )
+
+
+def parse_collectives(text: str) -> tuple[Collective, ...]:
+  """Returns the collectives of a compiled program.
+
+  Args:
+    text: the program, as `jax.stages.Compiled.as_text` gives it.
+
+  Raises:
+    ValueError: a collective is in a computation that the program calls, such as a
+      loop, so that nothing tells how often it runs.
+  """
+  found = []
+  # How many collectives, one behind the other, each value has waited for.
+  waited: dict[str, int] = {}
+  in_entry = False
+  for line in text.splitlines():
+    if not line.startswith(" "):
+      in_entry = line.startswith("ENTRY")
+      continue
+    match = _INSTRUCTION.match(line)
+    operation = match and _OPERATION.search(match[2])
+    if not (match and operation):
+      continue
+    kind = operation[1].removesuffix("-start")
+    if kind in _COLLECTIVES and not in_entry:
+      raise ValueError(f"A called computation has a collective: {line.strip()[:80]}")
+    if not in_entry:
+      continue
+    operands = match[2][operation.end() :].split(")")[0]
+    position = max(
+      (waited.get(name, 0) for name in re.findall(r"%([^\s,]+)", operands)), default=0
+    )
+    if kind in _COLLECTIVES:
+      result = match[2][: operation.start()]
+      found.append(Collective(kind, _num_bytes(result), position))
+      position += 1
+    waited[match[1]] = position
+  return tuple(found)
+
+
+def _num_bytes(shapes: str) -> int:
+  total = 0
+  for dtype, dimensions in _ARRAY.findall(shapes):
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    sizes = [int(size) for size in dimensions.split(",") if size]
+    total += bits // 8 * math.prod(sizes)
+  return total

@@ -1,0 +1,251 @@
+"""The costs of compiled steps, and the model of their time, against theory."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import compiled_step, scaling, scaling_model
+from benchmarks.compiled_step import StepCost
+from skipinit_jax.errors import UsageError
+from skipinit_jax.studies import markdown
+from skipinit_jax.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+IMAGE = 8
+BATCH = 16
+# Normalized features of a Wide-ResNet 10-1, from the first block to the classifier.
+FEATURES = (16, 16, 16, 32, 32, 64, 64)
+# The mean loss and accuracy, which every step sums over the devices.
+SCALARS = 8
+
+
+def small_config(method: str, **fields: object) -> TrainConfig:
+  return TrainConfig(depth=10, method=method, scan=False, batch_size=BATCH, **fields)
+
+
+@pytest.fixture(scope="module")
+def count():
+  devices = jax.devices()[:2]
+
+  def count(method: str, **fields: object) -> StepCost:
+    config = small_config(method, **fields)
+    return compiled_step.count(config, (IMAGE, IMAGE, 3), 10, devices)
+
+  return count
+
+
+@pytest.fixture(scope="module")
+def skipinit(count):
+  return count("skipinit")
+
+
+def test_skipinit_sums_the_gradient_and_waits_for_nothing(skipinit):
+  assert skipinit.waited_bytes == ()
+  assert skipinit.update_bytes == 4 * skipinit.parameters + SCALARS
+
+
+def test_batch_norm_waits_for_two_sums_a_normalizer(count):
+  cost = count("batch_norm")
+  assert len(cost.waited_bytes) == 2 * len(FEATURES)
+  # Forward: mean and mean square, float32.
+  forward = tuple(8 * features for features in FEATURES)
+  assert cost.waited_bytes[: len(FEATURES)] == forward
+  # Backward: two sums each. XLA joins some with gradients that are ready by then.
+  backward = cost.waited_bytes[len(FEATURES) :]
+  assert all(
+    num_bytes >= 8 * features
+    for num_bytes, features in zip(backward, reversed(FEATURES), strict=True)
+  )
+  total = sum(cost.waited_bytes) + cost.update_bytes
+  least = 4 * cost.parameters + sum(forward) + SCALARS
+  # Scale and bias have the same two sums as gradients, if XLA finds both.
+  assert least <= total <= least + sum(forward)
+
+
+def test_ghost_batch_norm_sums_running_statistics_but_waits_for_nothing(count):
+  cost = count("batch_norm", ghost_batch_size=4)
+  assert cost.waited_bytes == ()
+  assert cost.update_bytes == 4 * cost.parameters + 8 * sum(FEATURES) + SCALARS
+
+
+def test_flops_are_those_of_three_convolutions_a_layer(skipinit):
+  # Taps of a 3x3 kernel that are inside the image, along one axis: those outside cost
+  # nothing. Stride 2 pads one side only.
+  def taps(size: int, stride: int) -> int:
+    return 3 * size - 2 if stride == 1 else 3 * (size // stride) - 1
+
+  stem = taps(IMAGE, 1) ** 2 * 3 * 16
+  layers, size, features = 0, IMAGE, 16
+  for width, stride in ((16, 1), (32, 2), (64, 2)):
+    layers += taps(size, stride) ** 2 * features * width
+    size //= stride
+    layers += taps(size, 1) ** 2 * width * width
+    if features != width:
+      layers += size**2 * features * width
+    features = width
+  layers += 64 * 10
+  # Forward, gradient of the input, gradient of the kernel; images need no gradient.
+  flops = 2 * (3 * layers + 2 * stem) * BATCH // 2
+  assert flops < skipinit.flops < 1.06 * flops
+
+
+def test_loops_are_refused(count):
+  with pytest.raises(UsageError, match="scan is True"):
+    compiled_step.count(
+      dataclasses.replace(small_config("skipinit"), scan=True),
+      (IMAGE, IMAGE, 3),
+      10,
+      jax.devices()[:2],
+    )
+
+
+def test_without_the_compiler_for_tpus_the_error_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "libtpu", None)
+  with pytest.raises(UsageError, match="install libtpu"):
+    compiled_step.tpu_devices("v5e:2x4")
+
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0:T(128)} parameter(0)
+  %all-reduce.1 = (f32[4]{0:T(128)S(1)}, bf16[2,3]{1,0}) all-reduce(%x, %x)
+  %y = f32[4]{0} fusion(%all-reduce.1), kind=kLoop, calls=%add
+  %all-reduce-start.2 = f32[4]{0} all-reduce-start(%y), to_apply=%add
+  %z = f32[4]{0} all-reduce-done(%all-reduce-start.2)
+  %all-gather.3 = f32[8]{0} all-gather(%x), dimensions={0}
+  ROOT %w = f32[4]{0} add(%z, %x)
+}
+"""
+
+
+def test_collectives_are_read_with_bytes_and_order():
+  assert compiled_step.parse_collectives(PROGRAM) == (
+    ("all-reduce", 4 * 4 + 2 * 6, 0),
+    ("all-reduce", 16, 1),
+    ("all-gather", 32, 0),
+  )
+
+
+def test_a_collective_in_a_called_computation_is_refused():
+  text = PROGRAM.replace("add(%a, %b)", "all-reduce(%a)")
+  with pytest.raises(ValueError, match="called computation"):
+    compiled_step.parse_collectives(text)
+
+
+TPU_V4, TPU_V5E, TPU_V6E, H100 = scaling_model.ACCELERATORS
+
+
+@pytest.mark.parametrize(
+  ("accelerator", "num_devices", "microseconds"),
+  [
+    (TPU_V5E, 1, 0),
+    # Two axes of a torus of 16: 8 hops to the farthest, there and back.
+    (TPU_V5E, 256, 5 + 2 * 8 * 2),
+    # Axes of 8 have ends: 7 hops.
+    (TPU_V5E, 64, 5 + 2 * 7 * 2),
+    # Four pods: a tree of two levels, up and down.
+    (TPU_V5E, 1024, 5 + 2 * 8 * 2 + 2 * 2 * 20),
+    (TPU_V4, 1024, 5 + 2 * (4 + 4 + 8)),
+    # NCCL: 6.8 + 2 (7 x 0.6 + log2(nodes) x 5).
+    (H100, 4, 6.8 + 2 * 3 * 0.6),
+    (H100, 64, 6.8 + 2 * (7 * 0.6 + 3 * 5)),
+    (H100, 1024, 6.8 + 2 * (7 * 0.6 + 7 * 5)),
+  ],
+)
+def test_latency_of_an_all_reduce(accelerator, num_devices, microseconds):
+  seconds = scaling_model.all_reduce_seconds(accelerator, num_devices, 0)
+  assert seconds == pytest.approx(1e-6 * microseconds)
+
+
+@pytest.mark.parametrize(
+  ("accelerator", "num_devices", "bandwidth"),
+  [
+    # Four links: two axes, both directions.
+    (TPU_V5E, 256, 4 * 50e9 / (2 * 255 / 256)),
+    (TPU_V4, 64, 6 * 45e9 / (2 * 63 / 64)),
+    (H100, 8, 450e9 / (2 * 7 / 8)),
+    # Of each byte an eighth goes through each port of the host.
+    (H100, 16, 1 / (2 * 7 / 8 / 450e9 + 2 * (1 / 2) / 8 / 50e9)),
+  ],
+)
+def test_bandwidth_of_an_all_reduce(accelerator, num_devices, bandwidth):
+  latency, seconds = (
+    scaling_model.all_reduce_seconds(accelerator, num_devices, num_bytes)
+    for num_bytes in (0, 1e9)
+  )
+  assert 1e9 / (seconds - latency) == pytest.approx(bandwidth)
+
+
+def test_a_step_is_the_slower_of_computation_and_memory_and_its_waits():
+  cost = StepCost(
+    flops=989e12 * 0.5 * 2,
+    num_bytes=3350e9 * 0.8 * 1,
+    memory_bytes=0,
+    parameters=0,
+    waited_bytes=(0, 0, 0),
+    update_bytes=0,
+  )
+  time = scaling_model.step_time(cost, H100, 8, parts=5)
+  one = 1e-6 * (6.8 + 2 * 7 * 0.6)
+  assert time == pytest.approx((5 * 2.0, 5 * 3 * one, one))
+  assert time.waiting_share == pytest.approx(time.waiting / (10 + 16 * one))
+  memory_bound = dataclasses.replace(cost, num_bytes=3 * cost.num_bytes)
+  assert scaling_model.step_time(memory_bound, H100, 8).local == pytest.approx(3)
+
+
+def test_tables_of_the_page_are_those_of_the_committed_costs():
+  page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+  tables = scaling.make_tables(scaling.read_costs(ROOT / "results/scaling"))
+  assert len(tables) == 7
+  assert [name for name in tables if markdown(tables[name]) not in page] == []
+
+
+def test_costs_of_a_batch_are_linear_through_those_that_were_compiled():
+  costs = scaling.read_costs(ROOT / "results/scaling")
+  small, large = (costs[scaling.Key("ResNet-50", "skipinit", n)] for n in (4, 64))
+  assert scaling.resnet_cost(costs, "skipinit", 4) == small
+  assert scaling.resnet_cost(costs, "skipinit", 64) == large
+  # 16 = 4 + (64 - 4) / 5
+  between = small.num_bytes + (large.num_bytes - small.num_bytes) / 5
+  cost = scaling.resnet_cost(costs, "skipinit", 16)
+  assert cost.num_bytes == pytest.approx(between)
+  assert cost.update_bytes == large.update_bytes
+
+
+def test_costs_are_kept_and_only_those_that_lack_are_counted(monkeypatch, tmp_path):
+  counted = []
+
+  def count(config: TrainConfig, *_: object) -> StepCost:
+    counted.append((config.model, config.method, config.batch_size))
+    if len(counted) == 3:
+      raise KeyboardInterrupt
+    return StepCost(1.5, 2.0, 3, 4, (5, 6), len(counted))
+
+  monkeypatch.setattr(compiled_step, "tpu_devices", lambda _: jax.devices()[:8])
+  monkeypatch.setattr(compiled_step, "count", count)
+  with pytest.raises(KeyboardInterrupt):
+    scaling.count_missing(tmp_path)
+  first = scaling.read_costs(tmp_path)
+  assert [cost.update_bytes for cost in first.values()] == [1, 2]
+  scaling.count_missing(tmp_path)
+  costs = scaling.read_costs(tmp_path)
+  assert first.items() < costs.items()
+  # The batch is that of all eight devices.
+  assert counted.count(("resnet", "skipinit", 8 * 64)) == 1
+  assert counted.count(("resnet", "skipinit", 8 * 4)) == 1
+  assert len(counted) == len(costs) + 1
+
+
+def test_without_costs_the_program_says_how_to_make_them(run_program, tmp_path):
+  result = run_program(["benchmarks.scaling", f"--workdir={tmp_path}"], status=1)
+  assert "make it with --count" in result.stderr
