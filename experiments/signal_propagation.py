@@ -40,6 +40,7 @@ from skipinit_jax.models import (
   FullyConnectedBlock,
   ResidualBlock,
   ResNet,
+  VisionTransformer,
 )
 from skipinit_jax.models.common import block_fields, require_positive
 from skipinit_jax.studies import document
@@ -220,6 +221,8 @@ def _predict(model: Any, images: jax.Array) -> Signal | None:
   """Returns the signal by theory, None for networks that it does not cover."""
   if isinstance(model, LinearMLP):
     return model.predict(images)
+  if isinstance(model, VisionTransformer):
+    return None
   if not isinstance(model, ResNet):
     return theory.predict_model(model, images)
   if model.version == 1:

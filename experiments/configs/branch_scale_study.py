@@ -55,6 +55,31 @@ def learnable_alpha_wide_resnet() -> BranchScaleStudyConfig:
   )
 
 
+def transformer() -> BranchScaleStudyConfig:
+  """Vision Transformers of 64 layers without layer norm, and with it, on `digits`.
+
+  SkipInit's scalars stand at the ends of all 128 branches. Gradients are clipped, as
+  is usual for Transformers, for every method alike.
+  """
+  return BranchScaleStudyConfig(
+    methods=("skipinit",),
+    alphas=(0.0,),
+    learnable=(True,),
+    references=("layer_norm", "unnormalized"),
+    depths=(64,),
+    train=TrainConfig(
+      model="vision_transformer",
+      width=32,
+      batch_size=32,
+      clip_norm=1.0,
+      epochs=8,
+      constant_epochs=6,
+      eval_every_epochs=4,
+    ),
+    search=_search((2**-4, 2**-3), min_rate=2**-6, max_rate=2**0),
+  )
+
+
 def _mlp() -> TrainConfig:
   return TrainConfig(
     model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=4
@@ -75,4 +100,5 @@ CONFIGS: dict[str, Callable[[], BranchScaleStudyConfig]] = {
   "batch_norm": batch_norm,
   "learnable_alpha": learnable_alpha,
   "learnable_alpha_wide_resnet": learnable_alpha_wide_resnet,
+  "transformer": transformer,
 }

@@ -20,15 +20,15 @@ from skipinit_jax.models.common import (
 )
 from skipinit_jax.models.depth import DepthStack
 
+_lecun_normal: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+
 def _require_features(block: ResidualBlock, x: jax.Array) -> None:
   if x.shape[-1] != block.features or block.strides != 1:
     raise UsageError(
       f"A block of a Transformer keeps its {block.features} features and has no "
       f"strides: its input has {x.shape[-1]} features and strides is {block.strides}."
     )
-
-
-_lecun_normal: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
 
 
 class AttentionBlock(ResidualBlock):
@@ -210,9 +210,7 @@ class VisionTransformer(nn.Module):
     x += positions.astype(x.dtype)
     block = functools.partial(
       EncoderBlock,
-      functools.partial(
-        AttentionBlock, self.width, num_heads=self.num_heads, **fields
-      ),
+      functools.partial(AttentionBlock, self.width, num_heads=self.num_heads, **fields),
       functools.partial(MLPBlock, self.width, **fields),
     )
     x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)

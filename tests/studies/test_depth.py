@@ -195,3 +195,5 @@ def test_networks_are_named_as_in_the_paper():
   assert network_name(TrainConfig(depth=16, width=4)) == "Wide-ResNet 16-4"
   assert network_name(TrainConfig(model="residual_mlp", depth=5, width=7)) == "MLP 5-7"
   assert network_name(TrainConfig(model="resnet", depth=50)) == "ResNet 50 v2"
+  transformer = TrainConfig(model="vision_transformer", depth=64, width=32)
+  assert network_name(transformer) == "Vision Transformer 64-32"
