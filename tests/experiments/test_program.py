@@ -11,7 +11,7 @@ def test_help_describes_every_field(run_program):
   done = run_program(["experiments.train", "--help"], status=1)
   text = " ".join(done.stdout.split())
   assert text.startswith("Trains and evaluates one network.")
-  assert "Directory of checkpoints, metrics.jsonl and result.json" in text
+  assert "Directory, or gs://BUCKET/FOLDER, of checkpoints, metrics.jsonl" in text
   assert "Default values: digits, fashion_mnist, cifar10, cifar100 (default: d" in text
   for field in dataclasses.fields(TrainConfig):
     assert f" {field.name}: " in text
@@ -30,7 +30,7 @@ def test_help_describes_every_field(run_program):
     (
       ["--config=mnist"],
       "FATAL Flags parsing error: flag --config=mnist: Unknown configuration 'mnist': "
-      "choose one of cifar10, cifar100, digits, fashion_mnist.",
+      "choose one of cifar10, cifar100, digits, fashion_mnist, imagenet2012.",
     ),
     (
       ["--config.epochs=ten"],
