@@ -12,7 +12,8 @@ def test_help_describes_every_field(run_program):
   text = " ".join(done.stdout.split())
   assert text.startswith("Trains and evaluates one network.")
   assert "Directory, or gs://BUCKET/FOLDER, of checkpoints, metrics.jsonl" in text
-  assert "Default values: digits, fashion_mnist, cifar10, cifar100 (default: d" in text
+  names = "digits, fashion_mnist, cifar10, cifar100, imagenet2012"
+  assert f"Default values: {names} (default: d" in text
   for field in dataclasses.fields(TrainConfig):
     assert f" {field.name}: " in text
     assert f"  {field.name}: " in inspect.getdoc(TrainConfig)
