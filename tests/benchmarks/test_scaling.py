@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import compiled_step, scaling, scaling_model
+from benchmarks import compiled_step, scaling_model, scaling_report
 from benchmarks.compiled_step import StepCost
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import markdown
@@ -205,19 +205,23 @@ def test_a_step_is_the_slower_of_computation_and_memory_and_its_waits():
 
 def test_tables_of_the_page_are_those_of_the_committed_costs():
   page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-  tables = scaling.make_tables(scaling.read_costs(ROOT / "results/scaling"))
+  tables = scaling_report.make_tables(
+    scaling_report.read_costs(ROOT / "results/scaling")
+  )
   assert len(tables) == 7
   assert [name for name in tables if markdown(tables[name]) not in page] == []
 
 
 def test_costs_of_a_batch_are_linear_through_those_that_were_compiled():
-  costs = scaling.read_costs(ROOT / "results/scaling")
-  small, large = (costs[scaling.Key("ResNet-50", "skipinit", n)] for n in (4, 64))
-  assert scaling.resnet_cost(costs, "skipinit", 4) == small
-  assert scaling.resnet_cost(costs, "skipinit", 64) == large
+  costs = scaling_report.read_costs(ROOT / "results/scaling")
+  small, large = (
+    costs[scaling_report.Key("ResNet-50", "skipinit", n)] for n in (4, 64)
+  )
+  assert scaling_report.resnet_cost(costs, "skipinit", 4) == small
+  assert scaling_report.resnet_cost(costs, "skipinit", 64) == large
   # 16 = 4 + (64 - 4) / 5
   between = small.num_bytes + (large.num_bytes - small.num_bytes) / 5
-  cost = scaling.resnet_cost(costs, "skipinit", 16)
+  cost = scaling_report.resnet_cost(costs, "skipinit", 16)
   assert cost.num_bytes == pytest.approx(between)
   assert cost.update_bytes == large.update_bytes
 
@@ -234,11 +238,11 @@ def test_costs_are_kept_and_only_those_that_lack_are_counted(monkeypatch, tmp_pa
   monkeypatch.setattr(compiled_step, "tpu_devices", lambda _: jax.devices()[:8])
   monkeypatch.setattr(compiled_step, "count", count)
   with pytest.raises(KeyboardInterrupt):
-    scaling.count_missing(tmp_path)
-  first = scaling.read_costs(tmp_path)
+    scaling_report.count_missing(tmp_path)
+  first = scaling_report.read_costs(tmp_path)
   assert [cost.update_bytes for cost in first.values()] == [1, 2]
-  scaling.count_missing(tmp_path)
-  costs = scaling.read_costs(tmp_path)
+  scaling_report.count_missing(tmp_path)
+  costs = scaling_report.read_costs(tmp_path)
   assert first.items() < costs.items()
   # The batch is that of all eight devices.
   assert counted.count(("resnet", "skipinit", 8 * 64)) == 1
