@@ -27,6 +27,7 @@ from typing import Any
 import jax
 
 from skipinit_jax import data
+from skipinit_jax.cores import num_cores
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
@@ -126,7 +127,7 @@ def _resources(
 ) -> tuple[int, int]:
   on_cpu = jax.default_backend() == "cpu"
   if num_workers is None:
-    num_workers = _num_cores() if on_cpu else 1
+    num_workers = num_cores() if on_cpu else 1
   if num_workers < 1:
     raise UsageError(f"--workers is {num_workers}: it must be at least 1.")
   if num_workers > 1 and not on_cpu:
@@ -148,12 +149,6 @@ def _resources(
       "devices."
     )
   return num_workers, devices_per_trial
-
-
-def _num_cores() -> int:
-  # Fewer than the machine's where a job may use only some; macOS cannot tell.
-  may_tell = hasattr(os, "sched_getaffinity")
-  return len(os.sched_getaffinity(0)) if may_tell else os.cpu_count() or 1
 
 
 def trains_above(study: Study) -> float:

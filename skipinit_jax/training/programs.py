@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from skipinit_jax import data
+from skipinit_jax.cores import num_cores
 from skipinit_jax.data import augmentation, in_memory, streaming
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, replicated
@@ -204,7 +204,9 @@ class _Streamed:
     self._reading: dict[str, int] = {
       "process_index": processes.index(jax.process_index()),
       "process_count": len(processes),
-      "num_workers": _default_workers() if workers is None else workers,
+      "num_workers": max(1, num_cores() // _CORES_PER_WORKER)
+      if workers is None
+      else workers,
     }
     # Unlike `device_put`, this asks nothing of the other processes.
     self._finite = jax.make_array_from_callback(
@@ -297,10 +299,3 @@ def _means(sums: EvalSums) -> dict[str, float]:
 def _eval_batch_size(num_examples: int, num_devices: int) -> int:
   """Returns the batch size of evaluation: it divides by the devices."""
   return -(-min(num_examples, _EVAL_BATCH_SIZE) // num_devices) * num_devices
-
-
-def _default_workers() -> int:
-  # Fewer than the machine's where a job may use only some; macOS cannot tell.
-  may_tell = hasattr(os, "sched_getaffinity")
-  cores = len(os.sched_getaffinity(0)) if may_tell else os.cpu_count() or 1
-  return max(1, cores // _CORES_PER_WORKER)

@@ -14,6 +14,7 @@ import pytest
 from skipinit_jax.training import Checkpoints, TrainConfig, make_init, make_mesh
 from skipinit_jax.training.metrics import read_json, read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
+from tests.training.runs import rows_of
 
 # Normalization, dropout and augmentation: everything that a state can hold.
 COMMON = {"method": "batch_norm", "dropout_rate": 0.1, "crop_padding": 1, "flip": True}
@@ -47,14 +48,6 @@ def saved_state(workdir, fields):
   with Checkpoints(workdir, config=read_json(workdir / "config.json")) as checkpoints:
     step, state = checkpoints.restore_latest(template)
   return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
-
-
-def rows_of(workdir):
-  """Returns the rows of a run without what no two runs share."""
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-  ]
 
 
 def assert_same_run(actual, expected, fields):

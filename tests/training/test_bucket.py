@@ -20,7 +20,7 @@ from skipinit_jax.studies import (
 )
 from skipinit_jax.training import TrainConfig, load_trained, train
 from skipinit_jax.training import workdir as workdirs
-from skipinit_jax.training.metrics import read_metrics
+from tests.training.runs import rows_of
 
 CONFIG = TrainConfig(
   model="residual_mlp", depth=2, width=8, epochs=4, checkpoint_every_seconds=0.0
@@ -62,11 +62,6 @@ def objects(tmp_path_factory):
     finally:
       server.stop()
       workdirs._check_bucket.cache_clear()
-
-
-def rows_of(workdir):
-  rows = read_metrics(workdir)
-  return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import make_init
+from tests.training.runs import StopAt, rows_of
 
 # 1472 training examples make 11 steps an epoch.
 STEPS_PER_EPOCH = 11
@@ -181,26 +182,6 @@ def train_alone(config, workdir, num_devices, stop=None):
     devices=jax.devices()[:num_devices],
     stop=stop,
   )
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
-
-
-def rows_of(workdir):
-  """Returns the rows of a run without what no two runs share."""
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-  ]
 
 
 def assert_same_trajectory(workdir, expected, num_test_examples=325):

@@ -17,7 +17,8 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.training import Checkpoints, TrainConfig, checkpoints, loop
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.disk import full_disk_errors
-from skipinit_jax.training.metrics import read_json, read_metrics, write_json
+from skipinit_jax.training.metrics import read_json, write_json
+from tests.training.runs import StopAt, rows_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 # 1472 training examples make 23 steps an epoch; a checkpoint takes 0.6 MiB.
@@ -36,18 +37,6 @@ def train(workdir, stop=None):
   return loop.train(
     CONFIG, workdir, show_progress=False, devices=jax.devices()[:1], stop=stop
   )
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +58,6 @@ def stopped(finished, tmp_path):
 def checkpoint_steps(workdir):
   names = os.listdir(workdir / "checkpoints")
   return sorted(int(name) for name in names if name.isdigit())
-
-
-def rows_of(workdir):
-  """Returns the rows of a run without what no two runs share."""
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-  ]
 
 
 def assert_goes_on(workdir, finished):

@@ -22,6 +22,7 @@ from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_json, read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import make_init
+from tests.training.runs import StopAt, rows_of
 
 # 1472 training examples make 23 steps an epoch.
 STEPS_PER_EPOCH = 23
@@ -73,14 +74,6 @@ def saved_state(workdir, config=CONFIG):
 
 def bits(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def rows_of(workdir):
-  """Returns the rows of a run without what no two runs share."""
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-  ]
 
 
 def files_of(folder):
@@ -239,24 +232,6 @@ def test_damaged_checkpoint(finished, copied, caplog):
   assert result.seconds_to_first_step is not None
   assert rows_of(copied) == rows_of(workdir)
   assert bits(saved_state(copied)) == bits(saved_state(workdir))
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    pass
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 # Whenever the request comes, between any two lines: the loop asks once a dispatch.

@@ -25,6 +25,7 @@ from skipinit_jax.training import (
 )
 from skipinit_jax.training.mesh import fsdp_sharding
 from skipinit_jax.training.metrics import read_metrics
+from tests.training.runs import StopAt
 
 # 1472 training examples make 4 steps an epoch.
 MLP = TrainConfig(
@@ -281,18 +282,6 @@ RUN = dataclasses.replace(
   checkpoint_every_seconds=0,
   signal_every_steps=3,
 )
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 def train(config, workdir, num_devices=8, stop=None):

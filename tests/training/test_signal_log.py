@@ -24,6 +24,7 @@ from skipinit_jax.training.signal_log import (
   make_measure_signal,
 )
 from skipinit_jax.training.step import make_next_batch
+from tests.training.runs import StopAt
 
 # 1472 training examples make 4 steps an epoch.
 BATCH_SIZE = 368
@@ -173,24 +174,6 @@ def test_training_is_the_same_without(finished, tmp_path):
   assert bits(saved_state(tmp_path)) == bits(saved_state(finished))
   # Being no part of the identity, it does not repeat a finished run either.
   assert train(CONFIG, tmp_path) == result
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    pass
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 # The first stop is before the first step, the others after steps 1, 3 and 4.

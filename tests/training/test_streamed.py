@@ -9,7 +9,7 @@ import pytest
 from skipinit_jax.data import augmentation, sample_photos, streaming
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig, load_trained, loop
-from skipinit_jax.training.metrics import read_metrics
+from tests.training.runs import StopAt, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,6 @@ def finished(config, tmp_path_factory):
 def train(config, workdir, **arguments):
   devices = jax.devices()[:2]
   return loop.train(config, workdir, show_progress=False, devices=devices, **arguments)
-
-
-def rows_of(workdir):
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-  ]
-
-
-class StopAt:
-  """Requests a stop the n-th time that it is asked."""
-
-  def __init__(self, asked):
-    self._left = asked
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 def test_accuracy_by_hand(config, data_dir, finished):
