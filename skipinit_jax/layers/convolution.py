@@ -85,21 +85,55 @@ def conv_general_dilated(
     )
   (top, bottom), (left, right) = padding
   row_stride, column_stride = window_strides
-  return _conv(
-    lhs,
-    rhs,
-    (int(row_stride), int(column_stride)),
-    ((int(top), int(bottom)), (int(left), int(right))),
-    precision,
+  strides = int(row_stride), int(column_stride)
+  pads = (int(top), int(bottom)), (int(left), int(right))
+  if strides != (1, 1):
+    lhs, rhs = _phases(lhs, rhs, strides, pads)
+    pads = (0, 0), (0, 0)
+  return _conv(lhs, rhs, pads, precision)
+
+
+def _phases(
+  images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: _Pads
+) -> tuple[jax.Array, jax.Array]:
+  """Returns operands whose plain, unpadded convolution is the strided, padded one.
+
+  Rows and columns that are congruent modulo the strides become features. Gradients of
+  a strided convolution would be convolutions with zeros between the cotangent's
+  elements, which canonical convolutions multiply like any other number.
+  """
+  none = (0, 0, 0)
+  image_pads, kernel_pads, phases = [none], [], []
+  for size, window, stride, (low, high) in zip(
+    images.shape[1:3], kernel.shape[:2], strides, pads, strict=True
+  ):
+    # Windows look at no other phases than these.
+    looked_at = min(window, stride)
+    taps = -(-window // looked_at)
+    extent = (size + low + high - window) // stride + taps
+    phases.append(looked_at)
+    image_pads.append((low, extent * stride - size - low, 0))
+    kernel_pads.append((0, taps * looked_at - window, 0))
+  zero = jnp.zeros((), images.dtype)
+  images = lax.pad(images, zero, (*image_pads, none))
+  kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), (*kernel_pads, none, none))
+  # What follows is "space to depth", for each operand.
+  num_images, height, _, features = images.shape
+  images = images.reshape(
+    num_images, height // strides[0], strides[0], -1, strides[1], features
+  )[:, :, : phases[0], :, : phases[1]].transpose(0, 1, 3, 2, 4, 5)
+  kernel_height, _, _, out_features = kernel.shape
+  kernel = kernel.reshape(
+    kernel_height // phases[0], phases[0], -1, phases[1], features, out_features
+  ).transpose(0, 2, 1, 3, 4, 5)
+  return (
+    images.reshape(*images.shape[:3], -1),
+    kernel.reshape(*kernel.shape[:2], -1, out_features),
   )
 
 
 def _plain_conv(
-  images: jax.Array,
-  kernel: jax.Array,
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
+  images: jax.Array, kernel: jax.Array, pads: _Pads, precision: lax.PrecisionLike
 ) -> jax.Array:
   if images.shape[1] < kernel.shape[0] or images.shape[2] < kernel.shape[1]:
     # XLA:CPU runs a window that is larger than the image naively, 14 times slower,
@@ -111,43 +145,32 @@ def _plain_conv(
   return lax.conv_general_dilated(
     images,
     kernel,
-    strides,
+    (1, 1),
     pads,
     dimension_numbers=_DIMENSION_NUMBERS,
     precision=precision,
   )
 
 
-_conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3, 4))
+_conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3))
 
 
 def _forward(
-  images: jax.Array,
-  kernel: jax.Array,
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
+  images: jax.Array, kernel: jax.Array, pads: _Pads, precision: lax.PrecisionLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _plain_conv(images, kernel, strides, pads, precision), (images, kernel)
+  images = _materialized(images)
+  return _plain_conv(images, kernel, pads, precision), (images, kernel)
 
 
 def _backward(
-  strides: tuple[int, int],
   pads: _Pads,
   precision: lax.PrecisionLike,
   residuals: tuple[jax.Array, jax.Array],
   cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   images, kernel = residuals
-  # A stride of the forward pass is a dilation of the cotangent. Zeros are written
-  # out, because a dilated convolution is not canonical.
-  dilated = lax.pad(
-    cotangent,
-    jnp.zeros((), cotangent.dtype),
-    ((0, 0, 0), (0, 0, strides[0] - 1), (0, 0, strides[1] - 1), (0, 0, 0)),
-  )
   sizes = tuple(
-    zip(images.shape[1:3], kernel.shape[:2], dilated.shape[1:3], pads, strict=True)
+    zip(images.shape[1:3], kernel.shape[:2], cotangent.shape[1:3], pads, strict=True)
   )
   input_pads = tuple(
     (window - 1 - low, size - extent + low) for size, window, extent, (low, _) in sizes
@@ -156,12 +179,11 @@ def _backward(
     (low, window + extent - 1 - size - low) for size, window, extent, (low, _) in sizes
   )
   flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  images_gradient = _plain_conv(dilated, flipped, (1, 1), input_pads, precision)
+  images_gradient = _plain_conv(cotangent, flipped, input_pads, precision)
   # Batch and features trade places on both operands: the batch is summed over.
   kernel_gradient = _plain_conv(
     images.transpose(3, 1, 2, 0),
-    dilated.transpose(1, 2, 0, 3),
-    (1, 1),
+    cotangent.transpose(1, 2, 0, 3),
     kernel_pads,
     precision,
   ).transpose(1, 2, 0, 3)
@@ -169,6 +191,19 @@ def _backward(
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _materialized(x: jax.Array) -> jax.Array:
+  """Returns x, which XLA:CPU then computes once, however many read it.
+
+  It would compute a cheap operation such as ReLU anew wherever its result is read, also
+  inside the transposition for the kernel's gradient, which takes that three times as
+  long. Divisions are too expensive for it to do twice. The divisor is one, but only
+  after the passes that simplify.
+  """
+  one = lax.optimization_barrier(jnp.ones((), x.dtype))
+  return x / lax.clamp(one, x, one)
+
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 """`flax.linen.Conv` on `conv_general_dilated` of this module."""

@@ -3,13 +3,24 @@
 import jax
 
 
-def compiler_options() -> dict[str, int] | None:
+def compiler_options() -> dict[str, int | str] | None:
   """Returns XLA's options for the default backend, for `jax.jit`.
 
-  On the CPU, XLA's lowest level of optimization by LLVM but none: it compiles the
-  programs of this package in two thirds of the time (a quarter, for initialization),
-  and they run as fast, because their time goes into convolutions and matrix products
-  that LLVM has no part in.
+  On the CPU:
+
+  - XLA's lowest level of optimization by LLVM but none: it compiles the programs of
+    this package in two thirds of the time (a quarter, for initialization), and they run
+    as fast, because their time goes into convolutions and matrix products that LLVM has
+    no part in.
+  - YNNPACK, XLA's default library, sums and multiplies matrices, but leaves
+    convolutions to Eigen, which takes a third to two thirds of its time for them
+    (`benchmarks.throughput`).
   """
-  on_cpu = jax.default_backend() == "cpu"
-  return {"xla_backend_optimization_level": 1} if on_cpu else None
+  if jax.default_backend() != "cpu":
+    return None
+  return {
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_experimental_ynn_fusion_type": (
+      "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    ),
+  }

@@ -136,6 +136,13 @@ def test_inside_a_scan():
     np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_that_are_not_finite_pass():
+  images, kernel = arrays((6, 5), (1, 1), features=(1, 1))
+  images[0, 0, :4, 0] = np.inf, -np.inf, np.nan, -0.0
+  actual, _ = jax.jit(jax.vjp, static_argnums=0)(convolve, images, kernel)
+  np.testing.assert_allclose(actual, images * kernel, rtol=1e-6)
+
+
 def test_under_vmap_of_grad():
   images, kernel = arrays((6, 5), (3, 3))
 
