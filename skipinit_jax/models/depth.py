@@ -1,5 +1,7 @@
 """Stacks of equal residual blocks whose compile time does not grow with depth."""
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +29,10 @@ class DepthStack(nn.Module):
     block: factory of the block, called as `block(name=...)`; it keeps the shape.
     num_blocks: how many blocks; none returns the input.
     scan: whether to scan over the blocks, or to write them out.
-    remat: whether to recompute a block's activations in the backward pass, so
-      that only the blocks' inputs are kept.
+    remat: whether to compute activations again in the backward pass. Blocks that are
+      written out keep their inputs. Under `scan`, segments of blocks are computed
+      again, so that memory grows with the square root of their number (Chen et al.,
+      2016) where that has suitable divisors, at the price of one more forward pass.
   """
 
   block: ModuleFactory
@@ -45,29 +49,59 @@ class DepthStack(nn.Module):
       constants: [num_blocks], what distinguishes the blocks from each other: each takes
         its own number as its second argument; None: they have none.
     """
-
-    def apply(block: Any, x: jax.Array, constant: Any) -> jax.Array:
-      return block(x) if constant is None else block(x, constant)
-
-    if self.remat:
-      # A scan already keeps XLA from merging the two computations.
-      apply = nn.remat(apply, prevent_cse=not self.scan)
     if self.num_blocks == 0:
       return x
+
+    def apply(block: Any, x: jax.Array, constant: Any) -> tuple[jax.Array, None]:
+      return block(x) if constant is None else block(x, constant), None
+
     if not self.scan:
+      if self.remat:
+        apply = nn.remat(apply)
       for index in range(self.num_blocks):
         constant = None if constants is None else constants[index]
-        x = apply(self.block(name=f"{_UNROLLED}{index}"), x, constant)
+        x, _ = apply(self.block(name=f"{_UNROLLED}{index}"), x, constant)
       return x
-    scanned = nn.scan(
-      lambda block, x, constant: (apply(block, x, constant), None),
-      # Every collection and every random stream, so that a user's own block may
-      # have any.
-      variable_axes={True: 0},
-      split_rngs={True: True},
-      length=self.num_blocks,
-    )
-    return scanned(self.block(name=_SCANNED), x, constants)[0]
+    # Every collection and every random stream, so that a user's own block may have any.
+    scan = functools.partial(nn.scan, variable_axes={True: 0}, split_rngs={True: True})
+    block = self.block(name=_SCANNED)
+    segment = _segment_length(self.num_blocks)
+    if not self.remat or self.is_initializing():
+      scanned = scan(apply, length=self.num_blocks)
+    elif segment == 1:
+      # A scan already keeps XLA from merging the two computations.
+      scanned = scan(nn.remat(apply, prevent_cse=False), length=self.num_blocks)
+    else:
+      cut = functools.partial(_reshape_axis, 1, (-1, segment))
+      scanned = nn.map_variables(
+        scan(
+          nn.remat(scan(apply, length=segment), prevent_cse=False),
+          length=self.num_blocks // segment,
+        ),
+        mapped_collections=True,
+        trans_in_fn=cut,
+        trans_out_fn=functools.partial(_reshape_axis, 2, (-1,)),
+        mutable=True,
+      )
+      constants = cut(constants)
+    return scanned(block, x, constants)[0]
+
+
+def _segment_length(num_blocks: int) -> int:
+  """Returns how many blocks to compute again at a time.
+
+  Kept are the inputs of all segments, and, while one is computed again, the activations
+  of its blocks: several of an input's size each. Near half the root of the number of
+  blocks, the two take about the same memory. One, where no divisor is near.
+  """
+  ideal = math.sqrt(num_blocks) / 2
+  divisors = [n for n in range(1, num_blocks + 1) if num_blocks % n == 0]
+  return min(divisors, key=lambda n: abs(math.log(n / ideal)))
+
+
+def _reshape_axis(axes: int, shape: tuple[int, ...], tree: Any) -> Any:
+  """Gives the first `axes` axes of each array another shape."""
+  return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[axes:]), tree)
 
 
 def unroll_variables(variables: Variables) -> dict[str, Any]:

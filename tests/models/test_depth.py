@@ -16,6 +16,7 @@ from skipinit_jax.models import (
   FullyConnectedBlock,
   ResidualMLP,
   WideResNet,
+  depth,
   scan_variables,
   unroll_variables,
 )
@@ -149,6 +150,62 @@ def test_remat_keeps_only_the_inputs_of_blocks():
 
   assert kept(True) == 1
   assert kept(False) > 3
+
+
+@pytest.mark.parametrize("method", ["batch_norm", "nf_resnet"])
+def test_segments_are_the_same_function(method, random_variables):
+  # Statistics that a block updates, and constants of its own.
+  model = functools.partial(ResidualMLP, 12, 6, 3, methods.get(method))
+  variables = random_variables(model(), IMAGES, train=True)
+  expected, actual = (
+    jit(functools.partial(step, model(remat=remat)))(variables)
+    for remat in (False, True)
+  )
+  assert np.std(expected[0]) > 1e-2
+  assert_close(actual, expected)
+  initialized = [
+    model(remat=remat).init(jax.random.key(0), IMAGES, train=True)
+    for remat in (False, True)
+  ]
+  assert_identical(*initialized)
+
+
+class Sine(nn.Module):
+  """A block of little but activations: what it keeps is as large as its input."""
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.initializers.ones, ())
+    return jnp.sin(jnp.cos(scale * x))
+
+
+def test_memory_under_remat_grows_with_the_square_root_of_depth():
+  x = jnp.ones(4096)
+
+  def activations(num_blocks, remat):
+    """Peak memory of a gradient, in sizes of x."""
+    stack = DepthStack(Sine, num_blocks, remat=remat)
+    variables = jax.eval_shape(stack.init, jax.random.key(0), x)
+    loss = lambda v: stack.apply(v, x).sum()  # noqa: E731
+    compiled = jit(jax.grad(loss)).lower(variables).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / x.nbytes
+
+  few, many = activations(64, True), activations(1024, True)
+  # Sixteen times as many blocks: four times as much, and what does not grow.
+  assert many < 5 * few
+  assert many < 4 * np.sqrt(1024)
+  assert activations(1024, False) > 1024
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 12, 165, 1665])
+def test_segments_divide_the_blocks(num_blocks):
+  length = depth._segment_length(num_blocks)
+  assert num_blocks % length == 0
+  kept = num_blocks / length + 4 * length
+  # No worse than half again what the best divisor gives, the activations of a block
+  # being four times its input.
+  divisors = [n for n in range(1, num_blocks + 1) if num_blocks % n == 0]
+  assert kept <= 1.5 * min(num_blocks / n + 4 * n for n in divisors)
 
 
 @pytest.mark.parametrize("scan", [True, False])
