@@ -11,13 +11,14 @@ of the shortcut. None, the default, divides nothing.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import Conv, ScalarBias, he_normal
+from skipinit_jax.layers import Conv, LayerScale, ScalarBias, SkipInit, he_normal
 from skipinit_jax.methods import ModuleFactory
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -87,8 +88,9 @@ class ResidualBlock(nn.Module):
     *,
     name: str,
     last: bool = False,
+    normalizer: str | None = None,
   ) -> jax.Array:
-    return self.conv(
+    layer = self.conv(
       features,
       (size, size),
       strides,
@@ -97,7 +99,42 @@ class ResidualBlock(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name=name,
-    )(x)
+    )
+    return self._scaled_branch(layer, x, normalizer) if last else layer(x)
+
+  def _scaled_branch(
+    self, layer: Any, x: jax.Array, normalizer: str | None = None
+  ) -> jax.Array:
+    """Returns the branch from its last layer's input: the scaled output of that.
+
+    Factors of the output's features are as well factors of the layer's kernel and
+    bias. There they cost no pass over activations, and their gradient does not need
+    the layer's output, which the backward pass would have to keep for nothing else.
+
+    Args:
+      layer: the last layer.
+      x: its input.
+      normalizer: name of a normalizer between layer and scale; None: there is none.
+    """
+    if self.branch_scale is None:
+      y = layer(x)
+      return y if normalizer is None else self._normalize(y, normalizer)
+    scale = self.branch_scale(name="branch_scale")
+    foldable = (
+      isinstance(scale, SkipInit | LayerScale)
+      # Not subclasses: kernels that are standardized lose their scale.
+      and type(layer) in (nn.Conv, nn.Dense)
+      and (normalizer is None or self.normalizer is None)
+    )
+    if not foldable or self.is_initializing():
+      y = layer(x)
+      return scale(y if normalizer is None else self._normalize(y, normalizer))
+    factors = scale(jnp.ones(layer.features, self.param_dtype))
+    return nn.map_variables(
+      lambda layer, x: layer(x),
+      "params",
+      lambda params: jax.tree.map(lambda leaf: leaf * factors, params),
+    )(layer, x)
 
   def _project(self, x: jax.Array, features: int) -> jax.Array:
     return self.conv(
@@ -115,8 +152,6 @@ class ResidualBlock(nn.Module):
     return self.strides != 1 or x.shape[-1] != features
 
   def _merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
-    if self.branch_scale is not None:
-      branch = self.branch_scale(name="branch_scale")(branch)
     total = (shortcut + self._bias(branch, "branch_bias")) * self.sum_scale
     # A normalizer that knows no dtype may have widened it, which a scan forbids.
     return total if self.dtype is None else total.astype(self.dtype)
@@ -182,8 +217,9 @@ class PostActivationBottleneckBlock(ResidualBlock):
     y = self._activate(y, 2)
     y = self._convolve(y, self.features, 3, self.strides, name="conv2")
     y = self._activate(y, 3)
-    y = self._convolve(y, 4 * self.features, 1, name="conv3", last=True)
-    y = self._normalize(y, "norm4")
+    y = self._convolve(
+      y, 4 * self.features, 1, name="conv3", last=True, normalizer="norm4"
+    )
     return self.activation(self._merge(shortcut, y))
 
 
@@ -214,12 +250,13 @@ class FullyConnectedBlock(ResidualBlock):
     for index in range(1, self.num_layers + 1):
       last = index == self.num_layers
       y = self._activate(y, index)
-      y = self.dense(
+      layer = self.dense(
         self.features,
         use_bias=self.use_bias,
         kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
         name=f"dense{index}",
-      )(y)
+      )
+      y = self._scaled_branch(layer, y) if last else layer(y)
     return self._merge(x, y)

@@ -52,7 +52,7 @@ class AttentionBlock(ResidualBlock):
       UsageError: the input has other features, or strides is not 1.
     """
     _require_features(self, x)
-    y = nn.MultiHeadDotProductAttention(
+    attention = nn.MultiHeadDotProductAttention(
       self.num_heads,
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
@@ -62,7 +62,8 @@ class AttentionBlock(ResidualBlock):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="attention",
-    )(self._normalize(x, "norm1"))
+    )
+    y = self._scaled_branch(attention, self._normalize(x, "norm1"))
     return self._merge(x, y)
 
 
@@ -94,12 +95,12 @@ class MLPBlock(ResidualBlock):
     y = dense(4 * self.features, kernel_init=self.kernel_init, name="dense1")(
       self._normalize(x, "norm1")
     )
-    y = dense(
+    last = dense(
       self.features,
       kernel_init=self.last_kernel_init or self.kernel_init,
       name="dense2",
-    )(self.activation(y))
-    return self._merge(x, y)
+    )
+    return self._merge(x, self._scaled_branch(last, self.activation(y)))
 
 
 class EncoderBlock(nn.Module):
