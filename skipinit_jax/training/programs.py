@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -72,8 +74,14 @@ def make_programs(
   steps_per_epoch = in_memory.steps_per_epoch(num_examples, config.batch_size)
   optimizer = make_optimizer(config, steps_per_epoch)
   schedule = make_schedule(config, steps_per_epoch)
+  # The rate would be a constant of the compiled program, which the trials of a search
+  # would each compile anew.
   init = make_init(
-    model, optimizer, dataset.image_shape, mesh=mesh, shard_params=config.shard_params
+    model,
+    make_optimizer(dataclasses.replace(config, learning_rate=0.0), steps_per_epoch),
+    dataset.image_shape,
+    mesh=mesh,
+    shard_params=config.shard_params,
   )
   seed = np.uint32(config.seed)
   shapes = init.trace(seed).out_info
@@ -132,7 +140,7 @@ def make_programs(
       compiling = [beside.submit(source.compile_steps, shapes)]
       if config.signal_every_steps:
         compiling.append(beside.submit(source.compile_measure, shapes))
-      state = init(seed)
+      state = _with_learning_rate(init(seed), config.learning_rate, mesh)
     for each in compiling:
       each.result()
     yield Programs(
@@ -142,6 +150,17 @@ def make_programs(
       learning_rate=lambda step: config.learning_rate * float(schedule(step)),
       measure_signal=source.measure_signal,
     )
+
+
+def _with_learning_rate(
+  state: TrainState, learning_rate: float, mesh: Mesh
+) -> TrainState:
+  dtype = optax.tree.get(state.opt_state, "learning_rate").dtype
+  # Unlike `device_put`, this asks nothing of the other processes.
+  rate = jax.make_array_from_callback(
+    (), replicated(mesh), lambda _: np.array(learning_rate, dtype)
+  )
+  return state.replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
 
 
 class _InMemory:
