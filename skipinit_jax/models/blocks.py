@@ -35,7 +35,8 @@ class ResidualBlock(nn.Module):
     normalizer: factory of the normalizers, called as `normalizer(name=...)`, such
       as `functools.partial(nn.BatchNorm, use_running_average=False)`; None: none.
     branch_scale: factory of the module at the end of the branch, such as
-      `SkipInit`; None: none.
+      `SkipInit`; None: none. Where the last layer is Flax's own, `SkipInit` and
+      `LayerScale` act on its variables, which is the same function and costs nothing.
     sum_scale: a constant factor on the sum of shortcut and branch.
     scalar_biases: whether Fixup's scalar biases stand before each layer and each
       activation and at the end of the branch.

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import SkipInit, he_normal
+from skipinit_jax.layers import LayerScale, SkipInit, he_normal
 from skipinit_jax.models import (
   BasicBlock,
   BottleneckBlock,
@@ -368,3 +368,65 @@ def test_fully_connected_block_names_what_it_cannot_do(features, strides):
   block = FullyConnectedBlock(4, strides=strides)
   with pytest.raises(UsageError, match=f"{features} features .* strides is {strides}"):
     block.init(jax.random.key(0), jnp.ones((2, features)))
+
+
+class OwnScale(nn.Module):
+  """SkipInit as a user may write it, which blocks apply to the branch itself."""
+
+  initial_value: float
+  shape: tuple[int, ...] = ()
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param(
+      "scale" if self.shape else "alpha",
+      nn.initializers.constant(self.initial_value),
+      self.shape,
+    )
+
+
+@pytest.mark.parametrize(
+  ("scale", "own"),
+  [
+    (functools.partial(SkipInit, 0.5), functools.partial(OwnScale, 0.5)),
+    (functools.partial(LayerScale, 0.5), functools.partial(OwnScale, 0.5, (4,))),
+  ],
+)
+@pytest.mark.parametrize("block", [BasicBlock, FullyConnectedBlock])
+@pytest.mark.parametrize("scalar_biases", [False, True])
+def test_a_scale_in_the_last_layer_is_one_behind_it(block, scale, own, scalar_biases):
+  x = images(4)[:, 0, 0] if block is FullyConnectedBlock else images(4)
+  blocks = [
+    block(4, use_bias=True, scalar_biases=scalar_biases, branch_scale=each)
+    for each in (scale, own)
+  ]
+  params = random_variables(blocks[0], x)["params"]
+
+  @jax.jit
+  def both(params, x):
+    def value(block, params, x):
+      return jnp.sin(block.apply({"params": params}, x)).sum()
+
+    gradient = jax.value_and_grad(value, (1, 2))
+    return [gradient(block, params, x) for block in blocks]
+
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3),
+    *both(params, x),
+  )
+
+
+@pytest.mark.parametrize("scale", [SkipInit, LayerScale])
+@pytest.mark.parametrize("block", [BasicBlock, FullyConnectedBlock])
+def test_a_scale_keeps_no_activations(block, scale):
+  x = images(8)[:, 0, 0] if block is FullyConnectedBlock else images(8)
+
+  def kept(branch_scale):
+    module = block(8, branch_scale=branch_scale)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    _, residuals = jax.eval_shape(lambda v: jax.vjp(module.apply, v, x), variables)
+    return [leaf.shape for leaf in jax.tree.leaves(residuals)].count(x.shape)
+
+  assert kept(scale) == kept(None)
+  # The measure sees what a scale behind the branch keeps.
+  assert kept(functools.partial(OwnScale, 0.5)) == kept(None) + 1
