@@ -204,9 +204,16 @@ def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:
 
 def _cache_compilations() -> None:
   """Keeps compiled programs in the user's cache folder, unless told otherwise."""
-  variable = "JAX_COMPILATION_CACHE_DIR"
-  if variable not in os.environ:
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    # The variable reaches the processes of a study, the update this one.
-    os.environ[variable] = str(pathlib.Path(cache, "skipinit_jax", "xla"))
-    jax.config.update("jax_compilation_cache_dir", os.environ[variable])
+  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  options: dict[str, str | float] = {
+    "jax_compilation_cache_dir": str(pathlib.Path(cache, "skipinit_jax", "xla")),
+    # JAX leaves out what compiles in less than a second. Each trial of a search has
+    # several such programs.
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+  }
+  for name, value in options.items():
+    variable = name.upper()
+    if variable not in os.environ:
+      # The variable reaches the processes of a study, the update this one.
+      os.environ[variable] = str(value)
+      jax.config.update(name, value)
