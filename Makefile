@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test format lock clean
+.PHONY: demo test bench format lock clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
@@ -16,6 +16,19 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 -rs
+
+# Compares with PyTorch, among others. Nothing else should run on the machine meanwhile.
+BENCHMARKS := throughput depth
+bench: $(INSTALLED)
+	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) install -qq \
+	  --no-compile --no-build-isolation --constraint requirements.lock \
+	  --editable '.[torch]'
+	@mkdir -p results/performance
+	for name in $(BENCHMARKS); do \
+	  $(VENV)/bin/python -m benchmarks.$$name > results/performance/$$name.tmp && \
+	    mv results/performance/$$name.tmp results/performance/$$name.json || exit 1; \
+	done
+	$(VENV)/bin/python -m benchmarks.page
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

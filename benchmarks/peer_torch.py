@@ -1,0 +1,107 @@
+"""The same network in PyTorch, in channels-last, eager or through `torch.compile`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import peer
+
+_NUM_CLASSES = 10
+
+
+class SkipInit(nn.Module):
+  """Multiplies a residual branch by one learnable scalar that starts at zero."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.alpha = nn.Parameter(torch.zeros(()))
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """Returns alpha x."""
+    return self.alpha * x
+
+
+def _normalizer(features: int, method: str) -> nn.Module:
+  return nn.BatchNorm2d(features) if method == "batch_norm" else nn.Identity()
+
+
+class BasicBlock(nn.Module):
+  """Pre-activation block of two 3x3 convolutions (He et al., ECCV 2016)."""
+
+  def __init__(self, inputs: int, features: int, strides: int, method: str) -> None:
+    super().__init__()
+    self.norm1 = _normalizer(inputs, method)
+    self.conv1 = nn.Conv2d(inputs, features, 3, strides, padding=1, bias=False)
+    self.norm2 = _normalizer(features, method)
+    self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
+    self.relu = nn.ReLU()
+    self.scale = SkipInit() if method == "skipinit" else nn.Identity()
+    self.projection = None
+    if strides != 1 or inputs != features:
+      self.projection = nn.Conv2d(inputs, features, 1, strides, bias=False)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """Maps [N, inputs, H, W] to [N, features, H / strides, W / strides]."""
+    y = self.relu(self.norm1(x))
+    shortcut = x if self.projection is None else self.projection(y)
+    y = self.conv2(self.relu(self.norm2(self.conv1(y))))
+    return shortcut + self.scale(y)
+
+
+def wide_resnet(depth: int, width: int, method: str, num_classes: int) -> nn.Module:
+  """Returns a Wide-ResNet for images [N, 3, H, W].
+
+  Args:
+    depth: 6 n + 4 layers.
+    width: factor on the features 16, 32 and 64 of its stages.
+    method: "skipinit", "batch_norm" or "unnormalized".
+    num_classes: number of logits.
+  """
+  features = 16
+  layers: list[nn.Module] = [nn.Conv2d(3, features, 3, padding=1, bias=False)]
+  for stage, strides in enumerate((1, 2, 2)):
+    for index in range((depth - 4) // 6):
+      wider = 2 ** (4 + stage) * width
+      block = BasicBlock(features, wider, strides if index == 0 else 1, method)
+      layers.append(block)
+      features = wider
+  layers += [_normalizer(features, method), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+  layers += [nn.Flatten(), nn.Linear(features, num_classes)]
+  return nn.Sequential(*layers)
+
+
+def make_step(
+  *,
+  depth: int,
+  width: int,
+  image_size: int,
+  batch_size: int,
+  method: str,
+  remat: bool,
+  compiled: bool,
+) -> Callable[[], None]:
+  """Returns a function that takes one step."""
+  assert not remat
+  # PyTorch's types do not know the argument of `to`.
+  model: Any = wide_resnet(depth, width, method, _NUM_CLASSES)
+  model = model.to(memory_format=torch.channels_last)
+  optimizer = torch.optim.SGD(
+    model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4
+  )
+  images = torch.randn(batch_size, 3, image_size, image_size)
+  images = images.to(memory_format=torch.channels_last)
+  labels = torch.randint(_NUM_CLASSES, (batch_size,))
+  apply = torch.compile(model) if compiled else model
+
+  def step() -> None:
+    optimizer.zero_grad(set_to_none=True)
+    nn.functional.cross_entropy(apply(images), labels).backward()
+    optimizer.step()
+
+  return step
+
+
+if __name__ == "__main__":
+  peer.serve(make_step)

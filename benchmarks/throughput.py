@@ -1,0 +1,88 @@
+"""Compares images a second of this package, PyTorch and plain Flax, on one machine.
+
+Wide-ResNets 16-4 and 28-2 on images of 32x32, with SkipInit and with batch norm, by
+`benchmarks.side_by_side`. How near a step is to what the machine can do is its share of
+the speed of a large matrix product, counting the operations that a step must do.
+
+Example:
+  python -m benchmarks.throughput
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import flags
+
+from benchmarks import machine, side_by_side
+from benchmarks.side_by_side import Case
+from experiments import program
+
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each peer.", lower_bound=1)
+
+_CASES = [
+  Case(depth, width, image_size=32, batch_size=128, method=method)
+  for depth, width in ((16, 4), (28, 2))
+  for method in ("skipinit", "batch_norm")
+]
+_PEERS = [
+  side_by_side.SKIPINIT_JAX,
+  side_by_side.TORCH_EAGER,
+  side_by_side.TORCH_COMPILE,
+  side_by_side.FLAX,
+]
+# The same programs where memory comes in large pages, which Linux gives on request.
+_WITH_HUGE_PAGES = [
+  dataclasses.replace(
+    peer,
+    name=f"{peer.name}, large pages",
+    environment=machine.environment_with_huge_pages(),
+  )
+  for peer in (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
+]
+
+
+def measure() -> dict[str, Any]:
+  """Returns the JSON object."""
+  product = machine.matrix_product_flops()
+  cases = []
+  for index, case in enumerate(_CASES):
+    peers = _PEERS + (_WITH_HUGE_PAGES if index == 0 else [])
+    cases.append(side_by_side.measure(case, peers, _ROUNDS.value))
+  return {
+    "machine": machine.description(),
+    "matrix_product_gflops_per_second": float(f"{product / 1e9:.3g}"),
+    "cases": cases,
+  }
+
+
+def main() -> int:
+  """Prints tables to standard error, and one JSON object to standard output."""
+  results = measure()
+  console = rich.console.Console(stderr=True, width=100)
+  product = results["matrix_product_gflops_per_second"]
+  for case in results["cases"]:
+    ours = case["peers"][side_by_side.SKIPINIT_JAX.name]["images_per_second"]
+    table = rich.table.Table(
+      *("peer", "images/s", "ours is", "of matrix product", "first step, s", "GB"),
+      title=case["name"],
+      title_justify="left",
+    )
+    for name, row in case["peers"].items():
+      table.add_row(
+        name,
+        f"{row['images_per_second']:g}",
+        f"{ours / row['images_per_second']:.2f} x",
+        f"{row['gflops_per_second'] / product:.0%}",
+        f"{row['seconds_to_first_step']:g}",
+        f"{row['peak_gigabytes']:g}",
+      )
+    console.print(table)
+  print(json.dumps(results, indent=2))
+  return 0
+
+
+if __name__ == "__main__":
+  program.run(main)

@@ -1,0 +1,221 @@
+"""Measures the trials an hour of a learning-rate search, by how it uses the cores.
+
+One process trains a trial on all cores, or as many processes as there are cores train
+one each, with one thread or, as by default, with as many as there are cores. Each way
+runs `experiments.depth_study` on some learning rates of two small networks, whose cache
+of compiled programs has those of the first rate, as in all of a search but its
+beginning. The ways take turns. Trials an hour are those of a long search: the number of
+processes by what a trial takes, without the first one of each process. Those from the
+command on, up to the end of the last trial, have the start of the processes too.
+
+Example:
+  python -m benchmarks.trials
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import flags
+
+from benchmarks import machine
+from experiments import program
+from skipinit_jax import studies
+from skipinit_jax.cores import num_cores
+from skipinit_jax.errors import UsageError
+
+_ROUNDS = flags.DEFINE_integer(
+  "rounds", 2, "Searches of each way, which take turns.", lower_bound=1
+)
+_RATES = flags.DEFINE_integer(
+  "rates", 8, "Learning rates of each network, from 2^-5 down.", lower_bound=2
+)
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_STUDY = (
+  "experiments.depth_study",
+  "--config=digits",
+  "--config.methods=('skipinit',)",
+  "--config.wide_resnet_depths=(16,)",
+  "--config.residual_mlp_depths=(16,)",
+)
+_NETWORKS = ("wide_resnet", "residual_mlp")
+_HIGHEST_RATE = 2.0**-5
+# XLA:CPU has as many threads as this variable says, or else as there are cores.
+_THREADS = "NPROC"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """A way to use the cores.
+
+  Attributes:
+    workers: trials side by side; None: the program's default.
+    threads: of each; None: XLA's default.
+  """
+
+  workers: int | None
+  threads: int | None
+
+  @property
+  def name(self) -> str:
+    """What it is, for people."""
+    workers, threads = self.workers or num_cores(), self.threads or num_cores()
+    default = ", the default" if self.workers is None else ""
+    return f"{workers} x {threads} thread{'s' * (threads > 1)}{default}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+  """What one search took.
+
+  Attributes:
+    seconds: from the command to the end of the last trial.
+    trial_seconds: what each trial took, by network, without those at the first rates.
+  """
+
+  seconds: float
+  trial_seconds: dict[str, list[float]]
+
+
+def trials_per_hour(
+  num_workers: int, trial_seconds: Mapping[str, Sequence[float]]
+) -> float:
+  """Returns the trials an hour of workers that are never idle.
+
+  Args:
+    num_workers: trials side by side.
+    trial_seconds: what trials took, by network, of which all have equally many.
+  """
+  mean = statistics.fmean(map(statistics.fmean, trial_seconds.values()))
+  return 3600 * num_workers / mean
+
+
+def search(way: Way, num_rates: int, cache: str) -> Searched:
+  """Runs a search in a fresh workdir."""
+  rates = tuple(_HIGHEST_RATE / 2**index for index in range(num_rates))
+  command = [sys.executable, "-m", *_STUDY]
+  for network in _NETWORKS:
+    flag = f"--config.{network}_search."
+    command += [f"{flag}learning_rates={rates}", f"--noconfig.{network}_search.extend"]
+    command += [f"{flag}num_seeds=1", f"{flag}best_of=1"]
+  if way.workers is not None:
+    command.append(f"--workers={way.workers}")
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+  environment.pop(_THREADS, None)
+  if way.threads is not None:
+    environment[_THREADS] = str(way.threads)
+  with tempfile.TemporaryDirectory() as workdir:
+    begin = time.time()
+    done = subprocess.run(
+      [*command, f"--workdir={workdir}"],
+      cwd=_ROOT,
+      env=environment,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    if done.returncode != 0:
+      raise RuntimeError(f"The search failed:\n{done.stdout}")
+    # A trial's last act is to write its result.
+    paths = pathlib.Path(workdir, "trials").rglob("result.json")
+    seconds = max(path.stat().st_mtime for path in paths) - begin
+    results = studies.read_results(workdir)
+  assert len(results.runs) == len(_NETWORKS) * num_rates
+  rows = {found.name: found.row for found in results.searches}
+  trial_seconds: dict[str, list[float]] = {row: [] for row in rows.values()}
+  for run in results.runs:
+    if run.learning_rate in rates[_num_first_rates() :]:
+      trial_seconds[rows[run.search]].append(run.seconds)
+  return Searched(seconds, trial_seconds)
+
+
+def _num_first_rates() -> int:
+  """Returns how many rates the first trials of all processes have."""
+  return -(-num_cores() // len(_NETWORKS))
+
+
+def _summary(way: Way, searches: Sequence[Searched]) -> dict[str, Any]:
+  workers = way.workers or num_cores()
+  num_trials = len(_NETWORKS) * _RATES.value
+  return {
+    "workers": workers,
+    "threads_per_worker": way.threads or num_cores(),
+    "is_default": way.workers is None,
+    "trials_per_hour": machine.summary(
+      [trials_per_hour(workers, each.trial_seconds) for each in searches]
+    ),
+    "trials_per_hour_from_command": machine.summary(
+      [3600 * num_trials / each.seconds for each in searches]
+    ),
+    "seconds_of_a_trial": {
+      network: machine.summary(
+        [seconds for each in searches for seconds in each.trial_seconds[network]]
+      )
+      for network in searches[0].trial_seconds
+    },
+  }
+
+
+def _show(results: Mapping[str, dict[str, Any]]) -> None:
+  networks = next(iter(results.values()))["seconds_of_a_trial"]
+  table = rich.table.Table(
+    "processes", "trials/h", "min", "max", "from the command on", *networks
+  )
+  for name, result in results.items():
+    table.add_row(
+      name,
+      *(f"{number:.0f}" for number in result["trials_per_hour"].values()),
+      f"{result['trials_per_hour_from_command']['median']:.0f}",
+      *(f"{s['median']:.2f} s" for s in result["seconds_of_a_trial"].values()),
+    )
+  rich.console.Console(stderr=True, width=120).print(table)
+
+
+def main() -> int:
+  """Prints a table to standard error, and one JSON object to standard output."""
+  if _RATES.value <= _num_first_rates():
+    raise UsageError(
+      f"--rates is {_RATES.value}: on {num_cores()} cores it must be above "
+      f"{_num_first_rates()}, which are the rates of the first trials."
+    )
+  ways = (Way(1, None), Way(num_cores(), 1), Way(None, None))
+  searches: dict[Way, list[Searched]] = {way: [] for way in ways}
+  with tempfile.TemporaryDirectory() as cache:
+    # All ways run the same compiled programs.
+    search(ways[0], 1, cache)
+    for _ in range(_ROUNDS.value):
+      for way in ways:
+        # What other rates add to the cache is left out: each search meets new rates.
+        with tempfile.TemporaryDirectory() as copy:
+          shutil.copytree(cache, copy, dirs_exist_ok=True)
+          searches[way].append(search(way, _RATES.value, copy))
+  results = {way.name: _summary(way, searches[way]) for way in ways}
+  _show(results)
+  print(
+    json.dumps(
+      {
+        "machine": machine.description(),
+        "trials_per_search": len(_NETWORKS) * _RATES.value,
+        "ways": list(results.values()),
+      },
+      indent=2,
+    )
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  program.run(main)
