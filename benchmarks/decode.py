@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import pathlib
 import pickle
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -37,6 +36,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
+from benchmarks import machine
 from experiments import program
 from skipinit_jax.data import decode, sample_photos, streaming
 from skipinit_jax.data.decode import Window
@@ -225,11 +225,6 @@ def _cpu_seconds() -> float:
   return total
 
 
-def _summary(rates: Sequence[float]) -> dict[str, float]:
-  numbers = {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
-  return {name: float(f"{number:.3g}") for name, number in numbers.items()}
-
-
 def main() -> int:
   """Prints tables to standard error, and one JSON object to standard output."""
   cv2.setNumThreads(1)
@@ -249,11 +244,13 @@ def main() -> int:
       for num_workers, rounds in pipeline.items():
         rounds.append(measure_pipeline(dataset, num_workers))
 
-  images_per_core_second = {name: _summary(rates) for name, rates in ways.items()}
+  images_per_core_second = {
+    name: machine.summary(rates) for name, rates in ways.items()
+  }
   whole = {
     str(num_workers): {
-      "images_per_second": _summary([wall for wall, _ in rounds]),
-      "images_per_core_second": _summary([cpu for _, cpu in rounds]),
+      "images_per_second": machine.summary([wall for wall, _ in rounds]),
+      "images_per_core_second": machine.summary([cpu for _, cpu in rounds]),
     }
     for num_workers, rounds in pipeline.items()
   }
@@ -285,7 +282,7 @@ def main() -> int:
   print(
     json.dumps(
       {
-        "machine": f"{os.cpu_count()} x {_cpu_name()}",
+        "machine": f"{os.cpu_count()} x {machine.cpu_name()}",
         "versions": {
           name: importlib.metadata.version(name)
           for name in ("grain", "opencv-python-headless", "pillow", "simplejpeg")
@@ -303,14 +300,6 @@ def main() -> int:
     )
   )
   return 0
-
-
-def _cpu_name() -> str:
-  with contextlib.suppress(FileNotFoundError):
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-      if line.startswith("model name"):
-        return line.partition(":")[2].strip()
-  return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
