@@ -69,14 +69,6 @@ def summary(values: Sequence[float]) -> dict[str, float]:
   return {name: float(f"{number:.3g}") for name, number in numbers.items()}
 
 
-def huge_pages() -> str:
-  """Returns how Linux gives large pages of memory: "always", "madvise" or "never"."""
-  path = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-  with contextlib.suppress(FileNotFoundError):
-    return path.read_text().partition("[")[2].partition("]")[0]
-  return "unknown"
-
-
 def environment_with_huge_pages() -> dict[str, str]:
   """Returns the variables that make glibc ask for large pages of memory."""
   return {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -58,12 +58,12 @@ class Case:
     stem = size**2 * 9 * 3 * features
     products = 0
     for stage, strides in enumerate((1, 2, 2)):
-      wider = features_of = 2 ** (4 + stage) * self.width
+      wider = 2 ** (4 + stage) * self.width
       size //= strides
       blocks = (self.depth - 4) // 6
       products += size**2 * features * wider * (9 + int(wider != features))
       products += (2 * blocks - 1) * size**2 * 9 * wider**2
-      features = features_of
+      features = wider
     products += 10 * features
     return 2.0 * self.batch_size * (3 * products + 2 * stem)
 

@@ -197,8 +197,8 @@ def _materialized(x: jax.Array) -> jax.Array:
   """Returns x, which XLA:CPU then computes once, however many read it.
 
   It would compute a cheap operation such as ReLU anew wherever its result is read, also
-  inside the transposition for the kernel's gradient, which takes that three times as
-  long. Divisions are too expensive for it to do twice. The divisor is one, but only
+  inside the transposition for the kernel's gradient, which then takes much longer.
+  Divisions are too expensive for it to do twice. The divisor is one, but only
   after the passes that simplify.
   """
   one = lax.optimization_barrier(jnp.ones((), x.dtype))

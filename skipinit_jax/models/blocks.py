@@ -117,25 +117,26 @@ class ResidualBlock(nn.Module):
       x: its input.
       normalizer: name of a normalizer between layer and scale; None: there is none.
     """
-    if self.branch_scale is None:
-      y = layer(x)
-      return y if normalizer is None else self._normalize(y, normalizer)
-    scale = self.branch_scale(name="branch_scale")
+    scale = (
+      None if self.branch_scale is None else self.branch_scale(name="branch_scale")
+    )
     foldable = (
       isinstance(scale, SkipInit | LayerScale)
       # Not subclasses: kernels that are standardized lose their scale.
       and type(layer) in (nn.Conv, nn.Dense)
       and (normalizer is None or self.normalizer is None)
     )
-    if not foldable or self.is_initializing():
-      y = layer(x)
-      return scale(y if normalizer is None else self._normalize(y, normalizer))
-    factors = scale(jnp.ones(layer.features, self.param_dtype))
-    return nn.map_variables(
-      lambda layer, x: layer(x),
-      "params",
-      lambda params: jax.tree.map(lambda leaf: leaf * factors, params),
-    )(layer, x)
+    if foldable and not self.is_initializing():
+      factors = scale(jnp.ones(layer.features, self.param_dtype))
+      return nn.map_variables(
+        lambda layer, x: layer(x),
+        "params",
+        lambda params: jax.tree.map(lambda leaf: leaf * factors, params),
+      )(layer, x)
+    y = layer(x)
+    if normalizer is not None:
+      y = self._normalize(y, normalizer)
+    return y if scale is None else scale(y)
 
   def _project(self, x: jax.Array, features: int) -> jax.Array:
     return self.conv(

@@ -13,8 +13,7 @@ def compiler_options() -> dict[str, int | str] | None:
     as fast, because their time goes into convolutions and matrix products that LLVM has
     no part in.
   - YNNPACK, XLA's default library, sums and multiplies matrices, but leaves
-    convolutions to Eigen, which takes a third to two thirds of its time for them
-    (`benchmarks.throughput`).
+    convolutions to Eigen, whose are faster.
   """
   if jax.default_backend() != "cpu":
     return None
