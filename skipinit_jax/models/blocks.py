@@ -117,9 +117,9 @@ class ResidualBlock(nn.Module):
       x: its input.
       normalizer: name of a normalizer between layer and scale; None: there is none.
     """
-    scale = (
-      None if self.branch_scale is None else self.branch_scale(name="branch_scale")
-    )
+    scale: Any = None
+    if self.branch_scale is not None:
+      scale = self.branch_scale(name="branch_scale")
     foldable = (
       isinstance(scale, SkipInit | LayerScale)
       # Not subclasses: kernels that are standardized lose their scale.
