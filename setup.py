@@ -9,6 +9,16 @@ README = Path(__file__).with_name("README.md")
 # Lets several machines share a study.
 _POSTGRESQL = ["psycopg[binary]>=3.2"]
 
+# Builds the site out of docs/, and makes notebooks of the texts in colabs/.
+_DOCS = [
+  "furo>=2025.12.19",
+  "ipykernel>=7",
+  "jupytext>=1.19",
+  "myst-nb>=1.4",
+  "nbclient>=0.11",
+  "sphinx>=9",
+]
+
 setup(
   name="skipinit_jax",
   version="0.1.0",
@@ -88,7 +98,9 @@ setup(
     # PyPI's CUDA build, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu names
     # the smaller one.
     "torch": ["torch==2.13.0"],
+    "docs": _DOCS,
     "tests": [
+      *_DOCS,
       *_POSTGRESQL,
       "mypy>=1.18",
       "pytest>=8.4",
