@@ -9,18 +9,24 @@ Example:
 
 import dataclasses
 import json
-import time
 from typing import Any
 
+import jax
 import rich.console
 import rich.table
 from absl import flags
 
-from benchmarks import machine, peer_jax, side_by_side
-from benchmarks.side_by_side import Case
+from benchmarks import activations, machine, side_by_side
+from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each peer.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each peer.", lower_bound=1)
+_COMPILED_INIT = flags.DEFINE_boolean(
+  "compiled_init",
+  False,
+  "Whether unrolled Flax also comes with an initialization that is compiled, as its "
+  "examples have it. That takes eight minutes.",
+)
 
 _DEPTH = 1000
 _DEPTHS = (100, 1000, 10_000)
@@ -32,28 +38,16 @@ def _case(depth: int, batch_size: int) -> Case:
 
 
 def _compile(depth: int) -> dict[str, Any]:
-  """Returns how long a step compiles, and the memory of its activations.
-
-  That is what the compiled program's memory grows by from one batch to twice the batch;
-  parameters, gradients and momentum do not depend on the batch.
-  """
-  activations, seconds = {}, []
-  for name, remat in (("without_remat", False), ("with_remat", True)):
-    sizes = []
-    for batch_size in (_BATCH_SIZES[-1], 2 * _BATCH_SIZES[-1]):
-      case = dataclasses.replace(_case(depth, batch_size), remat=remat)
-      step, arguments = peer_jax.make_train(**dataclasses.asdict(case), shapes=True)
-      lowered = step.lower(*arguments)
-      begin = time.perf_counter()
-      compiled = lowered.compile()
-      seconds.append(time.perf_counter() - begin)
-      # JAX's types allow that a backend has no analysis.
-      memory: Any = compiled.memory_analysis()
-      sizes.append(memory.temp_size_in_bytes)
-    activations[name] = float(f"{(sizes[1] - sizes[0]) / 1e6:.3g}")
+  """Returns how long a step compiles, and the memory of its activations."""
+  case = _case(depth, _BATCH_SIZES[-1])
+  plain = activations.compile_step(case)
+  with_remat = activations.compile_step(dataclasses.replace(case, remat=True))
   return {
-    "compile_seconds": float(f"{seconds[0]:.3g}"),
-    "activation_megabytes": activations,
+    "compile_seconds": float(f"{plain.seconds:.3g}"),
+    "activation_megabytes": {
+      "without_remat": plain.activation_megabytes,
+      "with_remat": with_remat.activation_megabytes,
+    },
   }
 
 
@@ -63,8 +57,12 @@ def measure() -> dict[str, Any]:
   for batch_size in _BATCH_SIZES:
     peers = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
     if batch_size == _BATCH_SIZES[0]:
-      # It compiles for minutes, as long for one size of batch as for another.
-      peers.append(side_by_side.FLAX)
+      # It compiles as long for one size of batch as for another.
+      flax = side_by_side.FLAX
+      name = f"{flax.name}, init not compiled"
+      peers.append(Peer(name, flax.module, {"compile_init": False}))
+      if _COMPILED_INIT.value:
+        peers.append(flax)
     case = _case(_DEPTH, batch_size)
     comparison.append(side_by_side.measure(case, peers, _ROUNDS.value))
   alone = []
@@ -81,6 +79,8 @@ def measure() -> dict[str, Any]:
 
 def main() -> int:
   """Prints tables to standard error, and one JSON object to standard output."""
+  # Compile times are those of programs that were never compiled before.
+  jax.config.update("jax_enable_compilation_cache", False)
   results = measure()
   console = rich.console.Console(stderr=True, width=100)
   for case in results["comparison"]:

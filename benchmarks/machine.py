@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import platform
 import statistics
@@ -67,8 +66,3 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     "max": max(values),
   }
   return {name: float(f"{number:.3g}") for name, number in numbers.items()}
-
-
-def environment_with_huge_pages() -> dict[str, str]:
-  """Returns the variables that make glibc ask for large pages of memory."""
-  return {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -68,6 +68,7 @@ def make_step(
   batch_size: int,
   method: str,
   remat: bool,
+  compile_init: bool,
 ) -> Callable[[], None]:
   """Returns a function that takes one step."""
   assert not remat
@@ -80,7 +81,8 @@ def make_step(
     rng.normal(size=(batch_size, image_size, image_size, 3)), jnp.float32
   )
   labels = jnp.asarray(rng.integers(_NUM_CLASSES, size=batch_size))
-  variables: Any = jax.jit(model.init)(jax.random.key(0), images[:1])
+  init = jax.jit(model.init) if compile_init else model.init
+  variables: Any = init(jax.random.key(0), images[:1])
   params = variables["params"]
   stats = {name: value for name, value in variables.items() if name != "params"}
   opt_state = optimizer.init(params)

@@ -6,7 +6,8 @@ from before the process is there, by the clock on the wall. Most runs have marks
 parts of the start, which cost microseconds, and end with their first step; to see that
 the marks change nothing, one run a round is the program as it is, until the line of
 progress that it prints after its first step. Files of the packages are warm: the
-operating system has read them before.
+operating system has read them before. PyTorch is hidden from the program, because
+tensorboardX imports it where it is installed, for seconds.
 
 Example:
   python -m benchmarks.start
@@ -35,13 +36,29 @@ from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 3, "First and second starts of each network.", lower_bound=1
+  "rounds", 2, "First and second starts of each network.", lower_bound=1
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIGS = (TrainConfig(depth=10, width=1), TrainConfig(depth=1000, width=1))
 _FIRST_STEP = "first step"
 
+# tensorboardX imports these where they are installed, for seconds. `make bench`
+# installs the one, and an extra the other; a plain installation has neither.
+_HIDE = """
+import sys
+
+class Hide:
+  def find_spec(self, name, path=None, target=None):
+    if name in ("torch", "google.cloud.storage"):
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hide())
+"""
+_PROGRAM = """
+import runpy
+runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
+"""
 # Runs experiments.train with marks, and prints them instead of taking a second step.
 _MARKED_PROGRAM = """
 import time
@@ -50,7 +67,7 @@ marks = [("interpreter", time.time())]
 def mark(part):
   marks.append((part, time.time()))
 
-import contextlib, json, os, runpy
+import contextlib, json, os
 import jax
 mark("import of JAX")
 from experiments import program
@@ -92,7 +109,6 @@ def marked_programs(*args):
 
 config.TrainConfig.load_dataset = marked_load
 loop.make_programs = marked_programs
-runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 """
 
 
@@ -140,7 +156,7 @@ def marked_start(config: TrainConfig, cache: str) -> Start:
   with tempfile.TemporaryDirectory() as workdir:
     begin = time.time()
     output = subprocess.run(
-      [sys.executable, "-c", _MARKED_PROGRAM, *_arguments(config, workdir)],
+      _command(_HIDE + _MARKED_PROGRAM + _PROGRAM, config, workdir),
       cwd=_ROOT,
       env=_environment(cache),
       stdin=subprocess.DEVNULL,
@@ -156,7 +172,7 @@ def plain_start(config: TrainConfig, cache: str) -> float:
   with tempfile.TemporaryDirectory() as workdir:
     begin = time.time()
     with subprocess.Popen(
-      [sys.executable, "-m", "experiments.train", *_arguments(config, workdir)],
+      _command(_HIDE + _PROGRAM, config, workdir),
       cwd=_ROOT,
       env=_environment(cache),
       stdin=subprocess.DEVNULL,
@@ -177,8 +193,9 @@ def plain_start(config: TrainConfig, cache: str) -> float:
   return seconds
 
 
-def _arguments(config: TrainConfig, workdir: str) -> list[str]:
+def _command(program_text: str, config: TrainConfig, workdir: str) -> list[str]:
   return [
+    *(sys.executable, "-c", program_text),
     f"--workdir={workdir}",
     f"--config.depth={config.depth}",
     f"--config.width={config.width}",

@@ -8,7 +8,6 @@ Example:
   python -m benchmarks.throughput
 """
 
-import dataclasses
 import json
 from typing import Any
 
@@ -20,7 +19,7 @@ from benchmarks import machine, side_by_side
 from benchmarks.side_by_side import Case
 from experiments import program
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each peer.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each peer.", lower_bound=1)
 
 _CASES = [
   Case(depth, width, image_size=32, batch_size=128, method=method)
@@ -33,28 +32,15 @@ _PEERS = [
   side_by_side.TORCH_COMPILE,
   side_by_side.FLAX,
 ]
-# The same programs where memory comes in large pages, which Linux gives on request.
-_WITH_HUGE_PAGES = [
-  dataclasses.replace(
-    peer,
-    name=f"{peer.name}, large pages",
-    environment=machine.environment_with_huge_pages(),
-  )
-  for peer in (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
-]
 
 
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
   product = machine.matrix_product_flops()
-  cases = []
-  for index, case in enumerate(_CASES):
-    peers = _PEERS + (_WITH_HUGE_PAGES if index == 0 else [])
-    cases.append(side_by_side.measure(case, peers, _ROUNDS.value))
   return {
     "machine": machine.description(),
     "matrix_product_gflops_per_second": float(f"{product / 1e9:.3g}"),
-    "cases": cases,
+    "cases": [side_by_side.measure(case, _PEERS, _ROUNDS.value) for case in _CASES],
   }
 
 

@@ -1,7 +1,7 @@
 """Measures the trials an hour of a learning-rate search, by how it uses the cores.
 
 One process trains a trial on all cores, or as many processes as there are cores train
-one each, with one thread or, as by default, with as many as there are cores. Each way
+one each, with one thread, as by default, or with as many as there are cores. Each way
 runs `experiments.depth_study` on some learning rates of two small networks, whose cache
 of compiled programs has those of the first rate, as in all of a search but its
 beginning. The ways take turns. Trials an hour are those of a long search: the number of
@@ -39,7 +39,7 @@ _ROUNDS = flags.DEFINE_integer(
   "rounds", 2, "Searches of each way, which take turns.", lower_bound=1
 )
 _RATES = flags.DEFINE_integer(
-  "rates", 8, "Learning rates of each network, from 2^-5 down.", lower_bound=2
+  "rates", 5, "Learning rates of each network, from 2^-5 down.", lower_bound=2
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -61,19 +61,20 @@ class Way:
   """A way to use the cores.
 
   Attributes:
-    workers: trials side by side; None: the program's default.
-    threads: of each; None: XLA's default.
+    workers: trials side by side.
+    threads: of each.
+    default: whether the program chooses both by itself.
   """
 
-  workers: int | None
-  threads: int | None
+  workers: int
+  threads: int
+  default: bool = False
 
   @property
   def name(self) -> str:
     """What it is, for people."""
-    workers, threads = self.workers or num_cores(), self.threads or num_cores()
-    default = ", the default" if self.workers is None else ""
-    return f"{workers} x {threads} thread{'s' * (threads > 1)}{default}"
+    default = ", the default" if self.default else ""
+    return f"{self.workers} x {self.threads} thread{'s' * (self.threads > 1)}{default}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +111,10 @@ def search(way: Way, num_rates: int, cache: str) -> Searched:
     flag = f"--config.{network}_search."
     command += [f"{flag}learning_rates={rates}", f"--noconfig.{network}_search.extend"]
     command += [f"{flag}num_seeds=1", f"{flag}best_of=1"]
-  if way.workers is not None:
-    command.append(f"--workers={way.workers}")
   environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
   environment.pop(_THREADS, None)
-  if way.threads is not None:
+  if not way.default:
+    command.append(f"--workers={way.workers}")
     environment[_THREADS] = str(way.threads)
   with tempfile.TemporaryDirectory() as workdir:
     begin = time.time()
@@ -148,14 +148,13 @@ def _num_first_rates() -> int:
 
 
 def _summary(way: Way, searches: Sequence[Searched]) -> dict[str, Any]:
-  workers = way.workers or num_cores()
   num_trials = len(_NETWORKS) * _RATES.value
   return {
-    "workers": workers,
-    "threads_per_worker": way.threads or num_cores(),
-    "is_default": way.workers is None,
+    "workers": way.workers,
+    "threads_per_worker": way.threads,
+    "is_default": way.default,
     "trials_per_hour": machine.summary(
-      [trials_per_hour(workers, each.trial_seconds) for each in searches]
+      [trials_per_hour(way.workers, each.trial_seconds) for each in searches]
     ),
     "trials_per_hour_from_command": machine.summary(
       [3600 * num_trials / each.seconds for each in searches]
@@ -191,7 +190,8 @@ def main() -> int:
       f"--rates is {_RATES.value}: on {num_cores()} cores it must be above "
       f"{_num_first_rates()}, which are the rates of the first trials."
     )
-  ways = (Way(1, None), Way(num_cores(), 1), Way(None, None))
+  cores = num_cores()
+  ways = (Way(1, cores), Way(cores, cores), Way(cores, 1, default=True))
   searches: dict[Way, list[Searched]] = {way: [] for way in ways}
   with tempfile.TemporaryDirectory() as cache:
     # All ways run the same compiled programs.

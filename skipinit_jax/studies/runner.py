@@ -375,7 +375,7 @@ class _Workers:
     context = get_context("spawn")
     there, self._alive = context.Pipe(duplex=False)
     self._executor = concurrent.futures.ProcessPoolExecutor(
-      self._num_workers, context, _watch_parent, (there,)
+      self._num_workers, context, _start_worker, (there, self._num_workers)
     )
 
   def submit(
@@ -425,6 +425,14 @@ def _without_interrupts() -> Iterator[None]:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start_worker(connection: Connection, num_workers: int) -> None:
+  """Prepares a process that trains beside others, before anything of JAX."""
+  # XLA:CPU takes its number of threads from there, or else has one for each core, in
+  # every process, and they wait for each other (docs/performance.md).
+  os.environ.setdefault("NPROC", str(max(1, num_cores() // num_workers)))
+  _watch_parent(connection)
 
 
 def _watch_parent(connection: Connection) -> None:

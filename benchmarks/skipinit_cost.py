@@ -1,0 +1,97 @@
+"""Measures what SkipInit's scalar costs, and what batch norm does, by batch size.
+
+Deep Wide-ResNets on images of 8x8, with SkipInit, without normalization and scalar, and
+with batch norm, here and in PyTorch, by `benchmarks.side_by_side`; and the memory of
+the activations of this package's compiled steps.
+
+Example:
+  python -m benchmarks.skipinit_cost
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import flags
+
+from benchmarks import activations, machine, side_by_side
+from benchmarks.side_by_side import Case, Peer
+from experiments import program
+
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each method.", lower_bound=1)
+
+_CASE = Case(100, 1, image_size=8, batch_size=64, method="skipinit")
+_BATCH_SIZES = (16, 64, 256)
+_METHODS = ("skipinit", "unnormalized", "batch_norm")
+_LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
+
+
+def measure() -> dict[str, Any]:
+  """Returns the JSON object."""
+  by_batch_size = []
+  for batch_size in _BATCH_SIZES:
+    peers = [
+      Peer(f"{peer.name}, {method}", peer.module, {**peer.options, "method": method})
+      for peer in _LIBRARIES
+      for method in _METHODS
+    ]
+    case = dataclasses.replace(_CASE, batch_size=batch_size)
+    measured = side_by_side.measure(case, peers, _ROUNDS.value)
+    step_seconds: dict[str, Any] = {}
+    for peer in _LIBRARIES:
+      step_seconds[peer.name] = {
+        method: measured["peers"][f"{peer.name}, {method}"]["step_seconds"]
+        for method in _METHODS
+      }
+    by_batch_size.append({"batch_size": batch_size, "step_seconds": step_seconds})
+  return {
+    "machine": machine.description(),
+    "network": _CASE.name.rpartition(", batch")[0],
+    "by_batch_size": by_batch_size,
+    "activations": {
+      "batch_size": _CASE.batch_size,
+      "megabytes": {
+        method: activations.compile_step(
+          dataclasses.replace(_CASE, method=method)
+        ).activation_megabytes
+        for method in _METHODS
+      },
+    },
+  }
+
+
+def main() -> int:
+  """Prints tables to standard error, and one JSON object to standard output."""
+  results = measure()
+  console = rich.console.Console(stderr=True, width=100)
+  table = rich.table.Table(
+    *("batch", "library", "skipinit, s", "/ unnormalized", "/ batch_norm"),
+    title=results["network"],
+    title_justify="left",
+  )
+  for row in results["by_batch_size"]:
+    for library, methods in row["step_seconds"].items():
+      seconds = {method: step["median"] for method, step in methods.items()}
+      table.add_row(
+        str(row["batch_size"]),
+        library,
+        f"{seconds['skipinit']:g}",
+        f"{seconds['skipinit'] / seconds['unnormalized']:.2f}",
+        f"{seconds['skipinit'] / seconds['batch_norm']:.2f}",
+      )
+  console.print(table)
+  table = rich.table.Table(
+    *_METHODS,
+    title=f"MB of activations, batch {results['activations']['batch_size']}",
+    title_justify="left",
+  )
+  table.add_row(*(f"{each:g}" for each in results["activations"]["megabytes"].values()))
+  console.print(table)
+  print(json.dumps(results, indent=2))
+  return 0
+
+
+if __name__ == "__main__":
+  program.run(main)
