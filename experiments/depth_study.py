@@ -1,10 +1,10 @@
-"""Measures test accuracy and the best learning rate by depth and method.
+r"""Measures test accuracy and the best learning rate by depth and method.
 
 Example:
   python -m experiments.depth_study --workdir=/tmp/study --config=demo
 
 The convolutional network of 1000 layers:
-  python -m experiments.depth_study --workdir=/tmp/study --config=demo
+  python -m experiments.depth_study --workdir=/tmp/study --config=demo \
     --config.wide_resnet_depths="(1000,)"
 """
 

@@ -1,4 +1,4 @@
-"""Prepares a data set from local files, on a machine without internet.
+r"""Prepares a data set from local files, on a machine without internet.
 
   python -m experiments.prepare_data --dataset=fashion_mnist \
     --source=/usr/share/datasets/fashion-mnist

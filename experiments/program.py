@@ -1,7 +1,6 @@
 """What every program of this folder shares: flags, start and exit statuses."""
 
 import dataclasses
-import inspect
 import os
 import pathlib
 import re
@@ -15,6 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import help as help_text
 from skipinit_jax.errors import UsageError, unknown_name
 
 USAGE_ERROR_STATUS = 1
@@ -23,6 +23,10 @@ INTERRUPTED_STATUS = 4
 LOST_PROCESS_STATUS = 5
 
 _Config = TypeVar("_Config")
+
+_HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
+# What --help shows of --config: the configurations by name, and the default's name.
+_defined_configs: tuple[Mapping[str, Callable[[], Any]], str] | None = None
 
 # The flags defined here belong to the programs, whose --help shows them.
 flags.disclaim_key_flags()
@@ -68,6 +72,8 @@ def define_config(
     configs: the default configurations by name, all of one dataclass.
     default: the name of the one to use without the flag.
   """
+  global _defined_configs
+  _defined_configs = configs, default
   config = configs[default]()
   try:
     _check_config_fields(type(config), sys.argv[1:])
@@ -79,15 +85,11 @@ def define_config(
       raise unknown_name("configuration", name, configs)
     return configs[name]()
 
-  documentation = inspect.getdoc(type(config)) or ""
   return config_flags.DEFINE_config_dataclass(
     "config",
     config,
     parse_fn=parse,
-    help_string=(
-      f"Default values: {', '.join(configs)} (default: {default}). Each field below is "
-      f"a flag of its own, --config.FIELD=VALUE.\n{documentation}"
-    ),
+    help_string=f"Default values: {', '.join(configs)}.",
   )
 
 
@@ -154,7 +156,49 @@ def run(main: Callable[[], int | None]) -> None:
         raise
       return status
 
-  app.run(guarded)
+  if _HELP_FLAGS.intersection(sys.argv[1:]):
+    print(_help())
+    return
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+  """Parses flags as absl does, but for its messages."""
+  try:
+    return flags.FLAGS(arguments)
+  except flags.UnrecognizedFlagError as error:
+    known = [f"--{name}" for name in _program_flags()]
+    message = str(unknown_name("flag", f"--{error.flagname}", known))
+  except flags.Error as error:
+    message = str(error)
+    missing = re.match(r"flag --(\w+)=None: .* must have a value", message)
+    if missing:
+      message = f"The flag --{missing[1]} is missing: it is required."
+  sentence = message.rstrip(".")
+  print(f"error: {sentence}. --help shows all flags.", file=sys.stderr)
+  sys.exit(USAGE_ERROR_STATUS)
+
+
+def _program_flags() -> dict[str, flags.Flag]:
+  return {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+
+
+def _help() -> str:
+  """Returns the text of --help, with the values of --config=NAME if that is given."""
+  own_flags = _program_flags()
+  own_flags.pop("config", None)
+  main = sys.modules["__main__"]
+  documentation = main.__doc__ or ""
+  if _defined_configs is None:
+    return help_text.program_help(documentation, [*own_flags.values()], None, "", [])
+  configs, name = _defined_configs
+  for argument in sys.argv[1:]:
+    chosen = re.fullmatch(r"--?config=(.*)", argument)
+    if chosen and chosen[1] in configs:
+      name = chosen[1]
+  return help_text.program_help(
+    documentation, [*own_flags.values()], configs[name](), name, [*configs]
+  )
 
 
 def _report(error: BaseException) -> int | None:

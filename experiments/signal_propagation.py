@@ -1,11 +1,11 @@
-"""Measures how signal and gradient pass through networks, on the lines of theory.
+r"""Measures how signal and gradient pass through networks, on the lines of theory.
 
 Example:
   python -m experiments.signal_propagation --workdir=/tmp/signal --diagnose
 
 Any model, methods and depth:
-  python -m experiments.signal_propagation --workdir=/tmp/signal
-    --config.model=wide_resnet --config.depth=100 --config.width=2
+  python -m experiments.signal_propagation --workdir=/tmp/signal \
+    --config.model=wide_resnet --config.depth=100 --config.width=2 \
     --config.methods="('batch_norm', 'skipinit')"
 """
 

@@ -1,0 +1,166 @@
+"""The text of --help: flags in groups, with their defaults."""
+
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from skipinit_jax import methods
+from skipinit_jax.training import TrainConfig
+
+# The first field of each group. What is in a configuration only once has one group.
+_GROUPS: Mapping[type, Mapping[str, str]] = {
+  TrainConfig: {
+    "dataset": "Data",
+    "model": "Network",
+    "batch_size": "Optimization",
+    "seed": "Run",
+  }
+}
+_FIELD = re.compile(r"^  (\w+): (.*(?:\n    .*)*)", re.MULTILINE)
+_METHODS = "`skipinit_jax.methods.NAMES`"
+_MARGIN = 34
+_MAX_WIDTH = 100
+
+
+def program_help(
+  documentation: str,
+  own_flags: Sequence[flags.Flag],
+  config: Any | None,
+  config_name: str,
+  config_names: Sequence[str],
+) -> str:
+  """Returns the help of a program.
+
+  Args:
+    documentation: the program's own, with its examples.
+    own_flags: its flags, without --config.
+    config: the configuration whose values are the defaults, a dataclass; None: the
+      program has none.
+    config_name: that configuration's name.
+    config_names: those of all.
+  """
+  rows = [
+    (f"--{flag.name}={_default(flag)}", flag.help)
+    for flag in sorted(own_flags, key=lambda flag: (not _is_required(flag), flag.name))
+  ]
+  parts = [documentation.strip(), _section("Flags", rows)]
+  if config is not None:
+    summary = inspect.getdoc(type(config)) or ""
+    names = ", ".join(config_names)
+    rows = [
+      (
+        f"--config={config_name}",
+        f"The default values of all that follows: {names}. Shown are those of "
+        f"{config_name}; --config=NAME --help shows others.",
+      )
+    ]
+    parts.append(_section("Configuration", rows))
+    parts.append(_paragraphs(summary.partition("Attributes:")[0].strip()))
+    parts += _config_sections(config)
+    parts.append(
+      _paragraphs(
+        "A field that is true or false also takes --config.FIELD and "
+        "--noconfig.FIELD; a tuple is given as --config.FIELD=\"('one', 'two')\"."
+      )
+    )
+  parts.append("--helpfull lists the flags of all libraries too.")
+  return "\n\n".join(parts)
+
+
+def _is_required(flag: flags.Flag) -> bool:
+  return any(
+    flag.name in validator.get_flags_names() and "None" in validator.message
+    for validator in flag.validators
+  )
+
+
+def _default(flag: flags.Flag) -> str:
+  if _is_required(flag):
+    return "... (required)"
+  return "" if flag.default is None else str(flag.default)
+
+
+def _config_sections(config: Any) -> list[str]:
+  """Returns the sections of a configuration's own fields, and of nested ones."""
+  sections = []
+  titles = dict(_GROUPS.get(type(config), {}))
+  documentation = _fields(type(config))
+  rows: list[tuple[str, str]] = []
+  title = "" if titles else "Fields"
+  nested: dict[type, list[str]] = {}
+  for field in dataclasses.fields(config):
+    if field.name in titles and rows:
+      sections.append(_section(title, rows))
+      rows = []
+    title = titles.get(field.name, title)
+    value, flag = getattr(config, field.name), f"--config.{field.name}"
+    if dataclasses.is_dataclass(value):
+      nested.setdefault(type(value), []).append(flag)
+      rows.append((f"{flag}.FIELD", documentation[field.name] + _changes(value)))
+    else:
+      rows.append((f"{flag}={value}", documentation[field.name]))
+  sections.append(_section(title, rows))
+  for kind, names in nested.items():
+    listed = " and ".join(f"{name}.FIELD" for name in names)
+    if kind is TrainConfig:
+      sections.append(
+        _paragraphs(
+          f"Fields of {listed}: those of --config.FIELD in `python -m "
+          "experiments.train --help`. The study sets the ones that it varies."
+        )
+      )
+    else:
+      rows = [(name, text) for name, text in _fields(kind).items()]
+      sections.append(_section(f"Fields of {listed}", rows))
+  return sections
+
+
+def _changes(config: Any) -> str:
+  """Says which fields have other values than those of their type."""
+  usual = type(config)()
+  changes = ", ".join(
+    f"{field.name}={getattr(config, field.name)}"
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != getattr(usual, field.name)
+  )
+  return f" Set here: {changes}." if changes else ""
+
+
+def _fields(config_type: type) -> dict[str, str]:
+  """Returns what the docstring says of each field."""
+  text = (inspect.getdoc(config_type) or "").partition("Attributes:")[2]
+  # Who types a flag has no module to look into.
+  text = text.replace(_METHODS, f"{_METHODS} ({', '.join(methods.NAMES)})")
+  return {name: " ".join(words.split()) for name, words in _FIELD.findall(text)}
+
+
+def _width() -> int:
+  return min(_MAX_WIDTH, shutil.get_terminal_size().columns)
+
+
+def _paragraphs(text: str) -> str:
+  return "\n\n".join(textwrap.fill(part, _width()) for part in text.split("\n\n"))
+
+
+def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
+  lines = [f"{title}:"]
+  for name, text in rows:
+    indent = " " * _MARGIN
+    first = f"  {name}".ljust(_MARGIN)
+    if len(first) > _MARGIN or first[-1] != " ":
+      lines += textwrap.wrap(f"  {name}", _width(), subsequent_indent="    ")
+      first = indent
+    lines += textwrap.wrap(
+      text,
+      _width(),
+      initial_indent=first,
+      subsequent_indent=indent,
+      break_on_hyphens=False,
+    )
+  return "\n".join(lines)
