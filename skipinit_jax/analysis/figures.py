@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skipinit_jax import drawing
 from skipinit_jax.analysis.measure import Ensemble
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.analysis.theory import path_weights
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _COLORS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#9c6b4e", "#6cc5b0")
 _MARKERS = "osD^vP*"
 _SIZES = (6, 5, 4.5, 4, 4, 4, 4)
-# Inches: a phone shows a figure so wide whole, with letters that can be read.
-_WIDTH = 6.4
 # More points of a curve would hide its line.
 _MOST_POINTS = 16
 _HEAT_MAPS_PER_ROW = 3
@@ -94,7 +93,7 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
   """
   across = min(2, len(panels))
   down = -(-len(panels) // across)
-  figure = _figure(0.9 + 2.5 * down)
+  figure = drawing.new_figure(0.9 + 2.5 * down)
   drawn = list(figure.subplots(down, across, squeeze=False).flat)
   styles: dict[str, dict[str, Any]] = {}
   for panel in panels:
@@ -128,7 +127,7 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
   figure.supxlabel(x_label, fontsize=10)
   for style in styles.values():
     drawn[0].errorbar([], [], linewidth=1.5, **style)
-  _legend(figure, drawn[0])
+  _finish(figure, drawn[0])
   return figure
 
 
@@ -192,7 +191,7 @@ def cosine_figure(curves: Sequence[Curve]) -> "Figure":
 
 def path_figure(curves: Sequence[Curve]) -> "Figure":
   """Draws the weight of the paths of each length in the output."""
-  figure = _figure(3.6)
+  figure = drawing.new_figure(3.6)
   axes = figure.add_subplot()
   longest = 4.0
   for index, curve in enumerate(curves):
@@ -218,7 +217,7 @@ def path_figure(curves: Sequence[Curve]) -> "Figure":
   axes.set_xlabel("length of the path, in branches")
   axes.set_ylabel("weight")
   axes.grid(alpha=0.25)
-  _legend(figure, axes)
+  _finish(figure, axes)
   return figure
 
 
@@ -308,7 +307,7 @@ def _heat_maps(
   from matplotlib.cm import ScalarMappable
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  figure = _figure(0.8 + 1.75 * len(scales))
+  figure = drawing.new_figure(0.8 + 1.75 * len(scales))
   panels = figure.subplots(
     len(scales), len(networks), sharex=True, sharey=True, squeeze=False
   )
@@ -400,7 +399,7 @@ def _panels(
 
   across = min(2, len(panels))
   down = -(-len(panels) // across)
-  figure = _figure(0.9 + 2.5 * down)
+  figure = drawing.new_figure(0.9 + 2.5 * down)
   drawn = list(figure.subplots(down, across, squeeze=False).flat)
   for number, (axes, (title, take)) in enumerate(zip(drawn, panels, strict=True)):
     lows, highs = [], []
@@ -427,7 +426,7 @@ def _panels(
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.25)
   figure.supxlabel("block", fontsize=10)
-  _legend(figure, drawn[0])
+  _finish(figure, drawn[0])
   return figure
 
 
@@ -490,26 +489,8 @@ def _style(index: int, label: str) -> dict[str, Any]:
   }
 
 
-def _figure(height: float) -> "Figure":
-  from matplotlib.figure import Figure
-
-  return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
-
-
-def _legend(figure: "Figure", axes: "Axes") -> None:
+def _finish(figure: "Figure", axes: "Axes") -> None:
   containers, labels = axes.get_legend_handles_labels()
-  if labels:
-    # The points alone, without their bars.
-    handles: list[Any] = [container.get_children()[0] for container in containers]
-    # Inches of the longest label, with its sign.
-    column = 0.6 + 0.075 * max(map(len, labels))
-    figure.legend(
-      handles,
-      labels,
-      loc="outside upper center",
-      ncols=max(1, min(len(labels), int(_WIDTH / column))),
-      frameon=False,
-      fontsize=9,
-    )
-  for each in figure.axes:
-    each.spines[["top", "right"]].set_visible(False)
+  # The points alone, without their bars.
+  handles = [container.get_children()[0] for container in containers]
+  drawing.finish(figure, handles, labels)

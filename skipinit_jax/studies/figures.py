@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from skipinit_jax import drawing
 from skipinit_jax.studies.findings import is_stable_throughout
 from skipinit_jax.studies.names import format_alpha, format_rate
 from skipinit_jax.studies.statistics import Optimum
@@ -30,8 +31,6 @@ _COLORS = (
   "#9498a0",
 )
 _MARKERS = "osD^vP*Xhp<>"
-# Inches: a phone shows a figure so wide whole, with letters that can be read.
-_WIDTH = 6.4
 _PANELS_PER_ROW = 2
 # As many numbers, and names of networks, stand side by side in that width.
 _BARS_PER_PANEL = 20
@@ -50,7 +49,7 @@ def depth_bars(results: StudyResults) -> "Figure":
   for family in unique([_family(search) for search in results.searches]):
     rows = unique([each.row for each in results.searches if _family(each) == family])
     parts += [rows[start : start + most] for start in range(0, len(rows), most)]
-  figure = _figure(0.7 + 2.2 * len(parts))
+  figure = drawing.new_figure(0.7 + 2.2 * len(parts))
   panels = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
   width = max(map(len, parts))
   bar_width = 0.84 / len(columns)
@@ -72,7 +71,7 @@ def depth_bars(results: StudyResults) -> "Figure":
     panels[0].bar(
       0, 0, color="none", edgecolor="gray", hatch="////", label="does not train"
     )
-  _legend(figure, panels[0])
+  drawing.finish(figure, *panels[0].get_legend_handles_labels())
   return figure
 
 
@@ -200,7 +199,7 @@ def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   Args:
     history: of the run; see `history.make_history`.
   """
-  figure = _figure(3.2)
+  figure = drawing.new_figure(3.2)
   panels = figure.subplots(1, 2)
   loss, accuracy = panels
   for index, (name, label) in enumerate(
@@ -227,7 +226,7 @@ def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
   figure.supxlabel("epoch", fontsize=10)
-  _legend(figure, loss)
+  drawing.finish(figure, *loss.get_legend_handles_labels())
   return figure
 
 
@@ -240,7 +239,7 @@ def batch_size_curves(results: StudyResults, budget: str) -> "Figure":
   """
   from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-  figure = _figure(6.2)
+  figure = drawing.new_figure(6.2)
   panels = figure.subplots(2, 2)
   accuracy, loss, best, stable = panels.flat
   searches = [each for each in results.searches if each.labels["budget"] == budget]
@@ -328,7 +327,7 @@ def batch_size_curves(results: StudyResults, budget: str) -> "Figure":
       limits = axes.get_ylim()
       axes.plot(sizes, [middle * size for size in sizes], ":", color="gray")
       axes.set_ylim(limits)
-  _legend(figure, accuracy)
+  drawing.finish(figure, *accuracy.get_legend_handles_labels())
   return figure
 
 
@@ -373,7 +372,7 @@ def regularization_curves(results: StudyResults) -> "Figure":
   Args:
     results: of a regularization study.
   """
-  figure = _figure(4.8)
+  figure = drawing.new_figure(4.8)
   axes = figure.add_subplot()
   for index, row in enumerate(unique([search.row for search in results.searches])):
     mine = [
@@ -393,7 +392,7 @@ def regularization_curves(results: StudyResults) -> "Figure":
   axes.set_xlabel("dropout rate")
   axes.set_ylabel("test accuracy (%)")
   axes.grid(alpha=0.25)
-  _legend(figure, axes)
+  drawing.finish(figure, *axes.get_legend_handles_labels())
   return figure
 
 
@@ -404,7 +403,7 @@ def branch_scale_curves(results: StudyResults) -> "Figure":
     results: of a branch-scale study.
   """
   depths = unique([search.labels["depth"] for search in results.searches])
-  figure = _figure(1.2 + 2.1 * len(depths))
+  figure = drawing.new_figure(1.2 + 2.1 * len(depths))
   panels = figure.subplots(len(depths), 2, squeeze=False)
   scaled = [each for each in results.searches if each.labels["alpha"] is not None]
   alphas = sorted({search.labels["alpha"] for search in scaled})
@@ -436,7 +435,7 @@ def branch_scale_curves(results: StudyResults) -> "Figure":
       axes.set_xlim(-0.5, len(alphas) - 0.5)
       axes.grid(alpha=0.25)
   figure.supxlabel("α at initialization", fontsize=10)
-  _legend(figure, panels[0, 0])
+  drawing.finish(figure, *panels[0, 0].get_legend_handles_labels())
   return figure
 
 
@@ -508,7 +507,7 @@ def _panels(
   columns = unique([search.column for search in results.searches])
   across = min(_PANELS_PER_ROW, len(rows))
   down = -(-len(rows) // across)
-  figure = _figure(1.1 + 2.1 * down)
+  figure = drawing.new_figure(1.1 + 2.1 * down)
   panels = list(figure.subplots(down, across, squeeze=False).flat)
   for axes, row in zip(panels, rows, strict=False):
     draw(
@@ -527,7 +526,7 @@ def _panels(
     panels[0].plot([], [], label=column, **_style(index))
   figure.supxlabel(x_label, fontsize=10)
   figure.supylabel("test accuracy (%)", fontsize=10)
-  _legend(figure, panels[0])
+  drawing.finish(figure, *panels[0].get_legend_handles_labels())
   return figure
 
 
@@ -570,28 +569,6 @@ def _log_axis(
 def _as_power(value: float, as_text: Callable[[float], str] = format_rate) -> str:
   text = as_text(value)
   return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text
-
-
-def _figure(height: float) -> "Figure":
-  from matplotlib.figure import Figure
-
-  return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
-
-
-def _legend(figure: "Figure", axes: "Axes") -> None:
-  handles, labels = axes.get_legend_handles_labels()
-  # Inches of the longest label, with its sign.
-  column = 0.6 + 0.075 * max(map(len, labels))
-  figure.legend(
-    handles,
-    labels,
-    loc="outside upper center",
-    ncols=max(1, min(len(labels), int(_WIDTH / column))),
-    frameon=False,
-    fontsize=9,
-  )
-  for each in figure.axes:
-    each.spines[["top", "right"]].set_visible(False)
 
 
 def _family(search: SearchResult) -> tuple[Any, Any]:

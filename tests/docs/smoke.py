@@ -1,0 +1,43 @@
+"""Runs a program of this repository up to where it would begin to compute.
+
+`python tests/docs/smoke.py MODULE FLAGS...` parses the flags, makes the configuration
+and checks it, as the program itself does; training, trials of a study, measurements
+and other machines are left out.
+"""
+
+import runpy
+import sys
+from typing import Any
+
+from experiments import program
+from skipinit_jax import studies, training
+from skipinit_jax.studies.study import Study, check
+from skipinit_jax.training import TrainConfig, distributed
+
+_TRAIN = ("experiments.train", "experiments.imagenet")
+_run = program.run
+
+
+def _train(config: TrainConfig, workdir: str) -> None:
+  config.validate()
+  config.make_model(num_classes=10)
+  sys.exit(0)
+
+
+def _run_study(study: Study, workdir: str, **_: Any) -> None:
+  check(study)
+  sys.exit(0)
+
+
+def _run_program(main: Any) -> None:
+  trains = module in _TRAIN or "study_program" in main.__globals__
+  _run(main if trains else lambda: 0)
+
+
+module, *arguments = sys.argv[1:]
+training.train = _train
+studies.run = studies.run_in_turn = _run_study
+distributed.initialize = lambda *_: None
+program.run = _run_program
+sys.argv[1:] = arguments
+runpy.run_module(module, run_name="__main__", alter_sys=True)

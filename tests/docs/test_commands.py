@@ -1,0 +1,142 @@
+"""Every command of the README and of the pages can be copied and pasted.
+
+Commands of our own programs run in a smoke mode, up to where they would begin to
+compute; those of others are checked as far as this machine knows them.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted(
+  path.relative_to(ROOT)
+  for path in [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs" / "how_to").glob("*.md"),
+  ]
+)
+PYTHON = (".venv/bin/python", "python", "python3")
+# What only the machines of clouds and clusters, or administrators, can run.
+ELSEWHERE = ("apt-get", "optuna-dashboard", "sbatch", ".venv/skypilot/bin/sky")
+
+
+def read(page):
+  return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page):
+  return re.findall(r"```(?:bash|console|sh)\n(.*?)```", read(page), flags=re.DOTALL)
+
+
+def commands():
+  """Returns each command, as words, with its page."""
+  found = []
+  for page in PAGES:
+    for block in blocks(page):
+      for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, "&&"]:
+          if set(word) <= set("&|;"):
+            found += [(page, words)] if words else []
+            words = []
+          else:
+            words.append(word)
+  return found
+
+
+COMMANDS = commands()
+
+
+def is_module(words):
+  return words[0] in PYTHON and words[1] == "-m"
+
+
+def own_programs():
+  """Returns the programs of this repository and their flags, each once."""
+  own = {
+    tuple(words[2:])
+    for _, words in COMMANDS
+    if is_module(words) and words[2].partition(".")[0] in ("experiments", "benchmarks")
+  }
+  return sorted(own)
+
+
+@pytest.mark.parametrize(
+  "words", own_programs(), ids=lambda words: " ".join(words)[:60]
+)
+def test_our_programs_take_the_flags(words, tmp_path):
+  done = subprocess.run(
+    [sys.executable, Path(__file__).with_name("smoke.py"), *words],
+    cwd=tmp_path,
+    env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  # Nothing was computed, so nothing was written.
+  assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["experiments.train", "--workdir=runs/x", "--config.depht=3"],
+    ["experiments.train", "--workdir=runs/x", "--config.depth=3"],
+    ["experiments.depth_study", "--workdir=x", "--config.wide_resnet.depth=22"],
+    ["experiments.report"],
+    ["benchmarks.depth", "--round=3"],
+  ],
+)
+def test_the_smoke_mode_finds_what_is_wrong(words, tmp_path):
+  with pytest.raises(AssertionError, match="error: "):
+    test_our_programs_take_the_flags(words, tmp_path)
+
+
+def test_the_other_commands_exist():
+  assert len(own_programs()) > 15
+  targets = re.findall(r"^([\w./]+):", read("Makefile"), flags=re.MULTILINE)
+  for page, words in COMMANDS:
+    program, *arguments = words
+    if program in ELSEWHERE:
+      continue
+    if program == "make":
+      targets_and_variables = [word for word in arguments if "=" not in word]
+      assert set(targets_and_variables) <= set(targets), (page, words)
+    elif program in (".venv/bin/pytest", "pytest"):
+      paths = [word for word in arguments if word.startswith("tests")]
+      assert paths, (page, words)
+      assert all((ROOT / path).exists() for path in paths), (page, words)
+    elif is_module(words):
+      own = arguments[1].partition(".")[0] in ("experiments", "benchmarks")
+      assert own or arguments[1] in ("venv", "pip"), (page, words)
+    elif "pip" in program:
+      assert arguments[0] == "install", (page, words)
+    else:
+      assert shutil.which(program), (page, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_blocks_are_shell(page):
+  for block in blocks(page):
+    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+def test_files_and_modules_of_commands_exist():
+  for page in PAGES:
+    text = read(page)
+    for module in re.findall(r"python -m\s((?:experiments|benchmarks)\.\w+)", text):
+      assert (ROOT / f"{module.replace('.', '/')}.py").exists(), (page, module)
+  for page, words in COMMANDS:
+    for word in words:
+      if word.startswith("launch/"):
+        assert (ROOT / word).exists(), (page, words)
