@@ -41,6 +41,7 @@ def commands():
   for page in PAGES:
     for block in blocks(page):
       for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r" > \S+", "", line)
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split = True
         words: list[str] = []
