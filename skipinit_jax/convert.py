@@ -22,6 +22,11 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.models.depth import scan_variables, unroll_variables
 from skipinit_jax.models.resnet import STAGE_BLOCKS, ResNet
 
+__all__ = [
+  "from_torchvision",
+  "to_torchvision",
+]
+
 _Path = tuple[str, ...]
 _Shape = tuple[int, ...]
 

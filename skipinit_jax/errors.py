@@ -3,6 +3,11 @@
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+  "UsageError",
+  "unknown_name",
+]
+
 
 class UsageError(ValueError):
   """An argument, flag or file that the user can correct.

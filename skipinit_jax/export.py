@@ -29,6 +29,13 @@ from jax import export as jax_export
 
 from skipinit_jax.errors import UsageError
 
+__all__ = [
+  "PLATFORMS",
+  "export_model",
+  "load_safetensors",
+  "save_safetensors",
+]
+
 PLATFORMS: tuple[str, ...] = ("cpu", "cuda", "tpu")
 """What an exported program runs on, wherever it was exported."""
 

@@ -19,8 +19,20 @@ from flax import linen as nn
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.layers import GhostBatchNorm, LayerScale, SkipInit
 
+__all__ = [
+  "NAMES",
+  "Method",
+  "ModuleFactory",
+  "batch_normalizer",
+  "get",
+  "inverse_sqrt_depth",
+  "layer_scale_by_depth",
+  "register",
+  "with_ghost_batches",
+]
+
 ModuleFactory = Callable[..., Any]
-"""Returns a Flax module: a module class or a `functools.partial` of one."""
+"""Returns a Flax module, such as a module class or a `functools.partial` of one."""
 
 
 def inverse_sqrt_depth(num_blocks: int) -> float:

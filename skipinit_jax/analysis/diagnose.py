@@ -104,7 +104,7 @@ class Diagnosis:
   """Whether the depth of a network keeps it from training, and what to change.
 
   Attributes:
-    num_blocks: d.
+    num_blocks: d, the residual blocks.
     forward_growth: second moment behind the last block over that before the first.
     gradient_growth: the gradient's second moment before the first block over that
       behind the last; NaN if the forward pass overflows.

@@ -42,6 +42,28 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResidualMLP, WideResNet
 from skipinit_jax.models.common import Head, normalizer
 
+__all__ = [
+  "LARGEST_VARIANCE",
+  "AnyPrecision",
+  "Loss",
+  "Params",
+  "Reparameterization",
+  "Run",
+  "StatefulLoss",
+  "Trajectories",
+  "decay_root",
+  "function_difference",
+  "growing_rates",
+  "initial_velocity",
+  "nudge",
+  "observed_runs",
+  "relative_distance",
+  "reparameterize",
+  "scale_invariant",
+  "sgd",
+  "trajectories",
+]
+
 Params = Any
 """A tree of parameters."""
 
@@ -98,7 +120,7 @@ def sgd(
   Args:
     learning_rate: the rate, or a schedule of it.
     momentum: share of the velocity that is kept; the velocity sums gradients.
-    l2: coefficient lambda of the penalty lambda / 2 |w|^2.
+    l2: coefficient lambda of the penalty `lambda / 2 |w|^2`.
     velocity: the velocity before the first step, over the initial parameters.
   """
   trace = optax.trace(momentum)
@@ -165,8 +187,8 @@ class Trajectories(NamedTuple):
 
   Attributes:
     loss: before the step, without L2, [steps, runs].
-    distance: |w' / c - w| / |w| behind the step, where w' are the run's parameters and
-      w those of the first run, [steps, runs].
+    distance: `|w' / c - w| / |w|` behind the step, where w' are the run's parameters
+      and w those of the first run, [steps, runs].
   """
 
   loss: np.ndarray
@@ -179,7 +201,7 @@ class Trajectories(NamedTuple):
 
   @property
   def loss_difference(self) -> np.ndarray:
-    """|L' - L| / L of each run and the first, [steps, runs]."""
+    """`|L' - L| / L` of each run and the first, [steps, runs]."""
     with np.errstate(divide="ignore", invalid="ignore"):
       return np.abs(self.loss - self.loss[:, :1]) / self.loss[:, :1]
 
@@ -261,7 +283,7 @@ def _scale(params: Params, factor: jax.typing.ArrayLike) -> Params:
 
 
 def relative_distance(params: Params, reference: Params) -> jax.Array:
-  """Returns |params - reference| / |reference|, norms over all parameters."""
+  """Returns `|params - reference| / |reference|`, norms over all parameters."""
   difference = jax.tree.map(jnp.subtract, params, reference)
   return optax.tree.norm(difference) / optax.tree.norm(reference)
 

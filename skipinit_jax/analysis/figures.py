@@ -12,6 +12,22 @@ from skipinit_jax.analysis.measure import Ensemble
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.analysis.theory import path_weights
 
+__all__ = [
+  "SIGNAL_QUANTITIES",
+  "Curve",
+  "Panel",
+  "SignalHistory",
+  "branch_figure",
+  "cosine_figure",
+  "gradient_figure",
+  "heat_map_figures",
+  "line_figure",
+  "measured_path_weights",
+  "path_figure",
+  "ratio_figure",
+  "stream_figure",
+]
+
 # matplotlib takes most of a second to import.
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

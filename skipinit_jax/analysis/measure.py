@@ -33,6 +33,13 @@ from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.layers import GhostBatchNorm
 from skipinit_jax.models import ResidualBlock
 
+__all__ = [
+  "Blocks",
+  "Ensemble",
+  "over_seeds",
+  "signal",
+]
+
 _COLLECTION = "signal"
 _PROBE = "_probe"
 _STATISTICS = "_statistics"

@@ -9,6 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+__all__ = [
+  "normalize",
+  "pad_and_crop",
+  "random_flip",
+]
+
 
 def normalize(
   images: jax.Array,

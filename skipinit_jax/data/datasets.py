@@ -21,9 +21,11 @@ from absl import logging
 from skipinit_jax import errors
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
-# Too large for memory: `streaming.load` takes these.
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
+"""The names of the data sets too large for memory, which `streaming.load` takes."""
+
 NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
+"""The names of all data sets."""
 
 # 23 batches of 64; the other 325 digits are the test set.
 _DIGITS_TRAIN_EXAMPLES = 1472
@@ -72,12 +74,12 @@ class Dataset:
 
   @property
   def mean(self) -> np.ndarray:
-    """Mean of the training pixels in 0..1: float32 [channels]."""
+    """Mean of the training pixels in 0..1, float32 [channels]."""
     return self._statistics[0]
 
   @property
   def std(self) -> np.ndarray:
-    """Their standard deviation, 1 for a constant channel: float32 [channels]."""
+    """Their standard deviation, 1 for a constant channel, float32 [channels]."""
     return self._statistics[1]
 
   @functools.cached_property

@@ -14,8 +14,13 @@ from skipinit_jax import errors
 from skipinit_jax.data import datasets, tfds_files
 from skipinit_jax.data.datasets import Split
 
-# Data sets that are published as IDX files, under the names that MNIST's have.
+__all__ = [
+  "NAMES",
+  "prepare",
+]
+
 NAMES: tuple[str, ...] = ("fashion_mnist",)
+"""Data sets that are published as IDX files, under the names that MNIST's have."""
 
 _FILE_PREFIXES = {"train": "train", "test": "t10k"}
 

@@ -15,6 +15,16 @@ import numpy as np
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.errors import UsageError
 
+__all__ = [
+  "DeviceSplit",
+  "EvalBatches",
+  "epoch_permutation",
+  "eval_batches",
+  "put",
+  "steps_per_epoch",
+  "train_batch",
+]
+
 
 class DeviceSplit(NamedTuple):
   """Examples on the device.

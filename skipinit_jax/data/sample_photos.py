@@ -16,9 +16,22 @@ import numpy as np
 
 from skipinit_jax.data import tfds_files
 
+__all__ = [
+  "NAME",
+  "NUM_CLASSES",
+  "SIZES",
+  "make_builder",
+  "prepare",
+]
+
 NAME = "sample_photos"
+"""The name of the set."""
+
 NUM_CLASSES = 10
+"""Two photographs, each with its channels in five orders."""
+
 SIZES = {"train": 250, "validation": 50}
+"""How many photographs a split holds, by its name."""
 
 _PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 # An order of the color channels is what a crop and a flip leave as it is.

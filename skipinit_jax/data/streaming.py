@@ -32,6 +32,14 @@ from absl import flags
 from skipinit_jax import errors
 from skipinit_jax.data import datasets, decode, in_memory
 
+__all__ = [
+  "StreamedDataset",
+  "StreamedSplit",
+  "eval_batches",
+  "load",
+  "train_batches",
+]
+
 # Of ImageNet's training pixels, as torchvision and others use them.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -92,12 +100,12 @@ class StreamedDataset:
 
   @property
   def mean(self) -> np.ndarray:
-    """Mean of ImageNet's training pixels in 0..1: float32 [3]."""
+    """Mean of ImageNet's training pixels in 0..1, float32 [3]."""
     return np.array(_MEAN, np.float32)
 
   @property
   def std(self) -> np.ndarray:
-    """Their standard deviation: float32 [3]."""
+    """Their standard deviation, float32 [3]."""
     return np.array(_STD, np.float32)
 
 

@@ -6,12 +6,12 @@ from flax import linen as nn
 he_normal: jax.nn.initializers.Initializer = nn.initializers.variance_scaling(
   2.0, "fan_in", "normal"
 )
-"""He initialization: normal, variance 2 / fan-in (He et al., 2015)."""
+"""He initialization, normal with variance 2 / fan-in (He et al., 2015)."""
 
 he_normal_fan_out: jax.nn.initializers.Initializer = nn.initializers.variance_scaling(
   2.0, "fan_out", "normal"
 )
-"""He initialization by fan-out: normal, variance 2 / fan-out (He et al., 2015)."""
+"""He initialization by fan-out, normal with variance 2 / fan-out."""
 
 
 def fixup(num_blocks: int, branch_layers: int) -> jax.nn.initializers.Initializer:

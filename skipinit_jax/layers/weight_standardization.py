@@ -13,7 +13,7 @@ from flax import linen as nn
 from skipinit_jax.layers.convolution import conv_general_dilated
 
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
-"""Gamma: the inverse standard deviation of ReLU's output for standard normal input."""
+"""Gamma, the inverse standard deviation of ReLU's output for standard normal input."""
 
 # That of the authors' code, on the weights' variance times the fan-in.
 _EPSILON = 1e-4

@@ -1,5 +1,6 @@
 """Studies: learning-rate searches, their statistics, tables, figures and reports."""
 
+from skipinit_jax.studies import document
 from skipinit_jax.studies.batch_size import BatchSizeStudyConfig, batch_size_study
 from skipinit_jax.studies.branch_scale import (
   BranchScaleStudyConfig,
@@ -59,6 +60,7 @@ __all__ = [
   "batch_size_study",
   "branch_scale_study",
   "depth_study",
+  "document",
   "find_optimum",
   "imagenet_study",
   "is_run",

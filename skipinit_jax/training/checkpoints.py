@@ -128,7 +128,7 @@ class Checkpoints:
     A damaged one is reported and removed, so that training can save its step again.
 
     Args:
-      template: a state, or its `jax.ShapeDtypeStruct`s: the tree, shapes, dtypes and
+      template: a state, or one of `jax.ShapeDtypeStruct`: the tree, shapes, dtypes and
         shardings to restore into.
 
     Returns:

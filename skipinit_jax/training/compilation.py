@@ -2,6 +2,10 @@
 
 import jax
 
+__all__ = [
+  "compiler_options",
+]
+
 
 def compiler_options() -> dict[str, int | str] | None:
   """Returns XLA's options for the default backend, for `jax.jit`.

@@ -74,7 +74,7 @@ class TrainConfig:
     learning_rate: the schedule's highest rate.
     momentum: heavy-ball momentum.
     nesterov: whether momentum is Nesterov's.
-    l2: coefficient of the L2 penalty l2/2 |w|^2, added to the gradient.
+    l2: coefficient of the L2 penalty `l2/2 |w|^2`, added to the gradient.
     l2_exempt: roles of parameters without L2: kernel, scale or bias.
     clip_norm: largest global norm of the gradient; None: no clipping.
     adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but

@@ -32,6 +32,18 @@ from skipinit_jax.training.differences import differences
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.metrics import to_json
 
+__all__ = [
+  "check_same",
+  "from_first",
+  "gather",
+  "in_slurm_step",
+  "in_tpu_pod",
+  "initialize",
+  "is_first",
+  "leave",
+  "together",
+]
+
 # How long processes wait for the last one to start.
 _START_SECONDS = 300
 # After which a silent process counts as dead, and the runtime ends the others. Its

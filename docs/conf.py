@@ -1,0 +1,61 @@
+"""How Sphinx makes the site out of these pages and the docstrings: `make docs`."""
+
+import importlib.metadata
+import pathlib
+import sys
+
+_FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(_FOLDER / "_extensions"))
+
+project = "skipinit_jax"
+author = "The skipinit_jax authors"
+version = release = importlib.metadata.version(project)
+project_copyright = author
+
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.mathjax",
+  "sphinx.ext.napoleon",
+  "repository_links",
+  "written_signatures",
+]
+# Beside the notebooks there are their texts.
+exclude_patterns = ["_build", "_extensions", "tutorials/*.md"]
+# There may be no notebooks.
+suppress_warnings = ["toc.empty_glob", "toc.no_title"]
+
+# The one place that knows where the repository is: on the site, links to files that are
+# not pages lead there.
+repository_links_address = "https://github.com/OWNER/skipinit_jax/{kind}/main"
+repository_links_root = str(_FOLDER.parent)
+
+myst_enable_extensions = ["dollarmath"]
+# Links to sections, as GitHub names them.
+myst_heading_anchors = 3
+# Notebooks are shown with the outputs that are stored in them.
+nb_execution_mode = "off"
+
+# In docstrings, `name` is code, and a link where something has that name.
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+  ("py:obj", "(?s).*"),
+  # Without a network there are no links to the documentation of other packages,
+  ("py:.*", r"(?!skipinit_jax\.).*\..*"),
+  # which annotations also name without their modules, like some of our own aliases.
+  ("py:class", "Array|ArrayLike|DTypeLike(Inexact)?|Mesh|NamedSharding|OutShardingType|Path"),
+  ("py:class", "Activation|Augment|Constants|Scalar|TrainStep|Values|Variables"),
+]
+# Members of a module are those of its `__all__`.
+autodoc_default_options = {"members": True, "special-members": "__call__"}
+autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+# The fields of a class are what its constructor takes.
+napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = project
