@@ -44,7 +44,10 @@ nitpick_ignore_regex = [
   # Without a network there are no links to the documentation of other packages,
   ("py:.*", r"(?!skipinit_jax\.).*\..*"),
   # which annotations also name without their modules, like some of our own aliases.
-  ("py:class", "Array|ArrayLike|DTypeLike(Inexact)?|Mesh|NamedSharding|OutShardingType|Path"),
+  (
+    "py:class",
+    "Array|ArrayLike|DTypeLike(Inexact)?|Mesh|NamedSharding|OutShardingType|Path",
+  ),
   ("py:class", "Activation|Augment|Constants|Scalar|TrainStep|Values|Variables"),
 ]
 # Members of a module are those of its `__all__`.

@@ -54,7 +54,7 @@ class SignalConfig:
     """Raises a UsageError for names and sizes that nothing else would check."""
     for name, known in {
       "model": (*MODELS, LINEAR),
-      "dataset": (*data.NAMES, NOISE),
+      "dataset": (*data.known_names(), NOISE),
     }.items():
       if getattr(self, name) not in known:
         raise unknown_name(name, getattr(self, name), known)

@@ -1,7 +1,15 @@
 """Data sets and augmentation, and pipelines for sets in memory and in files."""
 
 from skipinit_jax.data import augmentation, idx, in_memory, sample_photos, streaming
-from skipinit_jax.data.datasets import NAMES, STREAMED_NAMES, Dataset, Split, load
+from skipinit_jax.data.datasets import (
+  NAMES,
+  STREAMED_NAMES,
+  Dataset,
+  Split,
+  known_names,
+  load,
+  register,
+)
 from skipinit_jax.data.streaming import StreamedDataset, StreamedSplit
 
 __all__ = [
@@ -14,7 +22,9 @@ __all__ = [
   "augmentation",
   "idx",
   "in_memory",
+  "known_names",
   "load",
+  "register",
   "sample_photos",
   "streaming",
 ]

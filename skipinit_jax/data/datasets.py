@@ -25,7 +25,10 @@ STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
 NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
-"""The names of all data sets."""
+"""The names of this package's data sets."""
+
+# Those of users: functions that make them.
+_registered: dict[str, Callable[[], "Dataset"]] = {}
 
 # 23 batches of 64; the other 325 digits are the test set.
 _DIGITS_TRAIN_EXAMPLES = 1472
@@ -56,7 +59,7 @@ class Dataset:
   """A data set in memory, with the statistics that normalize its images.
 
   Attributes:
-    name: one of `NAMES` that is not in `STREAMED_NAMES`.
+    name: one of `known_names()` that is not in `STREAMED_NAMES`.
     num_classes: labels lie in [0, num_classes).
     train: the training examples.
     test: the test examples.
@@ -100,6 +103,29 @@ class Dataset:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
+def register(name: str, make: Callable[[], Dataset]) -> None:
+  """Adds a data set of one's own, so that programs and studies find it by its name.
+
+  A study's worker processes import the module that was started, so register there, at
+  its top level, as with `methods.register`.
+
+  Args:
+    name: a name that no other data set has.
+    make: returns the data set. It is called once in each process that trains.
+
+  Raises:
+    UsageError: another data set has the name.
+  """
+  if name in known_names():
+    raise errors.UsageError(f"name is {name!r}, which is that of another data set.")
+  _registered[name] = functools.cache(make)
+
+
+def known_names() -> tuple[str, ...]:
+  """Returns the names of all data sets: `NAMES` and those that were registered."""
+  return (*NAMES, *_registered)
+
+
 def load(
   name: str, *, data_dir: str | None = None, cache_dir: str | None = None
 ) -> Dataset:
@@ -108,10 +134,10 @@ def load(
   `digits` comes with scikit-learn: 8x8 images scaled from 0..16 to 0..255, the
   first 1472 for training and the last 325 for testing. The other sets are read
   from the files that tensorflow-datasets prepared (ArrayRecord, which needs no
-  TensorFlow), in the order of those files.
+  TensorFlow), in the order of those files. A registered one is made anew.
 
   Args:
-    name: one of `NAMES` that is not in `STREAMED_NAMES`.
+    name: one of `known_names()` that is not in `STREAMED_NAMES`.
     data_dir: where tensorflow-datasets prepared the set; by default the
       environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: where the decoded arrays are kept; by default skipinit_jax/data in
@@ -122,10 +148,15 @@ def load(
 
   Raises:
     UsageError: if the name is unknown or that of a streamed set, the set is not
-      prepared in `data_dir`, or its files or its cache are damaged.
+      prepared in `data_dir`, its files or its cache are damaged, or a registered
+      one's arrays are not those of a data set.
   """
+  if name in _registered:
+    dataset = _registered[name]()
+    _check(dataset)
+    return dataset
   if name not in NAMES:
-    raise errors.unknown_name("dataset", name, NAMES)
+    raise errors.unknown_name("dataset", name, known_names())
   if name in STREAMED_NAMES:
     raise errors.UsageError(
       f"Dataset {name!r} is streamed, but is needed in memory here: choose one of "
@@ -139,6 +170,33 @@ def load(
     decode = functools.partial(_decode_prepared, builder)
   train, test = _cached(_cache_path(name, cache_dir), source, decode)
   return Dataset(name, _NUM_CLASSES[name], train, test)
+
+
+def _check(dataset: Dataset) -> None:
+  """Raises a UsageError if arrays would not train, or train something else."""
+  for title, split in (("train", dataset.train), ("test", dataset.test)):
+    images, labels = split.images, split.labels
+    where = f"Data set {dataset.name!r}, {title}"
+    if images.dtype != np.uint8 or images.ndim != 4:
+      raise errors.UsageError(
+        f"{where}: images are {images.dtype} of shape {images.shape}, but must be "
+        "uint8 [num_examples, height, width, channels]."
+      )
+    if images.shape[1:] != dataset.image_shape:
+      raise errors.UsageError(
+        f"{where}: images have shape {images.shape[1:]}, those of training "
+        f"{dataset.image_shape}."
+      )
+    if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+      raise errors.UsageError(
+        f"{where}: labels are {labels.dtype} of shape {labels.shape}, but must be "
+        f"int32 [{len(images)}]."
+      )
+    if not len(labels) or not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+      found = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+      raise errors.UsageError(
+        f"{where}: labels are {found}, but num_classes is {dataset.num_classes}."
+      )
 
 
 def _digits_source() -> str:

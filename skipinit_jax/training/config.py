@@ -34,9 +34,9 @@ class TrainConfig:
   """A training run: what decides its result, and how it is run.
 
   Attributes:
-    dataset: digits, fashion_mnist, cifar10, cifar100; or imagenet2012 or
-      sample_photos, which are streamed from their files and always cropped and flipped
-      at random, as `data.streaming` says.
+    dataset: digits, fashion_mnist, cifar10, cifar100, one of `data.register`; or
+      imagenet2012 or sample_photos, which are streamed from their files and always
+      cropped and flipped at random, as `data.streaming` says.
     data_dir: where tensorflow-datasets keeps its files; None: its own default.
     data_workers: processes that decode a streamed set, on each host; None: one for
       every two cores; 0: none but the program's own.
@@ -163,7 +163,7 @@ class TrainConfig:
       UsageError: a field's value is not allowed.
     """
     for name, known in {
-      "dataset": data.NAMES,
+      "dataset": data.known_names(),
       "model": MODELS,
       "method": methods.NAMES,
       "schedule": SCHEDULES,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from skipinit_jax import data
+from skipinit_jax import data, training
 from skipinit_jax.data import idx
 from skipinit_jax.errors import UsageError
 
@@ -74,6 +74,73 @@ def test_statistics_are_those_of_the_training_images():
   expected[1] = 1
   np.testing.assert_allclose(dataset.std, expected, rtol=1e-6)
   assert dataset.mean.dtype == dataset.std.dtype == np.float32
+
+
+def make_set(name="made", **changes):
+  """A data set of two classes whose images tell them apart, with changed arrays."""
+  labels = np.arange(40, dtype=np.int32) % 2
+  images = np.where(labels[:, None, None, None], 200, 50) * np.ones((40, 4, 6, 1))
+  arrays = {"images": images.astype(np.uint8), "labels": labels} | changes
+  split = data.Split(arrays["images"], arrays["labels"])
+  return data.Dataset(name, 2, split, split)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+  """Forgets after the test what it registers."""
+  monkeypatch.setattr(data.datasets, "_registered", {})
+  return data.register
+
+
+def test_registered_set_is_known_by_its_name_and_made_once(registered):
+  calls = []
+  registered("made", lambda: calls.append(1) or make_set())
+  assert data.known_names() == (*data.NAMES, "made")
+  assert data.load("made") is data.load("made")
+  assert calls == [1]
+  for name in ("made", "digits", "imagenet2012"):
+    with pytest.raises(UsageError, match=f"{name!r}, which is that of another"):
+      registered(name, make_set)
+  with pytest.raises(UsageError, match=r"'mode'.*did you mean 'made'"):
+    data.load("mode")
+
+
+def test_registered_set_is_trained_on(registered, tmp_path):
+  registered("made", make_set)
+  config = training.TrainConfig(
+    dataset="made", model="residual_mlp", depth=2, width=16, batch_size=8, epochs=8
+  )
+  result = training.train(config, tmp_path, show_progress=False)
+  assert (result.config["dataset"], result.test_accuracy) == ("made", 1.0)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"images": np.zeros((40, 4, 6, 1), np.float32)}, "images are float32"),
+    ({"images": np.zeros((40, 24), np.uint8)}, r"shape \(40, 24\)"),
+    ({"labels": np.zeros(40, np.int64)}, "labels are int64"),
+    ({"labels": np.zeros(39, np.int32)}, r"must be int32 \[40\]"),
+    ({"labels": np.full(40, 2, np.int32)}, "2 to 2, but num_classes is 2"),
+    ({"labels": np.full(40, -1, np.int32)}, "-1 to -1"),
+    (
+      {"images": np.zeros((0, 4, 6, 1), np.uint8), "labels": np.zeros(0, np.int32)},
+      "none",
+    ),
+  ],
+)
+def test_arrays_that_are_no_data_set_are_refused(registered, changes, message):
+  registered("made", lambda: make_set(**changes))
+  with pytest.raises(UsageError, match=f"'made', train: .*{message}"):
+    data.load("made")
+
+
+def test_splits_of_different_shapes_are_refused(registered):
+  made = make_set()
+  other = data.Split(made.test.images[:, :3], made.test.labels)
+  registered("made", lambda: data.Dataset("made", 2, made.train, other))
+  with pytest.raises(UsageError, match=r"'made', test: images have shape \(3, 6, 1\)"):
+    data.load("made")
 
 
 def test_unknown_name_lists_and_suggests():
