@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench format lock clean
+.PHONY: demo test bench docs format lock clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
@@ -30,6 +30,11 @@ bench: $(INSTALLED)
 	done
 	$(VENV)/bin/python -m benchmarks.page
 
+# The site: docs/_build/index.html. A page without a place, a dead link or a docstring
+# that cannot be read fails it.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -43,7 +48,7 @@ lock: $(INSTALLED)
 	  --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .*_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .*_cache
 
 # The lock is complete, hence --no-deps. Python compiles what it imports, hence
 # --no-compile: it halves the time. The build takes the pinned setuptools, hence --no-build-isolation.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Everything in a checkout that is not the project.
 NOT_SOURCES = shutil.ignore_patterns(
-  ".*", "__pycache__", "build", "dist", "runs", "*.egg-info"
+  ".*", "__pycache__", "_build", "build", "dist", "runs", "*.egg-info"
 )
 
 
@@ -24,7 +24,7 @@ NOT_SOURCES = shutil.ignore_patterns(
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A wheel built from a copy, so that nothing of an earlier build gets into it."""
   folder = tmp_path_factory.mktemp("wheel")
-  shutil.copytree(ROOT, folder / "project", ignore=NOT_SOURCES)
+  shutil.copytree(ROOT, folder / "project", symlinks=True, ignore=NOT_SOURCES)
   build = "import setuptools.build_meta as m, sys; m.build_wheel(sys.argv[1])"
   subprocess.run(
     [sys.executable, "-c", build, str(folder)],

@@ -31,8 +31,8 @@ def test_table_of_methods_is_complete():
   ("page", "name"),
   [
     ("README.md", "demo"),
-    ("README.md", "digits"),
-    ("README.md", "fashion_mnist"),
+    ("docs/results.md", "digits"),
+    ("docs/results.md", "fashion_mnist"),
     ("docs/reviewers.md", "branch_scale_batch_norm"),
     ("docs/reviewers.md", "branch_scale_learnable_alpha"),
     ("docs/reviewers.md", "branch_scale_learnable_alpha_wide_resnet"),
@@ -57,7 +57,7 @@ def test_agreement_of_the_diagnosis_is_that_of_its_check():
 def test_links_lead_somewhere(page):
   path = ROOT / page
   links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
-  assert len(links) > 4
+  assert links
   assert [link for link in links if not (path.parent / link).exists()] == []
 
 

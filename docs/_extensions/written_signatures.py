@@ -151,7 +151,7 @@ def _unquoted(annotation: Any) -> Any:
 def _skip_field(
   app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
-  """Skips a class's fields, which its docstring describes: autodoc would repeat them."""
+  """Skips a class's fields, which its docstring describes already."""
   if what != "class":
     return None
   method = isinstance(obj, types.FunctionType | types.MethodType)

@@ -1,4 +1,4 @@
-"""The pages of docs/how_to: their snippets run, and their numbers are what these print.
+"""The pages with snippets: these run, and the pages' numbers are what they print.
 
 A snippet asserts what holds exactly; what it prints is compared with the page here.
 """
@@ -8,45 +8,72 @@ from pathlib import Path
 
 import pytest
 
-from skipinit_jax import studies
+from skipinit_jax import data, studies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDER = ROOT / "docs/how_to"
+DOCS = ROOT / "docs"
+FOLDER = DOCS / "how_to"
 
 # By page: a name of its snippets, what the page says of it, and how far it may be
 # from that. Rounding differs between machines, and training amplifies it.
 CLAIMS = {
-  "per_example_gradients": [
+  "how_to/per_example_gradients": [
     ("norms.min()", "between 8.9 and", 8.9, 0.1),
     ("norms.max()", "and 15.1", 15.1, 0.1),
     ("change", "changes by 28 %", 0.28, 0.03),
   ],
-  "differential_privacy": [
+  "how_to/differential_privacy": [
     ("accuracy", "names 78 % of", 0.78, 0.1),
     ("of_skipinit", "by 1.0 with SkipInit", 1.0, 0.3),
     ("of_batch_norm", "by 2.4 with batch", 2.4, 0.1),
   ],
-  "batch_size_one": [
+  "how_to/batch_size_one": [
     ("skipinit", "names 82 % of", 0.82, 0.08),
     ("as_trained", "50 % of", 0.5, 0.15),
     ("evaluated", "and 18 % in", 0.18, 0.17),
   ],
-  "same_logits_in_any_batch": [
+  "how_to/same_logits_in_any_batch": [
     ("by_company", "differ by 52 %", 0.52, 0.03),
     ("by_mode", "35 % between", 0.35, 0.03),
   ],
+  "how_to/own_network": [
+    ("verdict.alpha", "at 0.12 times its", 0.12, 0.01),
+    ("losses[0]", "from 2.4 at", 2.4, 0.1),
+    ("losses[-1]", "is 0.9, from", 0.9, 0.3),
+  ],
+  "how_to/own_normalizer": [
+    ("of_rms", "has 0.008 of", 0.008, 0.003),
+    ("of_center", "and 0.93 with", 0.93, 0.2),
+  ],
+  "how_to/own_method": [],
+  "how_to/own_dataset": [("result.test_accuracy", "tells 97 % of", 0.97, 0.05)],
+  "how_to/resume": [],
+  "getting_started": [("ratio", "prints 0.008. It", 0.008, 0.001)],
 }
+# Pages that have tests of their own, and those without snippets.
+OTHERS = {"how_to/transformer", "how_to/many_machines"}
+
+
+@pytest.fixture(autouse=True)
+def forget_registered(monkeypatch):
+  monkeypatch.setattr(data.datasets, "_registered", {})
 
 
 def read(page):
-  return (FOLDER / f"{page}.md").read_text(encoding="utf-8")
+  return (DOCS / f"{page}.md").read_text(encoding="utf-8")
+
+
+def snippets(text):
+  """Returns the snippets that follow one another: a program has a file of its own."""
+  blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+  return [block for block in blocks if not block.startswith("# my_")]
 
 
 @pytest.mark.parametrize("page", CLAIMS)
 def test_snippets_give_the_numbers_of_their_page(page):
   text = read(page)
   names = {}
-  blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+  blocks = snippets(text)
   assert len(blocks) > 1
   for block in blocks:
     exec(compile(block, f"{page}.md", "exec"), names)
@@ -60,9 +87,9 @@ def test_snippets_give_the_numbers_of_their_page(page):
 
 
 def test_transformer_starts_as_the_identity_and_its_numbers_are_those_of_the_study():
-  text = read("transformer")
+  text = read("how_to/transformer")
   names = {}
-  for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+  for block in snippets(text):
     exec(compile(block, "transformer.md", "exec"), names)
   assert names["logits"].shape == (2, 10)
   results = studies.read_results(ROOT / "results/transformer")
@@ -76,9 +103,32 @@ def test_transformer_starts_as_the_identity_and_its_numbers_are_those_of_the_stu
   assert min(run.train_loss for run in runs) > 1e17
 
 
+def test_program_with_a_method_of_its_own_runs_a_study(run_program, tmp_path):
+  text = read("how_to/own_method")
+  (program,) = re.findall(r"```python\n(# my_study.py\n.*?)```", text, flags=re.DOTALL)
+  (tmp_path / "my_study.py").write_text(program)
+  run_program(
+    [
+      "my_study",
+      f"--workdir={tmp_path / 'study'}",
+      "--workers=1",
+      "--config.methods=('small',)",
+      "--config.residual_mlp_depths=(4,)",
+      "--config.wide_resnet_depths=()",
+      "--config.residual_mlp.width=16",
+      "--config.residual_mlp.epochs=1",
+      "--config.residual_mlp_search.learning_rates=(0.03,)",
+    ],
+    env={"PYTHONPATH": str(tmp_path)},
+    status=0,
+  )
+  table = (tmp_path / "study/accuracy.md").read_text(encoding="utf-8")
+  assert "| network | SkipInit, α = 0.01 |" in table
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda p: p.stem)
 def test_pages_are_tested_and_their_links_lead_somewhere(path):
-  assert path.stem in {*CLAIMS, "transformer"}
+  assert f"how_to/{path.stem}" in {*CLAIMS, *OTHERS}
   text = path.read_text(encoding="utf-8")
   links = re.findall(r"\]\(([^):]+)\)", text)
   for link in links:

@@ -1,0 +1,151 @@
+"""The public interface: its names, their documentation and their types.
+
+A module is public if it has `__all__`: the packages, the modules beside them, and those
+that a package's `__all__` names. tests/public_api.txt lists what they export. A change
+there is a change for users: say it in CHANGELOG.md.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skipinit_jax
+
+ROOT = Path(__file__).resolve().parent.parent
+LISTING = ROOT / "tests/public_api.txt"
+# Beside the packages, but for themselves.
+INTERNAL = {"skipinit_jax.cores"}
+
+
+def public_modules():
+  found = pkgutil.walk_packages(skipinit_jax.__path__, "skipinit_jax.")
+  names = ["skipinit_jax", *(module.name for module in found)]
+  modules = [importlib.import_module(name) for name in names]
+  return [module for module in modules if hasattr(module, "__all__")]
+
+
+MODULES = public_modules()
+
+
+def public_objects():
+  """Yields names and objects; of an object with several, the shortest."""
+  seen = {}
+  for module in MODULES:
+    for name in module.__all__:
+      obj = getattr(module, name)
+      if not inspect.ismodule(obj):
+        known = seen.setdefault(id(obj), (f"{module.__name__}.{name}", obj))
+        if len(known[0]) > len(module.__name__) + 1 + len(name):
+          seen[id(obj)] = (f"{module.__name__}.{name}", obj)
+  return sorted(seen.values(), key=lambda pair: pair[0])
+
+
+CODE = [
+  pytest.param(obj, id=name)
+  for name, obj in public_objects()
+  if inspect.isfunction(obj) or (inspect.isclass(obj) and hasattr(obj, "__module__"))
+  if obj.__module__.startswith("skipinit_jax")
+]
+
+
+def test_no_name_is_added_or_lost_by_accident():
+  listed = set(LISTING.read_text().split())
+  exported = {
+    f"{module.__name__}.{name}" for module in MODULES for name in module.__all__
+  }
+  added, lost = sorted(exported - listed), sorted(listed - exported)
+  assert not added and not lost, (
+    f"Added: {added}. Lost: {lost}. If that is meant, change tests/public_api.txt, "
+    "and tell users in CHANGELOG.md."
+  )
+
+
+def test_listing_is_sorted_and_has_no_name_twice():
+  lines = LISTING.read_text().splitlines()
+  assert lines == sorted(set(lines))
+
+
+def test_what_is_reached_by_name_says_what_it_exports():
+  public = {module.__name__ for module in MODULES}
+  for module in pkgutil.iter_modules(skipinit_jax.__path__, "skipinit_jax."):
+    assert module.name in public | INTERNAL
+  for module in MODULES:
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+      if inspect.ismodule(obj := getattr(module, name)):
+        assert obj.__name__ in public, f"{obj.__name__} has no __all__"
+
+
+def test_public_modules_have_docstrings():
+  assert [module.__name__ for module in MODULES if not module.__doc__] == []
+
+
+def functions_of(obj):
+  """Yields a function, or the public ones of a class."""
+  if inspect.isfunction(obj):
+    yield obj
+    return
+  for name, member in vars(obj).items():
+    if isinstance(member, classmethod | staticmethod):
+      member = member.__func__
+    if isinstance(member, property):
+      member = member.fget
+    # Others were generated, such as those of a dataclass.
+    if not inspect.isfunction(member) or member.__module__ != obj.__module__:
+      continue
+    written = member.__code__.co_filename.endswith(".py")
+    if written and (not name.startswith("_") or name in ("__init__", "__call__")):
+      yield member
+
+
+@pytest.mark.parametrize("obj", CODE)
+def test_public_code_is_documented_and_annotated(obj):
+  # A dataclass without a docstring gets its signature.
+  assert obj.__doc__ and not obj.__doc__.startswith(f"{obj.__name__}(")
+  for function in functions_of(obj):
+    if function.__name__ != "__init__":
+      assert function.__doc__, function.__qualname__
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not signature.empty, function.__qualname__
+    for index, parameter in enumerate(signature.parameters.values()):
+      if index == 0 and parameter.name in ("self", "cls"):
+        continue
+      assert parameter.annotation is not parameter.empty, (
+        f"{function.__qualname__}: {parameter.name}"
+      )
+
+
+def test_enough_was_looked_at():
+  assert len(CODE) > 100
+
+
+def test_import_stays_light():
+  heavy = (
+    "cv2 grain jinja2 matplotlib ml_collections optuna orbax sklearn sqlalchemy "
+    "tensorboardX tensorflow tensorflow_datasets"
+  )
+  program = (
+    "import sys, skipinit_jax; "
+    f"print(*(name for name in {heavy.split()} if name in sys.modules))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.split() == []
+
+
+def test_version_is_that_of_setup_py():
+  (version,) = re.findall(r'version="(.*)"', (ROOT / "setup.py").read_text())
+  assert skipinit_jax.__version__ == version
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+  assert f"({version})" in (ROOT / "CHANGELOG.md").read_text()
