@@ -20,7 +20,7 @@ import skipinit_jax
 ROOT = Path(__file__).resolve().parent.parent
 LISTING = ROOT / "tests/public_api.txt"
 # Beside the packages, but for themselves.
-INTERNAL = {"skipinit_jax.cores"}
+INTERNAL = {"skipinit_jax.cores", "skipinit_jax.drawing"}
 
 
 def public_modules():
