@@ -30,6 +30,12 @@ suppress_warnings = ["toc.empty_glob", "toc.no_title"]
 repository_links_address = "https://github.com/OWNER/skipinit_jax/{kind}/main"
 repository_links_root = str(_FOLDER.parent)
 
+# From and to notebooks: see repository_links.
+myst_url_schemes = {
+  **dict.fromkeys(("http", "https", "mailto")),
+  "page": {"url": "{{path}}"},
+  "section": {"url": "{{path}}#{{fragment}}"},
+}
 myst_enable_extensions = ["dollarmath"]
 # Links to sections, as GitHub names them.
 myst_heading_anchors = 3

@@ -2,8 +2,11 @@
 
 Pages link to each other and to files of the repository by relative paths, as GitHub
 needs them. The site has none of those files: there, a link to one leads to the
-repository. `colabs` is a symbolic link, which GitHub does not follow, so pages link to
-the notebooks by their real paths, and these are found here.
+repository. A report, being one HTML file, comes with the site instead.
+
+The folder of notebooks is outside of docs/, which has a symbolic link to it. GitHub does
+not follow that, so links name the notebooks, and notebooks name pages, by their real
+paths. MyST would look for those from the wrong folder, and gets addresses instead.
 """
 
 import os
@@ -37,8 +40,11 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
     start, path, section = match.groups(default="")
     target = (page.resolve().parent / path).resolve()
     if target in pages:
-      path = os.path.relpath(pages[target], page.parent)
-    elif target.exists() and target.is_relative_to(root):
+      to = pathlib.Path(pages[target])
+      if page.resolve() != page or to.resolve() != to:
+        scheme = "section" if section else "page"
+        path = f"{scheme}:{os.path.relpath(to.with_suffix('.html'), page.parent)}"
+    elif target.exists() and target.is_relative_to(root) and path[-5:] != ".html":
       kind = "tree" if target.is_dir() else "blob"
       address = app.config.repository_links_address.format(kind=kind)
       path = f"{address}/{target.relative_to(root).as_posix()}"

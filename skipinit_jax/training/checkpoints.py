@@ -54,7 +54,7 @@ class Checkpoints:
     *,
     config: Mapping[str, Any],
     keep: int = 2,
-  ):
+  ) -> None:
     """Opens a workdir, or makes it.
 
     Args:
