@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/pytest -n 2 -rs
 
 # Compares with PyTorch, among others. Nothing else should run on the machine meanwhile.
-BENCHMARKS := throughput depth
+BENCHMARKS := throughput convolutions depth skipinit_cost train_loop trials start
 bench: $(INSTALLED)
 	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) install -qq \
 	  --no-compile --no-build-isolation --constraint requirements.lock \

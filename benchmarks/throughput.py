@@ -16,7 +16,7 @@ import rich.table
 from absl import flags
 
 from benchmarks import machine, side_by_side
-from benchmarks.side_by_side import Case
+from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each peer.", lower_bound=1)
@@ -26,12 +26,19 @@ _CASES = [
   for depth, width in ((16, 4), (28, 2))
   for method in ("skipinit", "batch_norm")
 ]
-_PEERS = [
-  side_by_side.SKIPINIT_JAX,
-  side_by_side.TORCH_EAGER,
-  side_by_side.TORCH_COMPILE,
-  side_by_side.FLAX,
-]
+_PEERS = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
+# These take long to compile, or to take a step.
+_SLOW_PEERS = [side_by_side.TORCH_COMPILE, side_by_side.FLAX]
+_ALL_PEERS = flags.DEFINE_boolean(
+  "all_peers",
+  False,
+  "Whether torch.compile and plain Flax train with batch norm as well.",
+)
+
+
+def _peers(case: Case) -> list[Peer]:
+  slow_too = _ALL_PEERS.value or case.method == "skipinit"
+  return _PEERS + (_SLOW_PEERS if slow_too else [])
 
 
 def measure() -> dict[str, Any]:
@@ -40,7 +47,9 @@ def measure() -> dict[str, Any]:
   return {
     "machine": machine.description(),
     "matrix_product_gflops_per_second": float(f"{product / 1e9:.3g}"),
-    "cases": [side_by_side.measure(case, _PEERS, _ROUNDS.value) for case in _CASES],
+    "cases": [
+      side_by_side.measure(case, _peers(case), _ROUNDS.value) for case in _CASES
+    ],
   }
 
 

@@ -36,7 +36,7 @@ from skipinit_jax.cores import num_cores
 from skipinit_jax.errors import UsageError
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 2, "Searches of each way, which take turns.", lower_bound=1
+  "rounds", 1, "Searches of each way, which take turns.", lower_bound=1
 )
 _RATES = flags.DEFINE_integer(
   "rates", 5, "Learning rates of each network, from 2^-5 down.", lower_bound=2
