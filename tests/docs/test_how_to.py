@@ -82,7 +82,7 @@ def test_snippets_give_the_numbers_of_their_page(page):
     assert said in words
     assert float(eval(expression, names)) == pytest.approx(value, abs=tolerance)
     # What is said is that value.
-    number = float(re.findall(r"[\d.]+", said)[0])
+    number = float(re.findall(r"\d+(?:\.\d+)?", said)[0])
     assert value == pytest.approx(number / 100 if "%" in said else number)
 
 
