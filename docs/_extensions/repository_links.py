@@ -5,8 +5,8 @@ needs them. The site has none of those files: there, a link to one leads to the
 repository. A report, being one HTML file, comes with the site instead.
 
 The folder of notebooks is outside of docs/, which has a symbolic link to it. GitHub
-does not follow that, so links name the notebooks, and notebooks name pages, by their real
-paths. MyST would look for those from the wrong folder, and gets addresses instead.
+does not follow that, so links name the notebooks, and notebooks name pages, by their
+real paths. MyST would look for those from the wrong folder, and gets addresses instead.
 """
 
 import os
