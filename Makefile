@@ -17,7 +17,8 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 -rs
 
-# Compares with PyTorch, among others. Nothing else should run on the machine meanwhile.
+# About 20 minutes on two cores; each program's --rounds make it longer and surer.
+# Nothing else should run on the machine meanwhile.
 BENCHMARKS := throughput convolutions depth skipinit_cost train_loop trials start
 bench: $(INSTALLED)
 	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) install -qq \

@@ -27,7 +27,7 @@ from benchmarks import machine
 from experiments import program
 
 _LIBRARIES = ("skipinit_jax", "PyTorch")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each library.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of each library.", lower_bound=1)
 _LIBRARY = flags.DEFINE_enum(
   "library", None, _LIBRARIES, "Only measures this one; the program calls itself so."
 )

@@ -20,7 +20,7 @@ from benchmarks import activations, machine, side_by_side
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "Turns of each peer.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each peer.", lower_bound=1)
 _COMPILED_INIT = flags.DEFINE_boolean(
   "compiled_init",
   False,

@@ -36,7 +36,7 @@ from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 2, "First and second starts of each network.", lower_bound=1
+  "rounds", 1, "First and second starts of each network.", lower_bound=1
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from benchmarks import machine, side_by_side
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each peer.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of each peer.", lower_bound=1)
 
 _CASES = [
   Case(depth, width, image_size=32, batch_size=128, method=method)

@@ -51,7 +51,7 @@ from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.workdir import Path, workdir_path
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 3, "Rounds of each network, in which all ways take turns.", lower_bound=1
+  "rounds", 2, "Rounds of each network, in which all ways take turns.", lower_bound=1
 )
 _SECONDS = flags.DEFINE_float(
   "seconds", 2.0, "About how long a way runs in a round.", lower_bound=0.1

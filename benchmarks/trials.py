@@ -39,7 +39,7 @@ _ROUNDS = flags.DEFINE_integer(
   "rounds", 1, "Searches of each way, which take turns.", lower_bound=1
 )
 _RATES = flags.DEFINE_integer(
-  "rates", 5, "Learning rates of each network, from 2^-5 down.", lower_bound=2
+  "rates", 4, "Learning rates of each network, from 2^-5 down.", lower_bound=2
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
