@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench docs format lock clean
+.PHONY: demo test bench docs colabs format lock clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
@@ -35,6 +35,10 @@ bench: $(INSTALLED)
 # that cannot be read fails it.
 docs: $(INSTALLED)
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+# Executes the notebooks' texts: minutes, and every number and figure in them is new.
+colabs: $(INSTALLED)
+	$(VENV)/bin/python -m colabs.execute
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

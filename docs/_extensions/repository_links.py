@@ -7,6 +7,8 @@ repository. A report, being one HTML file, comes with the site instead.
 The folder of notebooks is outside of docs/, which has a symbolic link to it. GitHub
 does not follow that, so links name the notebooks, and notebooks name pages, by their
 real paths. MyST would look for those from the wrong folder, and gets addresses instead.
+In Colab no relative path leads anywhere, so notebooks also name pages by their
+addresses in the repository, and those become links within the site here.
 """
 
 import os
@@ -17,7 +19,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 # Images are copied into the site: only links are changed.
-_LINK = re.compile(r"(?<![!\\])(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#:]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(?<![!\\])(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -36,9 +38,17 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
     for name in app.env.found_docs
   }
 
+  address = app.config.repository_links_address
+  prefix = address.format(kind="blob") + "/"
+
   def rewrite(match: re.Match[str]) -> str:
     start, path, section = match.groups(default="")
-    target = (page.resolve().parent / path).resolve()
+    if path.startswith(prefix):
+      target = root / path.removeprefix(prefix)
+    elif ":" in path:
+      return match[0]
+    else:
+      target = (page.resolve().parent / path).resolve()
     if target in pages:
       to = pathlib.Path(pages[target])
       if page.resolve() != page or to.resolve() != to:
@@ -46,8 +56,7 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
         path = f"{scheme}:{os.path.relpath(to.with_suffix('.html'), page.parent)}"
     elif target.exists() and target.is_relative_to(root) and path[-5:] != ".html":
       kind = "tree" if target.is_dir() else "blob"
-      address = app.config.repository_links_address.format(kind=kind)
-      path = f"{address}/{target.relative_to(root).as_posix()}"
+      path = f"{address.format(kind=kind)}/{target.relative_to(root).as_posix()}"
     return f"{start}{path}{section})"
 
   content[0] = _LINK.sub(rewrite, content[0])

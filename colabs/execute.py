@@ -1,0 +1,174 @@
+"""Makes the notebooks of this folder from their texts, by executing them.
+
+    make colabs
+    python -m colabs.execute --prose
+
+A text holds a notebook's cells and is what people edit and review; the notebook beside
+it holds the same cells and what they printed and drew. With --prose nothing is
+executed: notebooks of which only the prose has changed keep their outputs.
+"""
+
+import argparse
+import base64
+import io
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jupytext
+import nbformat
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from PIL import Image
+from traitlets.config import Config
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+NOTEBOOKS = ("thousand_layers", "your_own_network", "run_a_study")
+
+_KERNEL = "python3"
+_PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": True}
+
+
+def read_text(name: str) -> NotebookNode:
+  """Returns the notebook of a text, not executed.
+
+  Args:
+    name: one of `NOTEBOOKS`.
+  """
+  text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+  notebook = jupytext.reads(text, fmt=_PERCENT)
+  notebook.metadata = {
+    # Colab's own mark.
+    "colab": {"provenance": []},
+    "kernelspec": {
+      "display_name": "Python 3",
+      "language": "python",
+      "name": _KERNEL,
+    },
+    # Sphinx stumbles over a shell's command in a cell of plain Python.
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+  }
+  for index, cell in enumerate(notebook.cells):
+    cell.id = f"cell-{index}"
+    cell.metadata = {}
+  return notebook
+
+
+def execute(
+  notebook: NotebookNode,
+  folder: str | os.PathLike[str],
+  *,
+  env: Mapping[str, str] | None = None,
+) -> None:
+  """Executes a notebook in place, in a kernel of this very Python.
+
+  Args:
+    notebook: the notebook; its code cells get outputs and numbers.
+    folder: working directory of the kernel.
+    env: environment of the kernel; None: this process's. The checkout comes first on
+      its path of modules.
+
+  Raises:
+    nbclient.exceptions.CellExecutionError: a cell failed.
+  """
+  environment = dict(os.environ if env is None else env)
+  paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+  environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+  with tempfile.TemporaryDirectory() as kernels:
+    # A kernel of this name that the user has may belong to another Python.
+    write_kernel_spec(Path(kernels, _KERNEL))
+    client = NotebookClient(
+      notebook,
+      config=Config({"KernelSpecManager": {"kernel_dirs": [kernels]}}),
+      kernel_name=_KERNEL,
+      timeout=None,
+      # Where other programs have the machine, a minute is not enough.
+      startup_timeout=300,
+      resources={"metadata": {"path": str(folder)}},
+      record_timing=False,
+      coalesce_streams=True,
+    )
+    client.execute(env=environment)
+
+
+def strip(notebook: NotebookNode, folder: str) -> None:
+  """Removes from an executed notebook what differs whenever it is executed.
+
+  That includes standard error, which has what libraries say about the machine.
+
+  Args:
+    notebook: the notebook.
+    folder: where it was executed; it is taken off all paths in there.
+  """
+  for cell in notebook.cells:
+    cell.metadata = {}
+    if cell.cell_type != "code":
+      continue
+    cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+    for output in cell.outputs:
+      if "metadata" in output:
+        output.metadata = {}
+      if "text" in output:
+        output.text = _without_times(output.text).replace(f"{folder}/", "")
+      if "image/png" in output.get("data", {}):
+        output.data["image/png"] = _smaller(output.data["image/png"])
+
+
+def _without_times(text: str) -> str:
+  # The progress of a study, "3 done, 2 running, 7 left, 0:00:05 passed, about ...".
+  return re.sub(r", \d+:\d\d:\d\d passed, [^\]]* left\]", "]", text)
+
+
+def _smaller(image: str) -> str:
+  """Returns a figure with a table of its few colors, a third as large."""
+  file = io.BytesIO()
+  figure = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
+  figure.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+  return base64.b64encode(file.getvalue()).decode()
+
+
+def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
+  """Gives the code cells of a notebook the outputs of the same cells, executed.
+
+  Args:
+    notebook: not executed.
+    executed: the same but for its prose.
+
+  Raises:
+    ValueError: their code differs.
+  """
+  cells, sources = (
+    [cell for cell in each.cells if cell.cell_type == "code"]
+    for each in (notebook, executed)
+  )
+  if [cell.source for cell in cells] != [cell.source for cell in sources]:
+    raise ValueError("The code has changed, not only the prose: make colabs.")
+  for cell, source in zip(cells, sources, strict=True):
+    cell.outputs, cell.execution_count = source.outputs, source.execution_count
+
+
+def main() -> None:
+  """Writes the notebooks that the command names, or all."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NOTEBOOKS))
+  parser.add_argument("--prose", action="store_true", help="execute nothing")
+  arguments = parser.parse_args()
+  for name in arguments.names or NOTEBOOKS:
+    path = FOLDER / f"{name}.ipynb"
+    notebook = read_text(name)
+    if arguments.prose:
+      take_outputs(notebook, nbformat.read(path, as_version=4))
+    else:
+      with tempfile.TemporaryDirectory() as folder:
+        execute(notebook, folder)
+      strip(notebook, os.path.realpath(folder))
+    nbformat.write(notebook, path)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,274 @@
+"""The notebooks: their texts run from end to end, and what they say is so."""
+
+import itertools
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from colabs import execute, install
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# By notebook: what its prose says of its outcome, as statements that run behind its
+# last cell, in the kernel that holds its variables.
+CLAIMS = {
+  "thousand_layers": """
+import math
+end = {name: curve.measured.mean.second_moment[-1] for name, curve in curves.items()}
+start = {name: curve.measured.mean.second_moment[0] for name, curve in curves.items()}
+growth = {name: end[name] / start[name] for name in curves}
+# "some 30 orders of magnitude", m_0, "one unit per block" and "at most e times".
+assert 28 < math.log10(growth["unnormalized"]) < 32
+assert 0.3 < growth["divide_by_sqrt2"] < 3
+assert 0.8 < (end["batch_norm"] - start["batch_norm"]) / 100 < 1.2
+assert 2 < growth["skipinit_inverse_sqrt_depth"] < 3.2
+variance = curves["unnormalized"].measured.mean.variance
+assert variance[-1] / variance[0] > 1e27
+# Doubling, from a second moment of about one, ends at the 128th block.
+assert 115 < overflow < 145
+
+# "The branch weighs about 1/l of the skip path", and alpha^2 "a little less".
+ratio = curves["batch_norm"].measured.mean.branch_to_skip
+l = np.arange(20, 101)
+assert np.all((0.8 < ratio[19:] * l) & (ratio[19:] * l < 1.3))
+ratio = curves["skipinit_inverse_sqrt_depth"].measured.mean.branch_to_skip
+assert np.all((0.006 < ratio) & (ratio < 0.01))
+lengths = {
+  name: theory.mean_path_length(figures.measured_path_weights(curve.measured)[0])
+  for name, curve in curves.items()
+}
+assert abs(lengths["unnormalized"] - 50) < 2
+assert abs(lengths["divide_by_sqrt2"] - 50) < 2
+assert math.log(100) - 2 < lengths["batch_norm"] < math.log(100) + 1
+
+# Angles: equal without normalization, lost; kept by batch normalization and SkipInit.
+cosine = {name: curve.measured.mean.cosine for name, curve in curves.items()}
+assert np.allclose(cosine["unnormalized"], cosine["divide_by_sqrt2"], atol=0.02)
+assert cosine["divide_by_sqrt2"][-1] > 0.97
+assert cosine["batch_norm"][-1] < cosine["batch_norm"][0] < 0.6
+two_blocks = cosine["divide_by_sqrt2"][2] - cosine["divide_by_sqrt2"][0]
+lost = np.diff(cosine["skipinit_inverse_sqrt_depth"][[0, -1]])[0]
+assert 0.5 < lost / two_blocks < 1.5
+assert round(18 * math.pi**2 / 1000**2, 4) == 0.0002
+
+# Verdicts and trainings.
+kinds = {
+  name: {(fault.kind, fault.direction) for fault in diagnosis.faults}
+  for name, diagnosis in diagnoses.items()
+}
+assert kinds["batch_norm"] == kinds["skipinit"] == set()
+assert ("loses its inputs", "forward") in kinds["divide_by_sqrt2"]
+assert ("vanishes", "forward") in kinds["divide_by_sqrt2"]
+assert kinds["skipinit_one"] == {("explodes", "forward")}
+assert results["divide_by_sqrt2"].test_accuracy < 0.2
+assert abs(results["divide_by_sqrt2"].train_loss - math.log(10)) < 0.05
+assert (results["skipinit_one"].status, results["skipinit_one"].step) == ("diverged", 1)
+""",
+  "your_own_network": """
+assert accuracies["batch norm", 0.05] > 0.85
+assert accuracies["SkipInit", 0.05] > 0.75
+assert max(accuracies["nothing", rate] for rate in (0.05, 0.0001)) < 0.25
+assert diagnoses["batch norm"].healthy and diagnoses["SkipInit"].healthy
+(fault,) = diagnoses["nothing"].faults
+assert (fault.kind, fault.direction) == ("explodes", "forward")
+assert "SkipInit" in diagnoses["nothing"].text
+moments = {curve.label: curve.measured.mean.second_moment for curve in curves}
+growth = moments["nothing"][1:12] / moments["nothing"][:11]
+assert np.all((1.4 < growth) & (growth < 2.6))
+assert np.allclose(moments["SkipInit"][:13], moments["SkipInit"][0], rtol=1e-3)
+assert np.allclose(moments["SkipInit"][13:], moments["SkipInit"][13], rtol=1e-3)
+assert one_by_one["SkipInit"] > 0.75
+assert one_by_one["batch norm"] < one_by_one["SkipInit"] - 0.2
+# Behind its first steps the network of nothing is at chance.
+assert averages["nothing"][0] > 1e3 * averages["nothing"][-1]
+""",
+  "run_a_study": """
+import re
+from jax._src import xla_bridge
+assert stopped == 4 and status == 0
+# What was finished is not made again, and all that was missing is.
+kept = re.match(r"(\\d+) trials are done already", continued[0])
+assert 3 <= int(kept[1]) < before
+trials = [line for line in continued if re.match(r"\\[\\d+ done", line)]
+assert len(trials) == before - int(kept[1])
+assert lines[0].startswith(f"{before} trials are done already")
+assert len(grown.runs) > before
+assert "[holds] SkipInit, α = 0 trains at every depth." in "".join(continued)
+assert "Report: " in continued[-1]
+trains = {
+  (each.labels["depth"], each.labels["method"]): each.trains for each in grown.searches
+}
+for method in ("batch_norm", "skipinit", "small_alpha"):
+  assert trains[16, method] and trains[100, method]
+assert not trains[100, "skipinit_one"]
+assert all(each.extends for each in results.searches)
+assert page.exists() and len(files) > 10
+# The devices are left to the study: only one process can have a TPU.
+assert not xla_bridge.backends_are_initialized()
+""",
+}
+
+
+def code_cells(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def committed(name):
+  return nbformat.read(execute.FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def test_all_texts_are_notebooks():
+  programs = {"execute", "install"}
+  texts = {path.stem for path in execute.FOLDER.glob("*.py")} - programs
+  assert texts == set(execute.NOTEBOOKS) == set(CLAIMS)
+  assert {path.stem for path in execute.FOLDER.glob("*.ipynb")} == texts
+
+
+@pytest.mark.parametrize("name", execute.NOTEBOOKS)
+def test_runs_and_its_claims_hold(name, tmp_path, child_environment):
+  notebook = execute.read_text(name)
+  notebook.cells.append(nbformat.v4.new_code_cell(CLAIMS[name]))
+  execute.execute(notebook, tmp_path, env=child_environment())
+
+
+@pytest.mark.parametrize("name", execute.NOTEBOOKS)
+def test_committed_notebook_is_its_text_executed(name):
+  notebook, text = committed(name), execute.read_text(name)
+  nbformat.validate(notebook)
+  cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+  assert cells == [(cell.cell_type, cell.source) for cell in text.cells], (
+    "the text has changed since the notebook was executed: make colabs"
+  )
+  assert notebook.metadata == text.metadata
+  code = code_cells(notebook)
+  assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+  outputs = [output for cell in code for output in cell.outputs]
+  assert not any(output.output_type == "error" for output in outputs)
+  figures = [each for each in outputs if "image/png" in each.get("data", {})]
+  assert len(figures) > 1
+  assert all(
+    "image/png" in each.data or "image/svg" not in each.data for each in figures
+  )
+
+
+@pytest.mark.parametrize("name", execute.NOTEBOOKS)
+def test_committed_notebook_is_small_and_says_nothing_of_its_machine(name):
+  path = execute.FOLDER / f"{name}.ipynb"
+  assert path.stat().st_size < 400_000
+  notebook = committed(name)
+  assert all(cell.metadata == {} for cell in notebook.cells)
+  said = []
+  for cell in code_cells(notebook):
+    for output in cell.outputs:
+      assert output.get("name") != "stderr", output.text
+      data = output.get("data", {})
+      said += [output.get("text", ""), *(data[key] for key in data if "text" in key)]
+  assert not re.search(r"/(tmp|home|root|Users|work)/|\d:\d\d:\d\d", "\n".join(said))
+
+
+@pytest.mark.parametrize("name", execute.NOTEBOOKS)
+def test_begins_with_title_and_badge_then_installs(name):
+  title, install_cell, *rest = execute.read_text(name).cells
+  assert title.source.startswith("# ")
+  levels = [
+    len(marks)
+    for cell in execute.read_text(name).cells
+    if cell.cell_type == "markdown"
+    for marks in re.findall(r"^(#+) ", cell.source, re.MULTILINE)
+  ]
+  assert levels.count(1) == 1
+  assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+  assert f"/blob/main/colabs/{name}.ipynb" in title.source
+  assert "install.main()" in install_cell.source
+  assert len(rest) > 5
+  others = [execute.read_text(each).cells[1].source for each in execute.NOTEBOOKS]
+  assert set(others) == {install_cell.source}
+
+
+def test_all_name_one_repository():
+  pages = [ROOT / "README.md", *execute.FOLDER.glob("*.py")]
+  addresses = {
+    "/".join(owner_and_name)
+    for page in pages
+    for owner_and_name in re.findall(
+      r"(?:github\.com|colab\.research\.google\.com/github)/([\w.-]+)/(skipinit_jax)\b",
+      page.read_text(encoding="utf-8"),
+    )
+  }
+  assert len(addresses) == 1
+  readme = pages[0].read_text(encoding="utf-8")
+  for name in execute.NOTEBOOKS:
+    assert f"/skipinit_jax/blob/main/colabs/{name}.ipynb" in readme
+
+
+@pytest.mark.parametrize("name", execute.NOTEBOOKS)
+def test_links_into_the_repository_lead_somewhere(name):
+  text = "\n".join(cell.source for cell in execute.read_text(name).cells)
+  text = re.sub(r"\s", "", text)
+  files = re.findall(r"/skipinit_jax/(?:blob|tree)/main/([\w/.]+)", text)
+  assert [file for file in files if not (ROOT / file).exists()] == []
+  readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  headings = re.findall(r"^#+ (.*)", readme, flags=re.MULTILINE)
+  sections = {heading.lower().replace(" ", "-") for heading in headings}
+  assert set(re.findall(r"/main/README\.md#([\w-]+)\)", text)) <= sections
+
+
+def test_first_cell_installs_the_package(tmp_path, child_environment):
+  """As in a runtime of Colab, which has other packages and not this one."""
+  runtime = tmp_path / "runtime"
+  subprocess.run([sys.executable, "-m", "venv", runtime], check=True)
+  cell = execute.read_text(execute.NOTEBOOKS[0]).cells[1].source
+  program = tmp_path / "cell.ipy"
+  program.write_text(
+    f"{cell}\nimport experiments, skipinit_jax\n"
+    "print(experiments.__file__, skipinit_jax.__file__)\n"
+  )
+  done = subprocess.run(
+    [runtime / "bin/python", "-m", "IPython", program],
+    cwd=tmp_path,
+    env=child_environment(
+      {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://github.com/OWNER/skipinit_jax",
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        # pip's way to say that builds take the setuptools that is there.
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_NO_INDEX": "1",
+        # What this Python has, so that nothing is downloaded. Packages that are
+        # installed in place, as this one, are not found so.
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+      }
+    ),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  checkout = tmp_path / "checkout"
+  files = f"{checkout}/experiments/__init__.py {checkout}/skipinit_jax/__init__.py"
+  assert done.stdout.splitlines()[-1] == files
+  (installed,) = runtime.glob("lib/*/site-packages/skipinit_jax-*.dist-info")
+  assert "checkout" in (installed / "direct_url.json").read_text()
+
+
+@pytest.mark.parametrize(
+  ("modules", "requirement"),
+  [
+    ((), "jax[]"),
+    (("jax_cuda12_plugin",), "jax[cuda12]"),
+    (("libtpu",), "jax[tpu]"),
+  ],
+)
+def test_jax_is_installed_for_the_accelerator_it_was_built_for(modules, requirement):
+  assert install.jax_requirement(lambda name: name in modules) == requirement
+
+
+def test_replaced_modules_are_found():
+  versions = {"numpy": "2.0.2", "pytest": "8"}
+  assert install.stale_modules(versions, versions | {"numpy": "2.4"}) == ["numpy"]
+  assert install.stale_modules(versions, versions) == []
