@@ -31,10 +31,11 @@ bench: $(INSTALLED)
 	done
 	$(VENV)/bin/python -m benchmarks.page
 
-# The site: docs/_build/index.html. A page without a place, a dead link or a docstring
+# The site: docs/_build/html/index.html. A page without a place, a dead link or a docstring
 # that cannot be read fails it.
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+	  docs docs/_build/html
 
 # Executes the notebooks' texts: minutes, and every number and figure in them is new.
 colabs: $(INSTALLED)

@@ -20,10 +20,7 @@ extensions = [
   "repository_links",
   "written_signatures",
 ]
-# Beside the notebooks there are their texts.
-exclude_patterns = ["_build", "_extensions", "tutorials/*.md"]
-# There may be no notebooks.
-suppress_warnings = ["toc.empty_glob", "toc.no_title"]
+exclude_patterns = ["_build", "_extensions"]
 
 # The one place that knows where the repository is: on the site, links to files that are
 # not pages lead there.

@@ -210,7 +210,7 @@ def test_notebooks_are_pages_with_their_stored_outputs(tmp_path, child_environme
   (tmp_path / "colabs").mkdir()
   (tmp_path / "colabs/one.ipynb").write_text(json.dumps(NOTEBOOK))
   # Its text, which is no page.
-  (tmp_path / "colabs/one.md").write_text("# One notebook\n")
+  (tmp_path / "colabs/one.py").write_text("# %% [markdown]\n# # One notebook\n")
   (docs / "index.md").write_text(
     "# Home\n\n[one](../colabs/one.ipynb)\n\n"
     "```{toctree}\n:glob:\n\ngetting_started\ntutorials**\n```\n"
