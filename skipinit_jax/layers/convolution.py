@@ -1,6 +1,7 @@
 """Convolution whose gradients XLA:CPU computes fast, also inside a scan."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -87,110 +88,138 @@ def conv_general_dilated(
   row_stride, column_stride = window_strides
   strides = int(row_stride), int(column_stride)
   pads = (int(top), int(bottom)), (int(left), int(right))
-  if strides != (1, 1):
-    lhs, rhs = _phases(lhs, rhs, strides, pads)
-    pads = (0, 0), (0, 0)
-  return _conv(lhs, rhs, pads, precision)
-
-
-def _phases(
-  images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: _Pads
-) -> tuple[jax.Array, jax.Array]:
-  """Returns operands whose plain, unpadded convolution is the strided, padded one.
-
-  Rows and columns that are congruent modulo the strides become features. Gradients of
-  a strided convolution would be convolutions with zeros between the cotangent's
-  elements, which canonical convolutions multiply like any other number.
-  """
-  none = (0, 0, 0)
-  image_pads, kernel_pads, phases = [none], [], []
-  for size, window, stride, (low, high) in zip(
-    images.shape[1:3], kernel.shape[:2], strides, pads, strict=True
-  ):
-    # Windows look at no other phases than these.
-    looked_at = min(window, stride)
-    taps = -(-window // looked_at)
-    extent = (size + low + high - window) // stride + taps
-    phases.append(looked_at)
-    image_pads.append((low, extent * stride - size - low, 0))
-    kernel_pads.append((0, taps * looked_at - window, 0))
-  zero = jnp.zeros((), images.dtype)
-  images = lax.pad(images, zero, (*image_pads, none))
-  kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), (*kernel_pads, none, none))
-  # What follows is "space to depth", for each operand.
-  num_images, height, _, features = images.shape
-  images = images.reshape(
-    num_images, height // strides[0], strides[0], -1, strides[1], features
-  )[:, :, : phases[0], :, : phases[1]].transpose(0, 1, 3, 2, 4, 5)
-  kernel_height, _, _, out_features = kernel.shape
-  kernel = kernel.reshape(
-    kernel_height // phases[0], phases[0], -1, phases[1], features, out_features
-  ).transpose(0, 2, 1, 3, 4, 5)
-  return (
-    images.reshape(*images.shape[:3], -1),
-    kernel.reshape(*kernel.shape[:2], -1, out_features),
-  )
+  if rhs.shape[:2] == (1, 1) and strides != (1, 1):
+    # So that the gradients never touch the pixels that the strides pass over.
+    lhs = _padded(lhs, pads)[:, :: strides[0], :: strides[1]]
+    strides, pads = (1, 1), ((0, 0), (0, 0))
+  return _conv(lhs, rhs, strides, pads, precision)
 
 
 def _plain_conv(
-  images: jax.Array, kernel: jax.Array, pads: _Pads, precision: lax.PrecisionLike
+  images: jax.Array,
+  kernel: jax.Array,
+  strides: tuple[int, int],
+  pads: _Pads,
+  precision: lax.PrecisionLike,
+  kernel_dilation: tuple[int, int] = (1, 1),
 ) -> jax.Array:
-  if images.shape[1] < kernel.shape[0] or images.shape[2] < kernel.shape[1]:
-    # XLA:CPU runs a window that is larger than the image naively, 14 times slower,
-    # unless the padding comes first; the barrier keeps XLA from folding it back.
-    padding = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
-    images = lax.pad(images, jnp.zeros((), images.dtype), padding)
-    images = lax.optimization_barrier(images)
+  crops = min(map(min, pads)) < 0
+  beyond = any(
+    size <= (taps - 1) * dilation
+    for size, taps, dilation in zip(
+      images.shape[1:3], kernel.shape[:2], kernel_dilation, strict=True
+    )
+  )
+  if crops or beyond:
+    # XLA:CPU gets convolutions wrong that crop one side and pad the other, and runs a
+    # window that is larger than the image naively, 14 times slower. Neither happens if
+    # the padding comes first; the barrier keeps XLA from folding it back.
+    images = lax.optimization_barrier(_padded(images, pads))
     pads = ((0, 0), (0, 0))
   return lax.conv_general_dilated(
     images,
     kernel,
-    (1, 1),
+    strides,
     pads,
+    rhs_dilation=kernel_dilation,
     dimension_numbers=_DIMENSION_NUMBERS,
     precision=precision,
   )
 
 
-_conv = jax.custom_vjp(_plain_conv, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(
+  images: jax.Array,
+  kernel: jax.Array,
+  strides: tuple[int, int],
+  pads: _Pads,
+  precision: lax.PrecisionLike,
+) -> jax.Array:
+  return _plain_conv(images, kernel, strides, pads, precision)
 
 
 def _forward(
-  images: jax.Array, kernel: jax.Array, pads: _Pads, precision: lax.PrecisionLike
+  images: jax.Array,
+  kernel: jax.Array,
+  strides: tuple[int, int],
+  pads: _Pads,
+  precision: lax.PrecisionLike,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   images = _materialized(images)
-  return _plain_conv(images, kernel, pads, precision), (images, kernel)
+  return _plain_conv(images, kernel, strides, pads, precision), (images, kernel)
 
 
 def _backward(
+  strides: tuple[int, int],
   pads: _Pads,
   precision: lax.PrecisionLike,
   residuals: tuple[jax.Array, jax.Array],
   cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   images, kernel = residuals
-  sizes = tuple(
-    zip(images.shape[1:3], kernel.shape[:2], cotangent.shape[1:3], pads, strict=True)
+  axes = list(
+    zip(
+      images.shape[1:3],
+      kernel.shape[:2],
+      cotangent.shape[1:3],
+      strides,
+      pads,
+      strict=True,
+    )
   )
-  input_pads = tuple(
-    (window - 1 - low, size - extent + low) for size, window, extent, (low, _) in sizes
-  )
-  kernel_pads = tuple(
-    (low, window + extent - 1 - size - low) for size, window, extent, (low, _) in sizes
-  )
-  flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  images_gradient = _plain_conv(cotangent, flipped, input_pads, precision)
+  # As one convolution, the images' gradient would need zeros between the cotangent's
+  # elements, which are multiplied like any other number. But pixels that are congruent
+  # modulo the strides, a phase of the images, meet only every stride-th of the
+  # kernel's taps: each phase's gradient is a convolution with those, without zeros.
+  phases = []
+  for taps in itertools.product(
+    *(range(min(window, stride)) for _, window, _, stride, _ in axes)
+  ):
+    part = kernel[taps[0] :: strides[0], taps[1] :: strides[1]]
+    phase_pads, places = [], []
+    for tap, window, (size, _, extent, stride, (low, _)) in zip(
+      taps, part.shape[:2], axes, strict=True
+    ):
+      # The first output meets this tap in the phase's pixel `first`; the phase begins
+      # at the images' pixel `start`.
+      first, start = divmod(tap - low, stride)
+      length = -(-size // stride)
+      phase_pads.append((window - 1 + first, length - extent - first))
+      # Where the phase ends beyond the images, this is negative, and crops.
+      places.append((start, size - start - (length - 1) * stride - 1))
+    flipped = jnp.flip(part, (0, 1)).swapaxes(2, 3)
+    phase = _plain_conv(cotangent, flipped, (1, 1), tuple(phase_pads), precision)
+    phases.append(_padded(phase, places, strides))
+  images_gradient = functools.reduce(jnp.add, phases)
   # Batch and features trade places on both operands: the batch is summed over.
+  kernel_pads = tuple(
+    (low, window + (extent - 1) * stride - size - low)
+    for size, window, extent, stride, (low, _) in axes
+  )
   kernel_gradient = _plain_conv(
     images.transpose(3, 1, 2, 0),
     cotangent.transpose(1, 2, 0, 3),
+    (1, 1),
     kernel_pads,
     precision,
+    kernel_dilation=strides,
   ).transpose(1, 2, 0, 3)
   return images_gradient, kernel_gradient
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _padded(
+  images: jax.Array, pads: Sequence[tuple[int, int]], strides: tuple[int, int] = (1, 1)
+) -> jax.Array:
+  """Returns the images with zeros around them, and their pixels strides apart."""
+  rows, columns = (
+    (low, high, stride - 1) for (low, high), stride in zip(pads, strides, strict=True)
+  )
+  none = (0, 0, 0)
+  zero = jnp.zeros((), images.dtype)
+  return lax.pad(images, zero, (none, rows, columns, none))
 
 
 def _materialized(x: jax.Array) -> jax.Array:

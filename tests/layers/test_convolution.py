@@ -89,6 +89,12 @@ OTHERS = [
   ((3, 2), (5, 7), (1, 2), ((3, 2), (4, 5))),
   # Negative padding crops.
   ((8, 8), (3, 3), (2, 2), ((-1, 0), (1, -2))),
+  ((9, 6), (1, 1), (2, 2), ((-1, 2), (-2, -1))),
+  # A phase's gradient crops on one side and pads on the other.
+  ((9, 2), (3, 5), (3, 3), ((1, 1), (3, 3))),
+  # Phases without a pixel or without a tap, and outputs that see padding only.
+  ((1, 2), (2, 2), (3, 4), ((2, 3), (1, 4))),
+  ((2, 1), (5, 3), (4, 2), ((4, 7), (5, 0))),
 ]
 
 
@@ -117,15 +123,45 @@ def test_bfloat16(kernel, strides):
     assert error.mean() < 2**-8 * np.abs(e).mean()
 
 
-def test_inside_a_scan():
+@pytest.mark.parametrize(
+  ("size", "kernel", "strides"),
+  [((6, 5), (3, 3), (1, 1)), ((7, 6), (3, 3), (2, 2)), ((6, 7), (3, 4), (2, 5))],
+)
+def test_float64_and_second_derivatives(size, kernel, strides):
+  with jax.enable_x64(True):
+    operands = tuple(x.astype(np.float64) for x in arrays(size, kernel))
+
+    def derivatives(operands, canonical):
+      def loss(operands):
+        return jnp.sum(jnp.sin(convolve(*operands, strides, canonical=canonical)))
+
+      gradients, forward = jax.jvp(jax.grad(loss), (operands,), (operands,))
+      reverse = jax.grad(
+        lambda operands: sum(jnp.sum(g**3) for g in jax.grad(loss)(operands))
+      )(operands)
+      return loss(operands), gradients, forward, reverse
+
+    actual, expected = jax.jit(
+      lambda operands: [derivatives(operands, canonical) for canonical in (True, False)]
+    )(operands)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+      assert a.dtype == np.float64
+      np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-9 * np.abs(e).max())
+
+
+@pytest.mark.parametrize(
+  ("stride", "transform"), [(1, lambda body: body), (2, jax.checkpoint)]
+)
+def test_inside_a_scan(stride, transform):
   images, _ = arrays((6, 5), (3, 3), features=(4, 4))
   kernels = normal(3, 3, 3, 4, 4) / 6
 
   def loss(operands, canonical):
-    x, _ = lax.scan(
-      lambda x, kernel: (nn.relu(convolve(x, kernel, canonical=canonical)), None),
-      *operands,
-    )
+    def body(x, kernel):
+      x = x.repeat(stride, 1).repeat(stride, 2)
+      return nn.relu(convolve(x, kernel, (stride,) * 2, canonical=canonical)), None
+
+    x, _ = lax.scan(transform(body), *operands)
     return jnp.sum(jnp.sin(x))
 
   @jax.jit
@@ -134,6 +170,18 @@ def test_inside_a_scan():
 
   for a, e in zip(*gradients((images, kernels)), strict=True):
     np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def test_cropping_one_side_and_padding_the_other():
+  # lax cannot tell what is right: XLA:CPU gets its forward pass wrong, too.
+  images, kernel = arrays((6, 3), (4, 2))
+  actual = jax.jit(convolve, static_argnums=(2, 3))(
+    images, kernel, (1, 1), ((-2, 1), (0, 0))
+  )
+  padded = np.pad(images[:, 2:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+  np.testing.assert_allclose(
+    actual, convolve(padded, kernel, padding="VALID"), rtol=1e-4, atol=1e-5
+  )
 
 
 def test_numbers_that_are_not_finite_pass():
@@ -179,8 +227,11 @@ def test_batch_sharded_over_devices():
     np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
-def test_every_convolution_of_the_gradient_is_canonical(strides):
+# A convolution forward, one for each phase of the images, one for the kernel.
+@pytest.mark.parametrize(
+  ("strides", "count"), [((1, 1), 3), ((2, 2), 6), ((2, 3), 8), ((4, 1), 5)]
+)
+def test_every_convolution_of_the_gradient_is_canonical(strides, count):
   # What XLA:CPU needs to find its fast kernels inside a loop.
   operands = arrays((8, 8), (3, 3))
 
@@ -195,12 +246,10 @@ def test_every_convolution_of_the_gradient_is_canonical(strides):
     ]
     plain = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC)
     return [
-      p["dimension_numbers"] == plain
-      and set(p["lhs_dilation"]) | set(p["rhs_dilation"]) == {1}
-      for p in found
+      p["dimension_numbers"] == plain and set(p["lhs_dilation"]) == {1} for p in found
     ]
 
-  assert convolutions(True) == [True] * 3
+  assert convolutions(True) == [True] * count
   # The test sees the difference.
   assert not all(convolutions(False))
 
