@@ -8,7 +8,6 @@ there is a change for users: say it in CHANGELOG.md.
 import importlib
 import inspect
 import pkgutil
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,10 +141,3 @@ def test_import_stays_light():
     text=True,
   )
   assert done.stdout.split() == []
-
-
-def test_version_is_that_of_setup_py():
-  (version,) = re.findall(r'version="(.*)"', (ROOT / "setup.py").read_text())
-  assert skipinit_jax.__version__ == version
-  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-  assert f"({version})" in (ROOT / "CHANGELOG.md").read_text()
