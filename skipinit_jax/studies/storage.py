@@ -183,11 +183,6 @@ class Storage:
         if trial.state in _DONE
       }
 
-  def count_running(self) -> int:
-    """Returns the number of trials that some process is running."""
-    with self._errors():
-      return sum(trial.state == TrialState.RUNNING for trial in self._trials())
-
   def enqueue(self, wanted: Iterable[tuple[Search, Key]]) -> None:
     """Adds a trial for each run that has none, in this order.
 

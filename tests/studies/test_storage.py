@@ -59,7 +59,7 @@ def test_trials_are_claimed_in_order_and_once(
   claims = claim_all(storage, keys)
   assert [claim.key for claim in claims] == [keys[0], keys[1], keys[3]]
   assert claim_all(other, keys) == []
-  assert storage.count_running() == 4
+  assert states(storage_url) == {"RUNNING": 4}
   assert storage.runs() == {}
   run = make_run(keys[0], test_accuracy=0.75)
   storage.complete(claims[0], run)
