@@ -54,7 +54,7 @@ from skipinit_jax.studies.study import (
 from skipinit_jax.training import Result, TrainConfig, train
 from skipinit_jax.training.lock import Lock, LockedError
 from skipinit_jax.training.metrics import read_metrics
-from skipinit_jax.training.signals import StopRequest
+from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.workdir import local_workdir
 
 _POLL_SECONDS = 1.0

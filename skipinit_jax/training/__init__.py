@@ -6,7 +6,6 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer, parameter_roles
-from skipinit_jax.training.signals import StopRequest
 from skipinit_jax.training.state import Keys, Sums, TrainState, make_init
 from skipinit_jax.training.step import (
   EvalSums,
@@ -14,6 +13,7 @@ from skipinit_jax.training.step import (
   make_train_step,
   make_train_steps,
 )
+from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trained import Trained, load_trained
 
 __all__ = [

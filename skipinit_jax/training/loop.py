@@ -21,8 +21,8 @@ from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, wri
 from skipinit_jax.training.programs import make_programs
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.signal_log import SignalLog
-from skipinit_jax.training.signals import StopRequest
 from skipinit_jax.training.state import TrainState
+from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.workdir import Path, in_bucket, workdir_path
 
 # Long enough that the host's part of a dispatch does not count, short enough for a

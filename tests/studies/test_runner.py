@@ -222,7 +222,7 @@ ORPHAN = textwrap.dedent("""
   import time
   from multiprocessing import Pipe
   from skipinit_jax.studies import runner
-  from skipinit_jax.training.signals import StopRequest
+  from skipinit_jax.training.stop import StopRequest
 
   there, here = Pipe(duplex=False)
   runner._watch_parent(there)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from skipinit_jax.training.signals import StopRequest
+from skipinit_jax.training.stop import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
