@@ -13,16 +13,14 @@ from skipinit_jax.studies.names import dataset_name, format_rate, network_name
 from skipinit_jax.studies.report import signal_figures, writing_to
 from skipinit_jax.training import Result, TrainConfig
 from skipinit_jax.training.metrics import read_json, read_metrics
-from skipinit_jax.training.workdir import Path
-
-_RESULT = "result.json"
+from skipinit_jax.training.workdir import CHECKPOINTS, METRICS, RESULT, Path
 
 
 def is_run(workdir: str | os.PathLike[str]) -> bool:
   """Tells whether a directory is the workdir of one training run, finished or not."""
   return any(
     os.path.exists(os.path.join(workdir, name))
-    for name in (_RESULT, "metrics.jsonl", "checkpoints")
+    for name in (RESULT, METRICS, CHECKPOINTS)
   )
 
 
@@ -35,7 +33,7 @@ def read_result(workdir: str | os.PathLike[str]) -> Result:
   Raises:
     UsageError: the run is not finished, or its result is of another version.
   """
-  path = pathlib.Path(workdir, _RESULT)
+  path = pathlib.Path(workdir, RESULT)
   try:
     result = Result(**read_json(path)) if path.exists() else None
   except TypeError:

@@ -18,7 +18,7 @@ from skipinit_jax.studies.statistics import (
 )
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.metrics import read_json, to_json, write_json
-from skipinit_jax.training.workdir import Path, workdir_path
+from skipinit_jax.training.workdir import RESULT, Path, workdir_path
 
 RESULTS = "results.json"
 
@@ -391,17 +391,17 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults:
   path = workdir / RESULTS
   if not path.exists():
     if any((workdir / name).exists() for name in ("trials", "study.db")):
-      paths = workdir.glob("trials/**/result.json")
+      paths = workdir.glob(f"trials/**/{RESULT}")
       finished = sum(read_json(path)["status"] != "interrupted" for path in paths)
       raise UsageError(
         f"The study in {workdir} is not finished ({finished} of its runs are): run the "
         "same command again to go on, then make the report."
       )
-    if (workdir / "result.json").exists():
+    if (workdir / RESULT).exists():
       raise UsageError(f"There is no study in {workdir}, but a single run.")
     raise UsageError(
       f"There is neither a study nor a run in {workdir}: it has no {RESULTS} and no "
-      "result.json."
+      f"{RESULT}."
     )
   fields = read_json(path)
   try:

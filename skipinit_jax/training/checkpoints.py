@@ -19,13 +19,19 @@ from skipinit_jax.training import distributed
 from skipinit_jax.training.differences import differences
 from skipinit_jax.training.lock import Lock
 from skipinit_jax.training.metrics import write_json
-from skipinit_jax.training.workdir import Path, in_bucket, workdir_path
+from skipinit_jax.training.workdir import (
+  CHECKPOINTS,
+  CONFIG,
+  LOCK,
+  Path,
+  in_bucket,
+  workdir_path,
+)
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
 _DIGESTS = "sha256.json"
-LOCK = "lock"
 # Orbax numbers its saves with one counter of the process: of two that start at the same
 # time in two threads, one waits for signals that the other gets, until it times out.
 _SAVING = threading.Lock()
@@ -68,7 +74,7 @@ class Checkpoints:
     """
     with distributed.together():
       self._workdir = workdir_path(directory)
-    self._directory = self._workdir / "checkpoints"
+    self._directory = self._workdir / CHECKPOINTS
     with contextlib.ExitStack() as stack:
       with distributed.together():
         if distributed.is_first():
@@ -214,7 +220,7 @@ def read_latest(
   """
   import orbax.checkpoint as ocp
 
-  directory = workdir_path(workdir) / "checkpoints"
+  directory = workdir_path(workdir) / CHECKPOINTS
   paths = directory.iterdir() if directory.is_dir() else ()
   # While a checkpoint is being written, its name is more than a number; in a bucket
   # it lacks a file.
@@ -264,8 +270,8 @@ def _make_directory(workdir: Path) -> None:
 
 def _check_shared(workdir: Path) -> None:
   """Checks that this process sees what process 0 has made."""
-  writable = in_bucket(workdir) or os.access(workdir / "checkpoints", os.W_OK)
-  if not (writable and (workdir / "config.json").exists()):
+  writable = in_bucket(workdir) or os.access(workdir / CHECKPOINTS, os.W_OK)
+  if not (writable and (workdir / CONFIG).exists()):
     raise UsageError(
       f"Process {jax.process_index()} does not see the workdir {workdir} of process 0 "
       "or cannot write there: name a directory of a file system that all processes "
@@ -274,7 +280,7 @@ def _check_shared(workdir: Path) -> None:
 
 
 def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-  path = workdir / "config.json"
+  path = workdir / CONFIG
   if not path.exists():
     write_json(path, config)
     return

@@ -15,7 +15,6 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.disk import full_disk_errors
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, write_json
 from skipinit_jax.training.programs import make_programs
@@ -23,12 +22,17 @@ from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.state import TrainState
 from skipinit_jax.training.stop import StopRequest
-from skipinit_jax.training.workdir import Path, in_bucket, workdir_path
+from skipinit_jax.training.workdir import (
+  RESULT,
+  Path,
+  full_disk_errors,
+  in_bucket,
+  workdir_path,
+)
 
 # Long enough that the host's part of a dispatch does not count, short enough for a
 # live display and for a checkpoint before a machine is taken away.
 _DISPATCH_SECONDS = 0.5
-_RESULT = "result.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -226,13 +230,13 @@ def train(
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
     )
     if first:
-      write_json(directory / _RESULT, dataclasses.asdict(result))
+      write_json(directory / RESULT, dataclasses.asdict(result))
     return result
 
 
 def _finished_result(workdir: Path, config: TrainConfig) -> dict[str, Any] | None:
   """Returns the `Result` of a run of this configuration that has nothing left to do."""
-  path = workdir / _RESULT
+  path = workdir / RESULT
   # Unlike `Path.exists`, false also for a path that may not be read or is too long.
   if not (path.exists() if in_bucket(path) else os.path.exists(path)):
     return None

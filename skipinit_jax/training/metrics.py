@@ -11,7 +11,14 @@ from typing import IO, Any, Self
 import numpy as np
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.workdir import Path, in_bucket, workdir_path, write_file
+from skipinit_jax.training.workdir import (
+  METRICS,
+  TENSORBOARD,
+  Path,
+  in_bucket,
+  workdir_path,
+  write_file,
+)
 
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
 # and Python's own `float` reads them.
@@ -105,7 +112,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   Raises:
     UsageError: the file does not exist or holds a line that is no JSON object.
   """
-  path = workdir_path(workdir) / "metrics.jsonl"
+  path = workdir_path(workdir) / METRICS
   if not path.is_file():
     raise UsageError(f"There are no metrics at {path}: it is not a run's workdir.")
   return _read_rows(path)
@@ -145,7 +152,7 @@ class MetricsWriter:
     if not enabled:
       return
     workdir = workdir_path(workdir)
-    path = workdir / "metrics.jsonl"
+    path = workdir / METRICS
     first_step = 0 if resume_step is None else resume_step + 1
     rows = _read_rows(path) if path.exists() else []
     kept = [row for row in rows if row["step"] < first_step]
@@ -159,7 +166,7 @@ class MetricsWriter:
       os.replace(unfinished, path)
       # Line buffering hands each row to the system in one piece.
       self._rows = path.open("a", encoding="utf-8", buffering=1)
-    self._tensorboard = _TensorBoard(workdir / "tensorboard", first_step)
+    self._tensorboard = _TensorBoard(workdir / TENSORBOARD, first_step)
 
   def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
     """Appends one row.

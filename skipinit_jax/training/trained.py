@@ -8,7 +8,7 @@ from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResN
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.metrics import read_json
-from skipinit_jax.training.workdir import Path, workdir_path
+from skipinit_jax.training.workdir import CONFIG, RESULT, Path, workdir_path
 
 
 class Trained(NamedTuple):
@@ -56,7 +56,7 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
 
 def _read_config(workdir: Path) -> TrainConfig:
   # The result's also says where the data lies; a run that was killed has none.
-  result, config = workdir / "result.json", workdir / "config.json"
+  result, config = workdir / RESULT, workdir / CONFIG
   try:
     if result.exists():
       return TrainConfig(**read_json(result)["config"])

@@ -1,9 +1,15 @@
-"""Workdirs: directories of a file system, or folders of Google's buckets."""
+"""Workdirs: directories of a file system, or folders of Google's buckets.
 
+That of a run holds what the constants here name.
+"""
+
+import contextlib
+import errno
 import functools
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from etils import epath
@@ -13,8 +19,18 @@ from skipinit_jax.errors import UsageError
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of a directory of a file system, or of a folder of a bucket."""
 
+CONFIG = "config.json"
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+LOCK = "lock"
+
 _FOLDER = re.compile(r"gs://(?P<bucket>[a-z0-9][\w.-]+)/[^?#*\[\]]*[^?#*\[\]/]/?")
 _SECONDS = 10.0
+# Of a disk that is full; the last one is that of a limit on the size of a file, as by
+# `ulimit -f`.
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> Path:
@@ -83,6 +99,29 @@ def write_file(path: Path, content: bytes) -> None:
     # Of a disk that is full, it would keep some space.
     unfinished.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def full_disk_errors(workdir: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes a full disk's error in the block a `UsageError` that says how to go on.
+
+  Args:
+    workdir: the run's directory, to which the block writes.
+  """
+  try:
+    yield
+  except UsageError:
+    raise
+  except (OSError, ValueError) as error:
+    # TensorStore, which writes the arrays of checkpoints, has the system's reason in
+    # the text of a ValueError.
+    reason = next((reason for reason in _FULL if reason in str(error)), None)
+    if reason is None:
+      raise
+    raise UsageError(
+      f"The workdir {workdir} cannot be written ({reason}): make space, and the same "
+      "command goes on from the last checkpoint."
+    ) from error
 
 
 @functools.cache

@@ -23,9 +23,9 @@ from skipinit_jax.studies import read_results, run, runner
 from skipinit_jax.studies.storage import default_url, run_dir
 from skipinit_jax.studies.study import Key
 from skipinit_jax.training import train
-from skipinit_jax.training.checkpoints import LOCK
 from skipinit_jax.training.lock import Lock
 from skipinit_jax.training.metrics import read_json, read_metrics, to_json
+from skipinit_jax.training.workdir import LOCK
 
 # Two runs that diverge in their first steps, then two that take a few seconds.
 LONG, EPOCHS, SEEDS = 2**-5, 500, 2

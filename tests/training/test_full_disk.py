@@ -16,8 +16,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import Checkpoints, TrainConfig, checkpoints, loop
 from skipinit_jax.training.checkpoints import read_latest
-from skipinit_jax.training.disk import full_disk_errors
 from skipinit_jax.training.metrics import read_json, write_json
+from skipinit_jax.training.workdir import full_disk_errors
 from tests.training.runs import StopAt, rows_of
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import pytest
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig, train
-from skipinit_jax.training.checkpoints import LOCK
 from skipinit_jax.training.lock import Lock, LockedError, is_locked
+from skipinit_jax.training.workdir import LOCK
 
 HOLDER = textwrap.dedent("""
   import sys, time
