@@ -2,17 +2,16 @@
 
 import datetime
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Self, TextIO
+from typing import TextIO
 
 from skipinit_jax.studies.names import format_rate
 from skipinit_jax.studies.study import Key, Run, Study
-from skipinit_jax.training.progress import start_bar
+from skipinit_jax.training.progress import Display
 
 
-class StudyProgress:
+class StudyProgress(Display):
   """Shows the trials done, running and left, the best so far, and the time left.
 
   Each finished trial is a line. On a terminal a live bar stands below the lines.
@@ -31,12 +30,11 @@ class StudyProgress:
       capacity: trials that this process runs at the same time.
       stream: where to write; None is standard error.
     """
+    super().__init__(None, stream=stream)
     self._searches = {search.name: search for search in study.searches}
     self._capacity = capacity
-    self._stream = sys.stderr if stream is None else stream
     self._start = time.monotonic()
     self._seen: set[Key] | None = None
-    self._bar = start_bar(self._stream, None)
 
   def update(
     self, runs: Mapping[Key, Run], missing: Sequence[Key], num_running: int
@@ -63,24 +61,6 @@ class StudyProgress:
       total = len(runs) + len(missing)
       task = self._bar.task_ids[0]
       self._bar.update(task, total=total, completed=len(runs), description=status)
-
-  def message(self, text: str) -> None:
-    """Prints a line that stays, above the bar where there is one."""
-    if self._bar is not None:
-      self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-      print(text, file=self._stream, flush=True)
-
-  def close(self) -> None:
-    """Ends the display, leaving its last state on the terminal."""
-    if self._bar is not None:
-      self._bar.stop()
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self.close()
 
   def _status(
     self, runs: Mapping[Key, Run], missing: Sequence[Key], num_running: int

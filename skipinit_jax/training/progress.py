@@ -1,4 +1,4 @@
-"""Live progress of one training run."""
+"""Live progress: of anything, on a terminal or in a log, and of one training run."""
 
 import datetime
 import math
@@ -15,16 +15,51 @@ _MAX_LINES = 100
 _MIN_SECONDS = 10.0
 
 
-def start_bar(stream: TextIO, total: int | None) -> rich.progress.Progress | None:
-  """Starts a live bar of one task, with its description beside it.
+class Display:
+  """A live bar of one task on a terminal, and lines that stay above it.
 
-  Args:
-    stream: where to write.
-    total: what completes the task; None: not known yet.
-
-  Returns:
-    The bar; None if the stream is no terminal that can show it.
+  Elsewhere, there are only the lines.
   """
+
+  def __init__(
+    self, total: int | None, *, stream: TextIO | None = None, enabled: bool = True
+  ):
+    """Starts the display.
+
+    Args:
+      total: what completes the task; None: not known yet.
+      stream: where to write; None is standard error.
+      enabled: False shows nothing at all.
+    """
+    self._stream = sys.stderr if stream is None else stream
+    self._enabled = enabled
+    self._bar = _start_bar(self._stream, total) if enabled else None
+
+  def message(self, text: str) -> None:
+    """Prints a line that stays, above the bar where there is one.
+
+    Args:
+      text: the line.
+    """
+    if self._bar is not None:
+      self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    elif self._enabled:
+      print(text, file=self._stream, flush=True)
+
+  def close(self) -> None:
+    """Ends the display, leaving its last state on the terminal."""
+    if self._bar is not None:
+      self._bar.stop()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def _start_bar(stream: TextIO, total: int | None) -> rich.progress.Progress | None:
+  """Starts a bar with its description beside it; None: the stream cannot show it."""
   if not stream.isatty():
     return None
   # Only whether the stream is a terminal counts: rich also believes variables such as
@@ -47,7 +82,7 @@ def start_bar(stream: TextIO, total: int | None) -> rich.progress.Progress | Non
   return bar
 
 
-class Progress:
+class Progress(Display):
   """Shows the epoch, loss, accuracy, speed and time left of one training run.
 
   On a terminal that is a live bar. Elsewhere it is a plain line for the first update
@@ -76,13 +111,11 @@ class Progress:
       stream: where to write; None is standard error.
       enabled: False shows nothing at all, as in a study of many runs.
     """
+    super().__init__(total_steps, stream=stream, enabled=enabled)
     self._total_steps = total_steps
     self._steps_per_epoch = steps_per_epoch
-    self._stream = sys.stderr if stream is None else stream
-    self._enabled = enabled
     self._first: tuple[int, float] | None = None
     self._last_line = (0, -math.inf)
-    self._bar = start_bar(self._stream, total_steps) if enabled else None
 
   def update(
     self, step: int, loss: float, accuracy: float, images_per_second: float
@@ -111,29 +144,7 @@ class Progress:
       self._bar.update(self._bar.task_ids[0], completed=step, description=status)
     elif self._is_line_due(step, now):
       self._last_line = (step, now)
-      self._print(f"step {step}/{self._total_steps}, {status}")
-
-  def message(self, text: str) -> None:
-    """Prints a line that stays, above the bar where there is one.
-
-    Args:
-      text: the line.
-    """
-    if self._bar is not None:
-      self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    elif self._enabled:
-      self._print(text)
-
-  def close(self) -> None:
-    """Ends the display, leaving its last state on the terminal."""
-    if self._bar is not None:
-      self._bar.stop()
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self.close()
+      self.message(f"step {step}/{self._total_steps}, {status}")
 
   def _time_left(self, step: int, now: float) -> str:
     assert self._first is not None
@@ -153,6 +164,3 @@ class Progress:
         and (step - last_step) * _MAX_LINES >= self._total_steps
       )
     )
-
-  def _print(self, line: str) -> None:
-    print(line, file=self._stream, flush=True)

@@ -1,25 +1,19 @@
 """What a study shows of itself, on a terminal and in a log file."""
 
 import io
-import os
-import pty
 import re
 import time
-import types
 
 import pytest
 
 from skipinit_jax.studies import progress as progress_lib
 from skipinit_jax.studies.progress import StudyProgress
+from tests.terminal import run_on_terminal, stop_clock
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still until its only element is changed."""
-  now = [1000.0]
-  stopped = types.SimpleNamespace(monotonic=lambda: now[0])
-  monkeypatch.setattr(progress_lib, "time", stopped)
-  return now
+  return stop_clock(monkeypatch, progress_lib)
 
 
 @pytest.fixture
@@ -31,22 +25,6 @@ def study(make_study):
 def keys(study, wanted):
   """SkipInit and batch norm at rate 2^-2, then both at 0.3."""
   return [key for _, key in wanted(study)]
-
-
-def run_on_terminal(run):
-  """Returns what `run` writes to a real terminal of its own."""
-  leader, follower = pty.openpty()
-  with os.fdopen(follower, "w") as stream:
-    run(stream)
-  content = b""
-  # The output is small enough for the terminal's buffer; its end is an error.
-  while True:
-    try:
-      content += os.read(leader, 65536)
-    except OSError:
-      break
-  os.close(leader)
-  return content.decode()
 
 
 def test_each_finished_trial_is_a_line(clock, study, keys, make_run):
@@ -146,16 +124,6 @@ def test_live_bar(monkeypatch, study, keys, make_run):
   assert len(last) <= 100
 
 
-def test_bar_is_ended_by_an_error(monkeypatch, study):
-  monkeypatch.setenv("TERM", "xterm-256color")
-
-  def run(stream):
-    with pytest.raises(KeyboardInterrupt), StudyProgress(study, 1, stream=stream):
-      raise KeyboardInterrupt
-
-  assert run_on_terminal(run).count("\x1b[?25h") == 1
-
-
 def test_dumb_terminal_gets_plain_lines(monkeypatch, study, keys, make_run):
   monkeypatch.setenv("TERM", "dumb")
 
@@ -166,10 +134,3 @@ def test_dumb_terminal_gets_plain_lines(monkeypatch, study, keys, make_run):
 
   output = run_on_terminal(run)
   assert output.startswith("[1 done, 1 running, 2 left, ") and "\x1b" not in output
-
-
-def test_standard_error_is_the_default(capsys, study):
-  with StudyProgress(study, 1) as progress:
-    progress.message("hello")
-  captured = capsys.readouterr()
-  assert (captured.out, captured.err) == ("", "hello\n")

@@ -1,14 +1,12 @@
 import io
-import os
-import pty
 import re
 import time
-import types
 
 import pytest
 
 from skipinit_jax.training import progress as progress_lib
 from skipinit_jax.training.progress import Progress
+from tests.terminal import run_on_terminal, stop_clock
 
 
 @pytest.fixture
@@ -20,27 +18,7 @@ def terminal(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still until its only element is changed."""
-  now = [1000.0]
-  stopped = types.SimpleNamespace(monotonic=lambda: now[0])
-  monkeypatch.setattr(progress_lib, "time", stopped)
-  return now
-
-
-def run_on_terminal(run):
-  """Returns what `run` writes to a real terminal of its own."""
-  leader, follower = pty.openpty()
-  with os.fdopen(follower, "w") as stream:
-    run(stream)
-  content = b""
-  # The output is small enough for the terminal's buffer; its end is an error.
-  while True:
-    try:
-      content += os.read(leader, 65536)
-    except OSError:
-      break
-  os.close(leader)
-  return content.decode()
+  return stop_clock(monkeypatch, progress_lib)
 
 
 def test_plain_lines(clock):
