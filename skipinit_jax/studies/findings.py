@@ -112,7 +112,11 @@ def _at_least(
   gaps: Sequence[tuple[str, float, float | None]], bound: float
 ) -> bool | None:
   """Returns whether all are above a bound; None if some are too uncertain to say."""
-  verdicts = [_is_at_least(gap, error, bound) for _, gap, error in gaps]
+  return _all([_is_at_least(gap, error, bound) for _, gap, error in gaps])
+
+
+def _all(verdicts: Sequence[bool | None]) -> bool | None:
+  """Returns whether all hold; None if none fails and some cannot tell."""
   return False if False in verdicts else None if None in verdicts else True
 
 
@@ -211,11 +215,10 @@ def _stable_rates(searches: Sequence[SearchResult]) -> list[Finding]:
     f"batch {size}: {format_stable_rate(norm)} and {format_stable_rate(skip)}"
     for size, norm, skip in pairs
   )
-  verdicts = [_is_stabler(norm, skip) for _, norm, skip in pairs]
   return [
     Finding(
       "Batch norm is stable at larger learning rates than SkipInit.",
-      False if False in verdicts else None if None in verdicts else True,
+      _all([_is_stabler(norm, skip) for _, norm, skip in pairs]),
       evidence + ".",
     )
   ]
@@ -305,27 +308,19 @@ def imagenet_findings(results: StudyResults) -> list[Finding]:
     results: of an ImageNet study.
   """
   found = []
-  for claim, name, sizes in (
-    (
-      "Regularized SkipInit is at least as accurate as batch norm at batch sizes up to "
-      "1024.",
-      "regularized_skipinit",
-      range(1, 1025),
-    ),
-    (
-      "Fixup with dropout is at least as accurate as batch norm at batch sizes up to "
-      "1024.",
-      "fixup_dropout",
-      range(1, 1025),
-    ),
+  for title, name in (
+    ("Regularized SkipInit", "regularized_skipinit"),
+    ("Fixup with dropout", "fixup_dropout"),
   ):
-    gaps = _gaps_to_batch_norm(results, name, sizes)
+    gaps = _gaps_to_batch_norm(results, name, range(1, 1025))
     if gaps:
+      claim = (
+        f"{title} is at least as accurate as batch norm at batch sizes up to 1024."
+      )
       found.append(Finding(claim, _at_least(gaps, 0.0), _gap_evidence(gaps)))
   gaps = _gaps_to_batch_norm(results, "regularized_skipinit", range(4096, 2**31))
   if gaps:
-    verdicts = [_is_at_least(-gap, error, 0.0) for _, gap, error in gaps]
-    holds = False if False in verdicts else None if None in verdicts else True
+    holds = _all([_is_at_least(-gap, error, 0.0) for _, gap, error in gaps])
     claim = (
       "At batch sizes of 4096 and more, batch norm is more accurate than Regularized "
       "SkipInit."
@@ -491,9 +486,8 @@ def _learnable_is_as_good(
       evidence.append(f"{search.column}: {format_gap(gap, error)} points")
   if not verdicts:
     return []
-  holds = False if False in verdicts else None if None in verdicts else True
   claim = f"{searches[0].row}: at least as accurate as the same constant."
-  return [Finding(claim, holds, "; ".join(evidence) + ".")]
+  return [Finding(claim, _all(verdicts), "; ".join(evidence) + ".")]
 
 
 def _accuracy(search: SearchResult) -> str:
