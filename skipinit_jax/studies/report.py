@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.errors import UsageError, unknown_name
@@ -36,14 +37,20 @@ from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.workdir import Path
 
 _EDGE = "*"
-# What the rows and columns of a study's tables are.
-_HEADERS = {
-  "depth_study": ("network", "method"),
-  "batch_size_study": ("batch size", "method"),
-  "regularization_study": ("method", "dropout"),
-  "branch_scale_study": ("network", "α or method"),
-  "imagenet_study": ("method", "batch size"),
-}
+
+
+class _Kind(NamedTuple):
+  """What the reports of one kind of study have of their own.
+
+  Attributes:
+    header: what the rows and the columns of its tables are.
+    findings: checks its claims.
+    report: returns title, lead and its own sections.
+  """
+
+  header: tuple[str, str]
+  findings: Callable[[StudyResults], list[Finding]]
+  report: Callable[[StudyResults], tuple[str, str, list[Section]]]
 
 
 def make_report(results: StudyResults) -> Document:
@@ -55,20 +62,13 @@ def make_report(results: StudyResults) -> Document:
   Raises:
     UsageError: the study is of an unknown kind.
   """
-  claims = _findings(results)
-  make = {
-    "depth_study": _depth_report,
-    "batch_size_study": _batch_size_report,
-    "regularization_study": _regularization_report,
-    "branch_scale_study": _branch_scale_report,
-    "imagenet_study": _imagenet_report,
-  }[results.name]
-  title, lead, sections = make(results)
+  kind = _kind(results)
+  title, lead, sections = kind.report(results)
   nothing = _nothing_trains(results)
   return Document(
     title=title,
     lead=f"{nothing} {lead}" if nothing else lead,
-    findings=claims,
+    findings=kind.findings(results),
     sections=[
       *sections,
       _curves_section(results),
@@ -118,17 +118,10 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[None]:
     ) from None
 
 
-def _findings(results: StudyResults) -> list[Finding]:
-  find = {
-    "depth_study": findings.depth_findings,
-    "batch_size_study": findings.batch_size_findings,
-    "regularization_study": findings.regularization_findings,
-    "branch_scale_study": findings.branch_scale_findings,
-    "imagenet_study": findings.imagenet_findings,
-  }
-  if results.name not in find:
-    raise unknown_name("kind of study", results.name, find)
-  return find[results.name](results)
+def _kind(results: StudyResults) -> _Kind:
+  if results.name not in _KINDS:
+    raise unknown_name("kind of study", results.name, _KINDS)
+  return _KINDS[results.name]
 
 
 def _nothing_trains(results: StudyResults) -> str:
@@ -162,7 +155,7 @@ def accuracy_table(results: StudyResults) -> Table:
   return Table(
     name="accuracy",
     title="Test accuracy in % and best learning rate",
-    header=[_HEADERS[results.name][0], *columns],
+    header=[_kind(results).header[0], *columns],
     rows=[
       [row, *(entries.get((row, column), "") for column in columns)]
       for row in unique([each.row for each in results.searches])
@@ -220,9 +213,7 @@ def _percent(accuracy: float, deviation: float | None) -> str:
   return f"{100 * accuracy:.1f}{error}"
 
 
-def _depth_report(
-  results: StudyResults,
-) -> tuple[str, str, list[Section]]:
+def _depth_report(results: StudyResults) -> tuple[str, str, list[Section]]:
   dataset = _dataset(results, "wide_resnet", "residual_mlp")
   comparison = published_table(results)
   contents: list[Table | Figure] = [
@@ -388,9 +379,7 @@ def _difference_table(results: StudyResults) -> Table | None:
   )
 
 
-def _batch_size_report(
-  results: StudyResults,
-) -> tuple[str, str, list[Section]]:
+def _batch_size_report(results: StudyResults) -> tuple[str, str, list[Section]]:
   dataset = _dataset(results, "train")
   sections = [Section("Accuracy by batch size", "", [accuracy_table(results)])]
   for budget in unique([search.labels["budget"] for search in results.searches]):
@@ -430,7 +419,7 @@ def _rates_table(results: StudyResults) -> Table:
     name="rates",
     title="Optimal and largest stable learning rate",
     header=[
-      *_HEADERS[results.name],
+      *_kind(results).header,
       "optimal",
       "range",
       "largest stable",
@@ -452,9 +441,7 @@ def _optimal_rate(search: SearchResult) -> tuple[str | Entry, str]:
   return format_rate(optimum.learning_rate), f"{low} to {high}" if low != high else low
 
 
-def _regularization_report(
-  results: StudyResults,
-) -> tuple[str, str, list[Section]]:
+def _regularization_report(results: StudyResults) -> tuple[str, str, list[Section]]:
   dataset = _dataset(results, "train")
   figure = Figure(
     name="accuracy_by_dropout",
@@ -473,9 +460,7 @@ def _regularization_report(
   return title, lead, sections
 
 
-def _branch_scale_report(
-  results: StudyResults,
-) -> tuple[str, str, list[Section]]:
+def _branch_scale_report(results: StudyResults) -> tuple[str, str, list[Section]]:
   dataset = _dataset(results, "train")
   figure = Figure(
     name="accuracy_by_alpha",
@@ -498,9 +483,7 @@ def _branch_scale_report(
   return title, lead, sections
 
 
-def _imagenet_report(
-  results: StudyResults,
-) -> tuple[str, str, list[Section]]:
+def _imagenet_report(results: StudyResults) -> tuple[str, str, list[Section]]:
   dataset = _dataset(results, "train")
   bars = Figure(
     name="accuracy_by_batch_size",
@@ -596,7 +579,7 @@ def _top5_accuracy(search: SearchResult, runs: Sequence[Run]) -> float | None:
 
 
 def _curves_section(results: StudyResults) -> Section:
-  _, column = _HEADERS[results.name]
+  _, column = _kind(results).header
   description = f"A panel for each row of the table, a line for each {column}."
   learning_curves = Figure(
     name="learning_curves",
@@ -676,7 +659,7 @@ def signal_figures(
 
 
 def _runs_section(results: StudyResults) -> Section:
-  names = _HEADERS[results.name]
+  names = _kind(results).header
   rows = []
   diverged = []
   for search in results.searches:
@@ -738,4 +721,21 @@ def print_accuracy(results: StudyResults) -> None:
   document.print_table(accuracy_table(results))
   if nothing := _nothing_trains(results):
     print(nothing)
-  document.print_findings(_findings(results))
+  document.print_findings(_kind(results).findings(results))
+
+
+_KINDS = {
+  "depth_study": _Kind(("network", "method"), findings.depth_findings, _depth_report),
+  "batch_size_study": _Kind(
+    ("batch size", "method"), findings.batch_size_findings, _batch_size_report
+  ),
+  "regularization_study": _Kind(
+    ("method", "dropout"), findings.regularization_findings, _regularization_report
+  ),
+  "branch_scale_study": _Kind(
+    ("network", "α or method"), findings.branch_scale_findings, _branch_scale_report
+  ),
+  "imagenet_study": _Kind(
+    ("method", "batch size"), findings.imagenet_findings, _imagenet_report
+  ),
+}
