@@ -5,10 +5,9 @@ import dataclasses
 from skipinit_jax import data, methods
 from skipinit_jax.data import in_memory
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.methods import batch_normalizer
 from skipinit_jax.studies.checks import check_lists, refuse_fields
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, plain
+from skipinit_jax.studies.study import Search, Study, ghost_batch_size, plain
 from skipinit_jax.training import TrainConfig
 
 BUDGETS: tuple[str, ...] = ("epochs", "steps")
@@ -51,10 +50,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study:
       sets itself, the data set is not there, or a batch size does not fit it or the
       number of steps.
   """
-  for name in ("methods", "batch_sizes", "budgets"):
-    if not getattr(config, name):
-      raise UsageError(f"{name} is empty: name at least one.")
-  check_lists(config)
+  check_lists(config, filled=("methods", "batch_sizes", "budgets"))
   refuse_fields(
     config.train,
     "train",
@@ -91,20 +87,18 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study:
         max_learning_rate=factor * config.search.max_learning_rate,
       )
       for name in config.methods:
-        method = methods.get(name)
-        ghost = config.ghost_batch_size
-        is_large = ghost is not None and batch_size > ghost
-        is_normalized = method.normalizer is batch_normalizer
         searches.append(
           Search(
             name=f"same_{budget}/batch_{batch_size}/{name}",
             row=f"batch {batch_size}, same {budget}",
-            column=method.title,
+            column=methods.get(name).title,
             labels={"method": name, "batch_size": batch_size, "budget": budget},
             config=dataclasses.replace(
               run,
               method=name,
-              ghost_batch_size=ghost if is_large and is_normalized else None,
+              ghost_batch_size=ghost_batch_size(
+                config.ghost_batch_size, name, batch_size
+              ),
             ),
             protocol=protocol,
           )

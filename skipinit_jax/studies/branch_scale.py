@@ -3,7 +3,6 @@
 import dataclasses
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
 from skipinit_jax.studies.checks import check_lists, refuse_fields
 from skipinit_jax.studies.names import format_alpha, network_name
 from skipinit_jax.studies.search import SearchConfig
@@ -46,10 +45,7 @@ def branch_scale_study(config: BranchScaleStudyConfig) -> Study:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  for name in ("methods", "alphas", "learnable", "depths"):
-    if not getattr(config, name):
-      raise UsageError(f"{name} is empty: name at least one.")
-  check_lists(config)
+  check_lists(config, filled=("methods", "alphas", "learnable", "depths"))
   refuse_fields(
     config.train,
     "train",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig
@@ -15,16 +16,21 @@ _NAMES: dict[type, str] = {
 }
 
 
-def check_lists(config: object, name: str = "") -> None:
+def check_lists(config: object, name: str = "", *, filled: Sequence[str] = ()) -> None:
   """Checks the values of a configuration's lists, which flags leave unchecked.
 
   Args:
     config: a dataclass.
     name: what to call it in an error; empty: its fields' names say enough.
+    filled: names of the lists that may not be empty.
 
   Raises:
-    UsageError: a list holds a value of another type than its own, or one twice.
+    UsageError: a list holds a value of another type than its own, or one twice, or is
+      empty and may not be.
   """
+  for field_name in filled:
+    if not getattr(config, field_name):
+      raise UsageError(f"{field_name} is empty: name at least one.")
   assert dataclasses.is_dataclass(config)
   for field in dataclasses.fields(config):
     if typing.get_origin(field.type) is not tuple:

@@ -4,10 +4,9 @@ import dataclasses
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.methods import batch_normalizer
 from skipinit_jax.studies.checks import check_lists, refuse_fields
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, plain
+from skipinit_jax.studies.study import Search, Study, ghost_batch_size, plain
 from skipinit_jax.training import TrainConfig
 
 
@@ -48,10 +47,7 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study:
     UsageError: a list is empty or names a value twice, a number is not allowed, or a
       field is set that the study sets itself.
   """
-  for name in ("methods", "batch_sizes"):
-    if not getattr(config, name):
-      raise UsageError(f"{name} is empty: name at least one.")
-  check_lists(config)
+  check_lists(config, filled=("methods", "batch_sizes"))
   if config.num_seeds < 1:
     raise UsageError(f"num_seeds is {config.num_seeds}: it must be at least 1.")
   train = config.train
@@ -62,22 +58,19 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study:
     {"method": "methods", "ghost_batch_size": "ghost_batch_size"},
   )
   train.validate()
-  ghost = config.ghost_batch_size
   searches = []
   for name in config.methods:
     method = methods.get(name)
     for batch_size in config.batch_sizes:
       if batch_size < 1:
         raise UsageError(f"batch_sizes has {batch_size}: each must be at least 1.")
-      is_large = ghost is not None and batch_size > ghost
-      is_normalized = method.normalizer is batch_normalizer
       rate = train.learning_rate * batch_size / train.batch_size
       run = dataclasses.replace(
         train,
         method=name,
         batch_size=batch_size,
         learning_rate=rate,
-        ghost_batch_size=ghost if is_large and is_normalized else None,
+        ghost_batch_size=ghost_batch_size(config.ghost_batch_size, name, batch_size),
         version=1 if method.initialization == "fixup" else train.version,
       )
       searches.append(

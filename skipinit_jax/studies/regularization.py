@@ -40,10 +40,7 @@ def regularization_study(config: RegularizationStudyConfig) -> Study:
   """
   if not config.methods and not config.methods_without_l2:
     raise UsageError("methods is empty: name at least one method.")
-  for name in ("use_bias", "dropout_rates"):
-    if not getattr(config, name):
-      raise UsageError(f"{name} is empty: name at least one.")
-  check_lists(config)
+  check_lists(config, filled=("use_bias", "dropout_rates"))
   refuse_fields(
     config.train,
     "train",

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies.search import SearchConfig, summarize_rates, wanted_runs
 from skipinit_jax.studies.statistics import (
@@ -423,6 +424,23 @@ def _read_search(fields: dict[str, Any]) -> SearchResult:
       "optimum": None if optimum is None else Optimum(**optimum),
     }
   )
+
+
+def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int | None:
+  """Returns the ghost batch size of a run of a study that has several batch sizes.
+
+  Args:
+    largest: examples of a ghost batch, for larger batches; None: whole batches.
+    method: the method's name.
+    batch_size: examples of a step.
+
+  Returns:
+    The size; None: normalize whole batches, or the method has no batch norm.
+  """
+  if largest is None or batch_size <= largest:
+    return None
+  is_normalized = methods.get(method).normalizer is methods.batch_normalizer
+  return largest if is_normalized else None
 
 
 def plain(config: Any) -> dict[str, Any]:
