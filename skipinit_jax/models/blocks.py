@@ -153,6 +153,14 @@ class ResidualBlock(nn.Module):
   def _changes_shape(self, x: jax.Array, features: int) -> bool:
     return self.strides != 1 or x.shape[-1] != features
 
+  def _require_same_shape(self, x: jax.Array, kind: str) -> None:
+    """Raises a UsageError unless the block keeps the shape of its input."""
+    if self._changes_shape(x, self.features):
+      raise UsageError(
+        f"A {kind} block keeps its {self.features} features and has no strides: its "
+        f"input has {x.shape[-1]} features and strides is {self.strides}."
+      )
+
   def _merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
     total = (shortcut + self._bias(branch, "branch_bias")) * self.sum_scale
     # A normalizer that knows no dtype may have widened it, which a scan forbids.
@@ -243,11 +251,7 @@ class FullyConnectedBlock(ResidualBlock):
     Raises:
       UsageError: the input has other features, or strides is not 1.
     """
-    if self._changes_shape(x, self.features):
-      raise UsageError(
-        f"A fully connected block keeps its {self.features} features and has no "
-        f"strides: its input has {x.shape[-1]} features and strides is {self.strides}."
-      )
+    self._require_same_shape(x, "fully connected")
     y = self._downscale(x, expected_std)
     for index in range(1, self.num_layers + 1):
       last = index == self.num_layers

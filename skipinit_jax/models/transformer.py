@@ -23,14 +23,6 @@ from skipinit_jax.models.depth import DepthStack
 _lecun_normal: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
 
 
-def _require_features(block: ResidualBlock, x: jax.Array) -> None:
-  if x.shape[-1] != block.features or block.strides != 1:
-    raise UsageError(
-      f"A block of a Transformer keeps its {block.features} features and has no "
-      f"strides: its input has {x.shape[-1]} features and strides is {block.strides}."
-    )
-
-
 class AttentionBlock(ResidualBlock):
   """Residual block of multi-head self-attention (Vaswani et al., NeurIPS 2017).
 
@@ -51,7 +43,7 @@ class AttentionBlock(ResidualBlock):
     Raises:
       UsageError: the input has other features, or strides is not 1.
     """
-    _require_features(self, x)
+    self._require_same_shape(x, "Transformer")
     attention = nn.MultiHeadDotProductAttention(
       self.num_heads,
       use_bias=self.use_bias,
@@ -85,7 +77,7 @@ class MLPBlock(ResidualBlock):
     Raises:
       UsageError: the input has other features, or strides is not 1.
     """
-    _require_features(self, x)
+    self._require_same_shape(x, "Transformer")
     dense = functools.partial(
       nn.Dense,
       use_bias=self.use_bias,
