@@ -39,7 +39,7 @@ def main() -> None:
   write_json(workdir / "scaling.json", scaling_report.numbers(costs))
   print((workdir / "scaling.json").read_text(encoding="utf-8"), end="")
   document.print_findings(report.findings)
-  print(f"Report: {page}, with its tables and figures as files beside it.")
+  program.print_report(page)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def main() -> None:
   )
   document.print_table(outcome.summary)
   document.print_findings(outcome.findings)
-  print(f"Report: {page}, with its tables and figures as files beside it.")
+  program.print_report(page)
 
 
 def run(config: EquivalenceConfig) -> Outcome:

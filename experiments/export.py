@@ -15,7 +15,6 @@ writes into the output directory, of the run's newest checkpoint,
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -29,11 +28,8 @@ from skipinit_jax.training import load_trained
 from skipinit_jax.training.metrics import to_json, write_json
 
 _WORKDIR = program.define_workdir("a run of experiments.train, finished or not")
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "Directory to write the files into.", required=True
-)
-flags.register_validator(
-  _OUTPUT, lambda path: path != "", message="it is empty: name a directory."
+_OUTPUT = program.define_path(
+  "output", "Directory to write the files into.", required=True
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
@@ -72,7 +68,7 @@ def main() -> None:
     "config": config.identity(),
     "versions": versions,
   }
-  output = pathlib.Path(os.path.expanduser(_OUTPUT.value))
+  output = pathlib.Path(_OUTPUT.value)
   try:
     output.mkdir(parents=True, exist_ok=True)
     (output / "model.stablehlo").write_bytes(exported.serialize())

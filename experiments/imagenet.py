@@ -33,7 +33,7 @@ def main() -> int:
   if distributed.is_first():
     page, *_ = studies.write_report(results, workdir)
     studies.print_accuracy(results)
-    print(f"Report: {page}, with its tables and figures as files beside it.")
+    program.print_report(page)
   return 0
 
 

@@ -40,12 +40,7 @@ def define_workdir(contents: str, *, in_bucket: bool = False) -> flags.FlagHolde
     in_bucket: whether it can also be a folder of a bucket.
   """
   where = "Directory, or gs://BUCKET/FOLDER," if in_bucket else "Directory"
-  workdir = flags.DEFINE(
-    _PathParser(), "workdir", None, f"{where} of {contents}.", required=True
-  )
-  flags.register_validator(
-    workdir, lambda path: path != "", message="it is empty: name a directory."
-  )
+  workdir = define_path("workdir", f"{where} of {contents}.", required=True)
   if not in_bucket:
     flags.register_validator(
       workdir,
@@ -54,6 +49,24 @@ def define_workdir(contents: str, *, in_bucket: bool = False) -> flags.FlagHolde
       message="it is an address: here it must be a directory.",
     )
   return workdir
+
+
+def define_path(
+  name: str, description: str, *, required: bool = False
+) -> flags.FlagHolder[Any]:
+  """Defines a flag that names a directory.
+
+  Args:
+    name: of the flag.
+    description: what --help says of it.
+    required: whether it has to be given, and not empty.
+  """
+  path = flags.DEFINE(_PathParser(), name, None, description, required=required)
+  if required:
+    flags.register_validator(
+      path, lambda value: value != "", message="it is empty: name a directory."
+    )
+  return path
 
 
 class _PathParser(flags.ArgumentParser[str]):
@@ -91,6 +104,15 @@ def define_config(
     parse_fn=parse,
     help_string=f"Default values: {', '.join(configs)}.",
   )
+
+
+def print_report(page: os.PathLike[str]) -> None:
+  """Prints where a report is.
+
+  Args:
+    page: the first of its files.
+  """
+  print(f"Report: {page}, with its tables and figures as files beside it.")
 
 
 def define_processes() -> Callable[[], None]:

@@ -5,25 +5,21 @@ Examples:
   python -m experiments.report --workdir=/tmp/run
 """
 
-import os
-
-from absl import flags
-
 from experiments import program
 from skipinit_jax import studies
 
 _WORKDIR = program.define_workdir(
   "a finished study, or its results.json alone, or of a run of experiments.train"
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "Directory to write the report into. Default: the workdir."
+_OUTPUT = program.define_path(
+  "output", "Directory to write the report into. Default: the workdir."
 )
 
 
 def main() -> int:
   """Runs the program."""
   workdir = _WORKDIR.value
-  output = os.path.expanduser(_OUTPUT.value or workdir)
+  output = _OUTPUT.value or workdir
   if studies.is_run(workdir):
     page, *_ = studies.write_run_report(workdir, output)
     studies.print_result(workdir)
@@ -31,7 +27,7 @@ def main() -> int:
     results = studies.read_results(workdir)
     page, *_ = studies.write_report(results, output)
     studies.print_accuracy(results)
-  print(f"Report: {page}, with its tables and figures as files beside it.")
+  program.print_report(page)
   return 0
 
 

@@ -146,7 +146,7 @@ def main() -> None:
   if _DIAGNOSE.value:
     for result in results:
       print(f"{result.method.title}: {result.diagnosis}\n")
-  print(f"Report: {page}, with its tables and figures as files beside it.")
+  program.print_report(page)
 
 
 def measure_networks(config: SignalConfig) -> list[Result]:

@@ -55,5 +55,5 @@ def run(make_study: Callable[[], studies.Study]) -> int:
     return program.INTERRUPTED_STATUS
   page, *_ = studies.write_report(results, _WORKDIR.value)
   studies.print_accuracy(results)
-  print(f"Report: {page}, with its tables and figures as files beside it.")
+  program.print_report(page)
   return 0
