@@ -22,7 +22,7 @@ from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_json, read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import make_init
-from tests.training.runs import StopAt, rows_of
+from tests.training.runs import StopAt, bits, rows_of
 
 # 1472 training examples make 23 steps an epoch.
 STEPS_PER_EPOCH = 23
@@ -70,10 +70,6 @@ def saved_state(workdir, config=CONFIG):
   """Returns the step and the state of a run's newest checkpoint."""
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
     return jax.device_get(checkpoints.restore_latest(template(config.method)))
-
-
-def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def files_of(folder):

@@ -19,6 +19,7 @@ from skipinit_jax.training import (
   replicated,
 )
 from skipinit_jax.training.compilation import compiler_options
+from tests.training.runs import assert_close
 
 MLP = TrainConfig(
   model="residual_mlp", depth=3, width=16, batch_size=64, learning_rate=0.05
@@ -72,16 +73,6 @@ class Step:
       )
       losses.append(float(state.sums.loss) - before)
     return state, losses
-
-
-def assert_close(actual, expected, *, rtol=1e-4, atol=1e-5):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for (path, a), b in zip(
-    jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(
-      a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
-    )
 
 
 def float_dtypes(tree):

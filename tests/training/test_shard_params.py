@@ -1,7 +1,6 @@
 """Parameters cut among the devices: the same training, an eighth of the memory."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +8,18 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from skipinit_jax import data, export
-from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax import export
 from skipinit_jax.training import (
   Checkpoints,
   TrainConfig,
   load_trained,
   loop,
-  make_init,
   make_mesh,
-  make_optimizer,
-  make_train_step,
-  make_train_steps,
-  replicated,
 )
 from skipinit_jax.training.mesh import fsdp_sharding
 from skipinit_jax.training.metrics import read_metrics
-from tests.training.runs import StopAt
+from tests.training import runs
+from tests.training.runs import StopAt, assert_same_training, bits, digits, preprocess
 
 # 1472 training examples make 4 steps an epoch.
 MLP = TrainConfig(
@@ -40,82 +34,21 @@ MLP = TrainConfig(
 WRN = dataclasses.replace(MLP, model="wide_resnet", depth=10, width=1, batch_size=32)
 
 
-@functools.cache
-def digits():
-  return data.load("digits")
-
-
-def preprocess(images):
-  return augmentation.normalize(images, digits().mean, digits().std)
-
-
-class Trainer:
-  """A configuration's first state and dispatch, on the first devices."""
+class Trainer(runs.Trainer):
+  """Four steps an epoch."""
 
   def __init__(self, config, num_devices=8):
-    config.validate(num_devices)
-    mesh = make_mesh(jax.devices()[:num_devices])
-    model, optimizer = config.make_model(10), make_optimizer(config, 4)
-    self.init = make_init(
-      model, optimizer, (8, 8, 1), mesh=mesh, shard_params=config.shard_params
-    )
-    self.shapes = self.init.trace(np.uint32(0)).out_info
-    sharding = (
-      jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-      if config.shard_params
-      else None
-    )
-    step = make_train_step(
-      model,
-      optimizer,
-      mesh=mesh,
-      accumulation_steps=config.accumulation_steps,
-      sharding=sharding,
-    )
-    self.train_steps = make_train_steps(
-      step,
-      lambda key, images: preprocess(images),
-      num_examples=4 * config.batch_size,
-      batch_size=config.batch_size,
-      mesh=mesh,
-      sharding=sharding,
-    )
-    self.split = in_memory.put(digits().train, replicated(mesh))
+    super().__init__(config, num_devices, num_examples=4 * config.batch_size)
 
   def compiled(self):
     return self.train_steps.lower(self.shapes, self.split, 1).compile()
 
   def run(self, *dispatches):
-    state = self.init(np.uint32(0))
-    for num_steps in dispatches:
-      state, finite = self.train_steps(state, self.split, num_steps)
-      assert finite
-    return state
+    return self.dispatch(self.init(np.uint32(0)), *dispatches)
 
 
 def shard(config):
   return dataclasses.replace(config, shard_params=True)
-
-
-def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def assert_close(actual, expected, *, rtol=1e-4, atol=1e-5):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for (path, a), b in zip(
-    jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(
-      a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
-    )
-
-
-def assert_same_training(state, expected):
-  assert_close(state.params, expected.params)
-  assert_close(state.model_state, expected.model_state)
-  assert_close(state.opt_state, expected.opt_state, atol=1e-4)
-  assert_close(state.sums, expected.sums)
 
 
 def bytes_on(device, tree):

@@ -24,7 +24,7 @@ from skipinit_jax.training.signal_log import (
   make_measure_signal,
 )
 from skipinit_jax.training.step import make_next_batch
-from tests.training.runs import StopAt
+from tests.training.runs import StopAt, bits
 
 # 1472 training examples make 4 steps an epoch.
 BATCH_SIZE = 368
@@ -73,10 +73,6 @@ def saved_state(workdir, config=CONFIG):
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
     _, state = checkpoints.restore_latest(make(np.uint32(config.seed)))
   return jax.device_get(state)
-
-
-def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import make_init
+from tests.training.runs import bits
 
 
 def init(seed, num_devices=1):
@@ -16,10 +17,6 @@ def init(seed, num_devices=1):
   return make_init(
     config.make_model(10), make_optimizer(config, 5), (8, 8, 1), mesh=mesh
   )(np.uint32(config.seed))
-
-
-def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def test_is_the_seeds_on_any_number_of_devices():

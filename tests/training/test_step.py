@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.training import state as state_lib
@@ -17,6 +16,14 @@ from skipinit_jax.training import step as step_lib
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer
+from tests.training import runs
+from tests.training.runs import (
+  assert_close,
+  assert_same_training,
+  bits,
+  digits,
+  preprocess,
+)
 
 # Three batches of 32 an epoch, and four examples that each epoch leaves out.
 NUM_EXAMPLES, BATCH_SIZE, STEPS_PER_EPOCH = 100, 32, 3
@@ -31,15 +38,6 @@ MLP = TrainConfig(
   growth_per_epoch=0.8,
 )
 WRN = dataclasses.replace(MLP, model="wide_resnet", depth=10, width=1)
-
-
-@functools.cache
-def digits():
-  return data.load("digits")
-
-
-def preprocess(images):
-  return augmentation.normalize(images, digits().mean, digits().std)
 
 
 def augment(key, images):
@@ -72,28 +70,12 @@ def initial_state(config):
   return _initial[key]
 
 
-class Trainer:
-  """A configuration's state, step and dispatch on the first devices."""
+class Trainer(runs.Trainer):
+  """It keeps a state, which begins as the same on any number of devices."""
 
-  def __init__(self, config, num_devices=1, augment=lambda key, x: preprocess(x)):
-    config.validate(num_devices)
-    self.mesh = make_mesh(jax.devices()[:num_devices])
-    self.model = config.make_model(10)
+  def __init__(self, config, num_devices=1, **arguments):
+    super().__init__(config, num_devices, num_examples=NUM_EXAMPLES, **arguments)
     self.start = initial_state(config)
-    self.step = step_lib.make_train_step(
-      self.model,
-      make_optimizer(config, STEPS_PER_EPOCH),
-      mesh=self.mesh,
-      accumulation_steps=config.accumulation_steps,
-    )
-    self.train_steps = step_lib.make_train_steps(
-      self.step,
-      augment,
-      num_examples=NUM_EXAMPLES,
-      batch_size=BATCH_SIZE,
-      mesh=self.mesh,
-    )
-    self.split = in_memory.put(train_split(), replicated(self.mesh))
     self.reset()
 
   def reset(self):
@@ -103,24 +85,8 @@ class Trainer:
   def run(self, *dispatches):
     """Returns the state after dispatches of so many steps each, from the start."""
     self.reset()
-    for num_steps in dispatches:
-      self.state, finite = self.train_steps(self.state, self.split, num_steps)
-      assert finite
+    self.state = self.dispatch(self.state, *dispatches)
     return jax.device_get(self.state)
-
-
-def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def assert_close(actual, expected, *, rtol=1e-4, atol=1e-5):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for (path, a), b in zip(
-    jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(
-      a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
-    )
 
 
 def largest_change(after, before):
@@ -129,19 +95,22 @@ def largest_change(after, before):
 
 
 @pytest.mark.parametrize(
-  ("config", "augment"),
+  ("config", "arguments"),
   [
-    (dataclasses.replace(WRN, method="batch_norm"), None),
+    (dataclasses.replace(WRN, method="batch_norm"), {}),
     # Two ghost batches on each of two devices, half a one on each of eight.
-    (dataclasses.replace(WRN, method="batch_norm", ghost_batch_size=8), None),
-    (dataclasses.replace(MLP, method="skipinit", dropout_rate=0.3), augment),
-    (dataclasses.replace(WRN, method="skipinit", accumulation_steps=2), None),
+    (dataclasses.replace(WRN, method="batch_norm", ghost_batch_size=8), {}),
+    (
+      dataclasses.replace(MLP, method="skipinit", dropout_rate=0.3),
+      {"augment": augment},
+    ),
+    (dataclasses.replace(WRN, method="skipinit", accumulation_steps=2), {}),
   ],
   ids=["batch_norm", "ghost", "skipinit_augmented", "skipinit_accumulated"],
 )
-def test_any_number_of_devices(config, augment):
+def test_any_number_of_devices(config, arguments):
   def run(num_devices):
-    return Trainer(config, num_devices, *([augment] if augment else [])).run(3, 2)
+    return Trainer(config, num_devices, **arguments).run(3, 2)
 
   one = run(1)
   # What follows would hold for a step that does nothing.
@@ -150,10 +119,7 @@ def test_any_number_of_devices(config, augment):
   assert one.sums.steps == 2
   for num_devices in (2, 8):
     many = run(num_devices)
-    assert_close(many.params, one.params)
-    assert_close(many.model_state, one.model_state)
-    assert_close(many.opt_state, one.opt_state, atol=1e-4)
-    assert_close(many.sums, one.sums)
+    assert_same_training(many, one)
 
 
 def test_one_step_by_hand():
