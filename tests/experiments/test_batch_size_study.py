@@ -49,12 +49,5 @@ def test_study_and_its_report(run_program, tmp_path):
     ("--config.search.learning_rates=('a',)", "search.learning_rates has 'a': each mu"),
   ],
 )
-def test_bad_input_is_one_sentence(flag, message, run_program, tmp_path):
-  workdir = tmp_path / "study"
-  # A list that is named twice holds the values of both flags.
-  others = [each for each in SMALL if each.split("=")[0] != flag.split("=")[0]]
-  done = run_program([*others, f"--workdir={workdir}", flag], status=1)
-  assert done.stderr.startswith(f"error: {message}")
-  assert done.stderr.count("\n") == 1
-  assert done.stdout == ""
-  assert not workdir.exists()
+def test_bad_input_is_one_sentence(assert_refuses, flag, message):
+  assert_refuses(SMALL, flag, message)
