@@ -156,11 +156,13 @@ def _with_learning_rate(
   state: TrainState, learning_rate: float, mesh: Mesh
 ) -> TrainState:
   dtype = optax.tree.get(state.opt_state, "learning_rate").dtype
-  # Unlike `device_put`, this asks nothing of the other processes.
-  rate = jax.make_array_from_callback(
-    (), replicated(mesh), lambda _: np.array(learning_rate, dtype)
-  )
+  rate = _on_all_devices(np.array(learning_rate, dtype), mesh)
   return state.replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
+
+
+def _on_all_devices(scalar: np.ndarray, mesh: Mesh) -> jax.Array:
+  # Unlike `device_put`, this asks nothing of the other processes.
+  return jax.make_array_from_callback((), replicated(mesh), lambda _: scalar)
 
 
 class _InMemory:
@@ -227,10 +229,7 @@ class _Streamed:
       if workers is None
       else workers,
     }
-    # Unlike `device_put`, this asks nothing of the other processes.
-    self._finite = jax.make_array_from_callback(
-      (), replicated(mesh), lambda _: np.array(True)
-    )
+    self._finite = _on_all_devices(np.array(True), mesh)
     self._batches: Generator[Any, None, None] | None = None
     # The batch that was read last, and the step that it is for.
     self._batch: tuple[jax.Array, ...] | None = None
