@@ -19,11 +19,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 from absl import flags
 
-from benchmarks import machine
+from benchmarks import machine, output
 from experiments import program
 
 _LIBRARIES = ("skipinit_jax", "PyTorch")
@@ -207,17 +205,16 @@ def measure() -> dict[str, Any]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints a table to standard error, and one JSON object to standard output."""
   if _LIBRARY.value is not None:
     print(json.dumps(_measure_library(_LIBRARY.value)))
-    return 0
+    return
   results = measure()
-  table = rich.table.Table(
+  table = output.make_table(
     "convolution",
     *_PASSES,
     title=f"GFLOP/s here / in PyTorch, batch {_BATCH_SIZE}",
-    title_justify="left",
   )
   for row in results["convolutions"]:
     table.add_row(
@@ -227,9 +224,7 @@ def main() -> int:
         for libraries in row["gflops_per_second"].values()
       ),
     )
-  rich.console.Console(stderr=True, width=120).print(table)
-  print(json.dumps(results, indent=2))
-  return 0
+  output.show(results, table)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ Examples:
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import io
-import json
 import math
 import multiprocessing
 import os
@@ -30,13 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
-import rich.console
-import rich.table
 import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
-from benchmarks import machine
+from benchmarks import machine, output
 from experiments import program
 from skipinit_jax.data import decode, sample_photos, streaming
 from skipinit_jax.data.decode import Window
@@ -225,7 +221,7 @@ def _cpu_seconds() -> float:
   return total
 
 
-def main() -> int:
+def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   cv2.setNumThreads(1)
   with contextlib.ExitStack() as stack:
@@ -263,43 +259,41 @@ def main() -> int:
       "cores": math.ceil(needed / per_core),
     }
 
-  console = rich.console.Console(stderr=True, width=100)
-  table = functools.partial(rich.table.Table, title_justify="left")
-  shown = table("way", "images per core second", "min", "max", title="Decode and crop")
+  decoding = output.make_table(
+    "way", "images per core second", "min", "max", title="Decode and crop"
+  )
   for name, row in images_per_core_second.items():
-    shown.add_row(name, *map(str, row.values()))
-  console.print(shown)
-  shown = table(
+    decoding.add_row(name, *map(str, row.values()))
+  loading = output.make_table(
     "workers", "images/s", "images per core second", title="Whole pipeline (medians)"
   )
   for name, rows in whole.items():
-    shown.add_row(name, *(str(row["median"]) for row in rows.values()))
-  console.print(shown)
-  shown = table("chip", "images/s (assumed)", "cores", title="Cores that feed a chip")
-  for name, row in chips.items():
-    shown.add_row(name, *map(str, row.values()))
-  console.print(shown)
-  print(
-    json.dumps(
-      {
-        "machine": f"{os.cpu_count()} x {machine.cpu_name()}",
-        "versions": {
-          name: importlib.metadata.version(name)
-          for name in ("grain", "opencv-python-headless", "pillow", "simplejpeg")
-        },
-        "files": {
-          "number": len(files),
-          "mean_bytes": round(statistics.mean(map(len, files))),
-          "image_size": _SIZE,
-        },
-        "images_per_core_second": images_per_core_second,
-        "pipeline_by_workers": whole,
-        "chips": chips,
-      },
-      indent=2,
-    )
+    loading.add_row(name, *(str(row["median"]) for row in rows.values()))
+  feeding = output.make_table(
+    "chip", "images/s (assumed)", "cores", title="Cores that feed a chip"
   )
-  return 0
+  for name, row in chips.items():
+    feeding.add_row(name, *map(str, row.values()))
+  output.show(
+    {
+      "machine": f"{os.cpu_count()} x {machine.cpu_name()}",
+      "versions": {
+        name: importlib.metadata.version(name)
+        for name in ("grain", "opencv-python-headless", "pillow", "simplejpeg")
+      },
+      "files": {
+        "number": len(files),
+        "mean_bytes": round(statistics.mean(map(len, files))),
+        "image_size": _SIZE,
+      },
+      "images_per_core_second": images_per_core_second,
+      "pipeline_by_workers": whole,
+      "chips": chips,
+    },
+    decoding,
+    loading,
+    feeding,
+  )
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ Example:
 """
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
-import rich.console
-import rich.table
 from absl import flags
 
-from benchmarks import activations, machine, side_by_side
+from benchmarks import activations, machine, output, side_by_side
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -77,18 +74,17 @@ def measure() -> dict[str, Any]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   # Compile times are those of programs that were never compiled before.
   jax.config.update("jax_enable_compilation_cache", False)
   results = measure()
-  console = rich.console.Console(stderr=True, width=100)
+  tables = []
   for case in results["comparison"]:
     ours = case["peers"][side_by_side.SKIPINIT_JAX.name]
-    table = rich.table.Table(
+    table = output.make_table(
       *("peer", "step, s", "ours takes", "first step, s", "ours takes", "GB"),
       title=case["name"],
-      title_justify="left",
     )
     for name, row in case["peers"].items():
       seconds, first = row["step_seconds"]["median"], row["seconds_to_first_step"]
@@ -100,12 +96,11 @@ def main() -> int:
         f"{ours['seconds_to_first_step'] / first:.2f} of it",
         f"{row['peak_gigabytes']:g}",
       )
-    console.print(table)
-  table = rich.table.Table(
+    tables.append(table)
+  table = output.make_table(
     *("layers", "step, s", "first step, s", "compile, s"),
     *("MB of activations", "with remat"),
     title=f"skipinit_jax by depth (activations: batch {_BATCH_SIZES[-1]})",
-    title_justify="left",
   )
   for case in results["by_depth"]:
     (row,) = case["peers"].values()
@@ -116,9 +111,7 @@ def main() -> int:
       f"{case['compile_seconds']:g}",
       *(f"{size:g}" for size in case["activation_megabytes"].values()),
     )
-  console.print(table)
-  print(json.dumps(results, indent=2))
-  return 0
+  output.show(results, *tables, table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Example:
 """
 
 import dataclasses
-import json
 import math
 import statistics
 import tempfile
@@ -17,9 +16,8 @@ import time
 
 import jax
 import numpy as np
-import rich.console
-import rich.table
 
+from benchmarks import output
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
@@ -112,25 +110,21 @@ def measure(config: TrainConfig) -> dict[str, object]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints a table to standard error, and one JSON object to standard output."""
   results = [measure(config) for config in _CONFIGS]
-  table = rich.table.Table(*(name.replace("_", " ") for name in results[0]))
+  table = output.make_table(*(name.replace("_", " ") for name in results[0]))
   for result in results:
     table.add_row(*map(str, result.values()))
-  rich.console.Console(stderr=True, width=120).print(table)
   devices = jax.devices()
-  print(
-    json.dumps(
-      {
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "largest_share": _LARGEST_SHARE,
-        "results": results,
-      },
-      indent=2,
-    )
+  output.show(
+    {
+      "device": f"{len(devices)} x {devices[0].device_kind}",
+      "largest_share": _LARGEST_SHARE,
+      "results": results,
+    },
+    table,
   )
-  return 0
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ Example:
 """
 
 import dataclasses
-import json
 from typing import Any
 
-import rich.console
-import rich.table
 from absl import flags
 
-from benchmarks import activations, machine, side_by_side
+from benchmarks import activations, machine, output, side_by_side
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -62,35 +59,31 @@ def measure() -> dict[str, Any]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   results = measure()
-  console = rich.console.Console(stderr=True, width=100)
-  table = rich.table.Table(
+  by_batch_size = output.make_table(
     *("batch", "library", "skipinit, s", "/ unnormalized", "/ batch_norm"),
     title=results["network"],
-    title_justify="left",
   )
   for row in results["by_batch_size"]:
     for library, methods in row["step_seconds"].items():
       seconds = {method: step["median"] for method, step in methods.items()}
-      table.add_row(
+      by_batch_size.add_row(
         str(row["batch_size"]),
         library,
         f"{seconds['skipinit']:g}",
         f"{seconds['skipinit'] / seconds['unnormalized']:.2f}",
         f"{seconds['skipinit'] / seconds['batch_norm']:.2f}",
       )
-  console.print(table)
-  table = rich.table.Table(
+  memory = output.make_table(
     *_METHODS,
     title=f"MB of activations, batch {results['activations']['batch_size']}",
-    title_justify="left",
   )
-  table.add_row(*(f"{each:g}" for each in results["activations"]["megabytes"].values()))
-  console.print(table)
-  print(json.dumps(results, indent=2))
-  return 0
+  memory.add_row(
+    *(f"{each:g}" for each in results["activations"]["megabytes"].values())
+  )
+  output.show(results, by_batch_size, memory)
 
 
 if __name__ == "__main__":

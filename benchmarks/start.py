@@ -26,11 +26,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.console
-import rich.table
 from absl import flags
 
-from benchmarks import machine
+from benchmarks import machine, output
 from experiments import program
 from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
@@ -244,43 +242,30 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   results = [measure(config) for config in _CONFIGS]
-  console = rich.console.Console(stderr=True, width=120)
-  table = rich.table.Table("network", "cache", "first step starts (s)", "ends (s)")
+  starts = output.make_table("network", "cache", "first step starts (s)", "ends (s)")
   names = {"empty_cache": "empty", "filled_cache": "filled"}
   for result in results:
     for key, name in names.items():
-      table.add_row(
+      starts.add_row(
         result["network"],
         name,
         f"{result[key]['seconds_to_start_of_step']['median']:.2f}",
         f"{result[key]['seconds_to_end_of_step']['median']:.2f}",
       )
-  console.print(table)
   columns = [(result, key) for result in results for key in names]
-  table = rich.table.Table(
+  parts = output.make_table(
     "part (s)",
     *(f"{result['network']}, {names[key]}" for result, key in columns),
     title="Where the time goes",
-    title_justify="left",
   )
   for part in results[0]["filled_cache"]["parts"]:
-    table.add_row(
+    parts.add_row(
       part, *(f"{result[key]['parts'][part]:.2f}" for result, key in columns)
     )
-  console.print(table)
-  print(
-    json.dumps(
-      {
-        "machine": machine.description(),
-        "results": results,
-      },
-      indent=2,
-    )
-  )
-  return 0
+  output.show({"machine": machine.description(), "results": results}, starts, parts)
 
 
 if __name__ == "__main__":

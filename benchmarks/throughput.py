@@ -8,14 +8,11 @@ Example:
   python -m benchmarks.throughput
 """
 
-import json
 from typing import Any
 
-import rich.console
-import rich.table
 from absl import flags
 
-from benchmarks import machine, side_by_side
+from benchmarks import machine, output, side_by_side
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -53,17 +50,16 @@ def measure() -> dict[str, Any]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   results = measure()
-  console = rich.console.Console(stderr=True, width=100)
+  tables = []
   product = results["matrix_product_gflops_per_second"]
   for case in results["cases"]:
     ours = case["peers"][side_by_side.SKIPINIT_JAX.name]["images_per_second"]
-    table = rich.table.Table(
+    table = output.make_table(
       *("peer", "images/s", "ours is", "of matrix product", "first step, s", "GB"),
       title=case["name"],
-      title_justify="left",
     )
     for name, row in case["peers"].items():
       table.add_row(
@@ -74,9 +70,8 @@ def main() -> int:
         f"{row['seconds_to_first_step']:g}",
         f"{row['peak_gigabytes']:g}",
       )
-    console.print(table)
-  print(json.dumps(results, indent=2))
-  return 0
+    tables.append(table)
+  output.show(results, *tables)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Example:
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 import statistics
@@ -28,12 +27,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
-import rich.table
 from absl import flags
 from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks import machine
+from benchmarks import machine, output
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
@@ -190,10 +187,10 @@ def measure(config: TrainConfig) -> dict[str, Any]:
   }
 
 
-def main() -> int:
+def main() -> None:
   """Prints a table to standard error, and one JSON object to standard output."""
   cases = [measure(config) for config in _CONFIGS]
-  table = rich.table.Table(
+  table = output.make_table(
     "network", "train loop with", "epoch (s)", "images/s", "bare step's", "share"
   )
   for case in cases:
@@ -207,9 +204,7 @@ def main() -> int:
         f"{bare:,.0f}",
         f"{100 * loop['share_of_bare_step']['median']:.1f} %",
       )
-  rich.console.Console(stderr=True, width=120).print(table)
-  print(json.dumps({"machine": machine.description(), "cases": cases}, indent=2))
-  return 0
+  output.show({"machine": machine.description(), "cases": cases}, table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Example:
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -25,11 +24,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.console
 import rich.table
 from absl import flags
 
-from benchmarks import machine
+from benchmarks import machine, output
 from experiments import program
 from skipinit_jax import studies
 from skipinit_jax.cores import num_cores
@@ -168,9 +166,9 @@ def _summary(way: Way, searches: Sequence[Searched]) -> dict[str, Any]:
   }
 
 
-def _show(results: Mapping[str, dict[str, Any]]) -> None:
+def _table(results: Mapping[str, dict[str, Any]]) -> rich.table.Table:
   networks = next(iter(results.values()))["seconds_of_a_trial"]
-  table = rich.table.Table(
+  table = output.make_table(
     "processes", "trials/h", "min", "max", "from the command on", *networks
   )
   for name, result in results.items():
@@ -180,10 +178,10 @@ def _show(results: Mapping[str, dict[str, Any]]) -> None:
       f"{result['trials_per_hour_from_command']['median']:.0f}",
       *(f"{s['median']:.2f} s" for s in result["seconds_of_a_trial"].values()),
     )
-  rich.console.Console(stderr=True, width=120).print(table)
+  return table
 
 
-def main() -> int:
+def main() -> None:
   """Prints a table to standard error, and one JSON object to standard output."""
   if _RATES.value <= _num_first_rates():
     raise UsageError(
@@ -203,18 +201,14 @@ def main() -> int:
           shutil.copytree(cache, copy, dirs_exist_ok=True)
           searches[way].append(search(way, _RATES.value, copy))
   results = {way.name: _summary(way, searches[way]) for way in ways}
-  _show(results)
-  print(
-    json.dumps(
-      {
-        "machine": machine.description(),
-        "trials_per_search": len(_NETWORKS) * _RATES.value,
-        "ways": list(results.values()),
-      },
-      indent=2,
-    )
+  output.show(
+    {
+      "machine": machine.description(),
+      "trials_per_search": len(_NETWORKS) * _RATES.value,
+      "ways": list(results.values()),
+    },
+    _table(results),
   )
-  return 0
 
 
 if __name__ == "__main__":
