@@ -81,7 +81,8 @@ smallest normal number XLA:CPU has zero.
 class AnyPrecision(nn.Module):
   """A network that computes in one dtype, float64 too, from its input to its logits.
 
-  The heads of this package's networks always compute in float32.
+  The network would do so too. The recorded results begin with the parameters of the
+  head that it has here, under other names than its own.
 
   Attributes:
     body: the network; its own head is left out.

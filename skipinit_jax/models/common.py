@@ -213,7 +213,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps [N, ..., C] to logits, [N, num_classes] float32."""
+    """Maps [N, ..., C] to logits, [N, num_classes] in float32 at least."""
     method = self.method
     if self.preactivation or method.output_normalizer_only:
       norm = normalizer(
@@ -225,7 +225,8 @@ class Head(nn.Module):
         x = ScalarBias(self.param_dtype, name="activation_bias")(x)
       x = activation(method)(x)
     # The mean over many positions, and the loss, need more than bfloat16's 8 bits.
-    x = x.astype(jnp.float32).mean(axis=tuple(range(1, x.ndim - 1)))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    x = x.astype(wide).mean(axis=tuple(range(1, x.ndim - 1)))
     x = nn.Dropout(method.dropout_rate, deterministic=not train)(x)
     if method.scalar_biases:
       x = ScalarBias(self.param_dtype, name="classifier_bias")(x)
@@ -233,7 +234,7 @@ class Head(nn.Module):
     return nn.Dense(
       self.num_classes,
       kernel_init=nn.initializers.zeros if fixup_method else self.classifier_init,
-      dtype=jnp.float32,
+      dtype=wide,
       param_dtype=self.param_dtype,
       name="classifier",
     )(x)

@@ -254,6 +254,23 @@ def test_head_averages_bfloat16_in_float32():
   np.testing.assert_allclose(logits, (4096 + 4095) / 4096, rtol=1e-6)
 
 
+def test_a_network_of_float64_is_it_to_its_logits():
+  with jax.enable_x64(True):
+    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    model = ResidualMLP(2, 8, CLASSES, methods.get("batch_norm"), **dtypes)
+    images = IMAGES.astype(np.float64)
+    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+    assert logits.dtype == np.float64
+
+    def logit(size):
+      return model.apply(variables, size * images, train=False)[0, 0]
+
+    # A difference of float32's precision would be nothing but rounding.
+    step = 1e-7
+    slope = (logit(1 + step) - logit(1 - step)) / (2 * step)
+    np.testing.assert_allclose(slope, jax.grad(logit)(1.0), rtol=1e-6)
+
+
 def test_dropout_only_in_training():
   x = np.ones((2000, CLASSES), np.float32)
   module = head("regularized_skipinit")
