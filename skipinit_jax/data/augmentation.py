@@ -7,7 +7,7 @@ batch, never on how the batch is divided over devices.
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 __all__ = [
   "normalize",
@@ -16,26 +16,20 @@ __all__ = [
 ]
 
 
-def normalize(
-  images: jax.Array,
-  mean: ArrayLike,
-  std: ArrayLike,
-  dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
+def normalize(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
   """Scales images to 0..1, subtracts the mean and divides by the deviation.
 
   Args:
     images: uint8 [..., height, width, channels].
     mean: per channel, of images in 0..1: [channels].
     std: likewise.
-    dtype: of the result; the arithmetic is in float32 in any case.
 
   Returns:
-    Images of the same shape, in `dtype`.
+    Images of the same shape, in float32: a network casts them to its own dtype.
   """
   scaled = images.astype(jnp.float32) / 255
   mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-  return ((scaled - mean) / std).astype(dtype)
+  return (scaled - mean) / std
 
 
 def pad_and_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
