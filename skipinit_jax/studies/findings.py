@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from skipinit_jax import methods
 from skipinit_jax.studies.document import Finding
-from skipinit_jax.studies.names import format_rate
+from skipinit_jax.studies.names import format_accuracy, format_rate
 from skipinit_jax.studies.statistics import Optimum, difference
 from skipinit_jax.studies.study import SearchResult, StudyResults, unique
 
@@ -493,6 +493,4 @@ def _learnable_is_as_good(
 def _accuracy(search: SearchResult) -> str:
   if search.test_accuracy is None:
     return "diverges"
-  deviation = search.test_accuracy_deviation
-  error = "" if deviation is None else f"±{100 * deviation:.1f}"
-  return f"{100 * search.test_accuracy:.1f}{error} %"
+  return f"{format_accuracy(search.test_accuracy, search.test_accuracy_deviation)} %"

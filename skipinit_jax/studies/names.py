@@ -1,4 +1,4 @@
-"""How studies name networks, data sets and rates."""
+"""How studies name networks and data sets, and write numbers."""
 
 import math
 
@@ -32,6 +32,12 @@ def dataset_name(dataset: str) -> str:
     "imagenet2012": "ImageNet",
     "sample_photos": "sample photographs",
   }.get(dataset, dataset)
+
+
+def format_accuracy(accuracy: float, deviation: float | None) -> str:
+  """Returns a share in percent, with its deviation where that is known: 93.5±0.1."""
+  error = "" if deviation is None else f"±{100 * deviation:.1f}"
+  return f"{100 * accuracy:.1f}{error}"
 
 
 def format_rate(rate: float) -> str:

@@ -19,6 +19,7 @@ from skipinit_jax.studies.document import (
 from skipinit_jax.studies.history import read_signal
 from skipinit_jax.studies.names import (
   dataset_name,
+  format_accuracy,
   format_rate,
   model_name,
   network_name,
@@ -197,7 +198,7 @@ def _at_edge(search: SearchResult) -> bool:
 def _accuracy_entry(search: SearchResult) -> Entry:
   if search.test_accuracy is None or search.optimum is None:
     return Entry("does not train (diverges)", "bad")
-  accuracy = _percent(search.test_accuracy, search.test_accuracy_deviation)
+  accuracy = format_accuracy(search.test_accuracy, search.test_accuracy_deviation)
   optimum = search.optimum
   rate = format_rate(optimum.learning_rate)
   if not search.trains:
@@ -206,11 +207,6 @@ def _accuracy_entry(search: SearchResult) -> Entry:
     low, high = format_rate(optimum.lowest_rate), format_rate(optimum.highest_rate)
     rate = f"{rate} ({low} to {high})"
   return Entry(f"{accuracy}, {rate}{_EDGE if _at_edge(search) else ''}")
-
-
-def _percent(accuracy: float, deviation: float | None) -> str:
-  error = "" if deviation is None else f"±{100 * deviation:.1f}"
-  return f"{100 * accuracy:.1f}{error}"
 
 
 def _depth_report(results: StudyResults) -> tuple[str, str, list[Section]]:
@@ -667,7 +663,7 @@ def _runs_section(results: StudyResults) -> Section:
       accuracy = (
         "none"
         if rate.test_accuracy is None
-        else _percent(rate.test_accuracy, rate.test_accuracy_deviation)
+        else format_accuracy(rate.test_accuracy, rate.test_accuracy_deviation)
       )
       loss = "none" if rate.train_loss is None else f"{rate.train_loss:.4f}"
       name = format_rate(rate.learning_rate)
