@@ -17,7 +17,6 @@ class Published:
     test_accuracy: in percent; None: it does not train.
     deviation: its standard deviation, in percent.
     learning_rates: the optimal rate, then its lowest and highest one; None likewise.
-    source: where it is published.
   """
 
   dataset: str
@@ -29,10 +28,11 @@ class Published:
   test_accuracy: float | None
   deviation: float | None
   learning_rates: tuple[float, float, float] | None
-  source: str
 
 
-_DEPTH_SOURCE = "De & Smith (2020), arXiv:2002.10444v1, tables 1 and 2"
+DEPTH_SOURCE = "De & Smith (2020), arXiv:2002.10444v1, tables 1 and 2"
+"""Where `DEPTH_TABLE` is published."""
+
 _DEPTH_COLUMNS = (
   ("batch_norm", True),
   ("skipinit_inverse_sqrt_depth", True),
@@ -82,7 +82,6 @@ DEPTH_TABLE: tuple[Published, ...] = tuple(
     learning_rates=(2.0 ** entry[2], 2.0 ** entry[3], 2.0 ** entry[4])
     if entry
     else None,
-    source=_DEPTH_SOURCE,
   )
   for depth, entries in _DEPTH_ROWS.items()
   for (method, l2), entry in zip(_DEPTH_COLUMNS, entries, strict=True)
@@ -98,15 +97,16 @@ class PublishedImageNet:
     batch_size: examples of a step.
     top1: test accuracy in percent.
     top5: likewise, counting the label among the five largest logits.
-    source: where it is published.
   """
 
   method: str
   batch_size: int
   top1: float
   top5: float
-  source: str
 
+
+IMAGENET_SOURCE = "De & Smith (2020), arXiv:2002.10444v1"
+"""Where `IMAGENET_TABLE` is published."""
 
 _IMAGENET_BATCH_SIZES = (256, 1024, 4096)
 _IMAGENET_ROWS: dict[str, tuple[tuple[float, float], ...]] = {
@@ -118,9 +118,7 @@ _IMAGENET_ROWS: dict[str, tuple[tuple[float, float], ...]] = {
 }
 
 IMAGENET_TABLE: tuple[PublishedImageNet, ...] = tuple(
-  PublishedImageNet(
-    method, batch_size, top1, top5, "De & Smith (2020), arXiv:2002.10444v1"
-  )
+  PublishedImageNet(method, batch_size, top1, top5)
   for method, entries in _IMAGENET_ROWS.items()
   for batch_size, (top1, top5) in zip(_IMAGENET_BATCH_SIZES, entries, strict=True)
 )

@@ -24,7 +24,13 @@ from skipinit_jax.studies.names import (
   model_name,
   network_name,
 )
-from skipinit_jax.studies.published import DEPTH_TABLE, IMAGENET_TABLE, Published
+from skipinit_jax.studies.published import (
+  DEPTH_SOURCE,
+  DEPTH_TABLE,
+  IMAGENET_SOURCE,
+  IMAGENET_TABLE,
+  Published,
+)
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import (
   Run,
@@ -283,7 +289,7 @@ def published_table(results: StudyResults) -> Table | None:
       "agreement",
     ],
     rows=rows,
-    note=f"Published: {DEPTH_TABLE[0].source}. Differences are measured minus "
+    note=f"Published: {DEPTH_SOURCE}. Differences are measured minus "
     "published, in percentage points, with the root of the sum of both squared "
     "deviations; within two of these they count as agreement.",
   )
@@ -556,7 +562,7 @@ def published_imagenet_table(results: StudyResults) -> Table | None:
       "measured minus published",
     ],
     rows=rows,
-    note=f"Published, without deviations: {IMAGENET_TABLE[0].source}. Differences are "
+    note=f"Published, without deviations: {IMAGENET_SOURCE}. Differences are "
     "of top-1 accuracy, in percentage points, and taken in the published setting only. "
     "The published learning rates are not known to us: ours are 0.1 at a batch size of "
     "256 by default (Goyal et al., 2017).",
