@@ -10,8 +10,6 @@ Batch norm with weight decay, and without it at an exponentially growing rate:
 import dataclasses
 import importlib.metadata
 import pathlib
-import shlex
-import sys
 from collections.abc import Callable
 
 import jax
@@ -83,7 +81,7 @@ def _report(config: EquivalenceConfig, outcome: Outcome) -> document.Document:
       for name in ("jax", "jaxlib", "flax", "optax", "numpy")
     },
     device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    command=shlex.join(["python", "-m", "experiments.equivalence", *sys.argv[1:]]),
+    command=document.command_line(),
   )
 
 

@@ -13,8 +13,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import pathlib
-import shlex
-import sys
 from typing import Any
 
 import jax
@@ -456,9 +454,7 @@ def _report(config: SignalConfig, results: list[Result]) -> document.Document:
       for name in ("jax", "jaxlib", "flax", "numpy")
     },
     device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    command=shlex.join(
-      ["python", "-m", "experiments.signal_propagation", *sys.argv[1:]]
-    ),
+    command=document.command_line(),
   )
 
 

@@ -13,7 +13,10 @@ import io
 import os
 import pathlib
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import rich.box
@@ -30,6 +33,7 @@ __all__ = [
   "Finding",
   "Section",
   "Table",
+  "command_line",
   "markdown",
   "print_findings",
   "print_table",
@@ -169,6 +173,19 @@ class Document:
   versions: Mapping[str, str]
   device: str
   command: str
+
+
+def command_line(shown: Mapping[str, str] = MappingProxyType({})) -> str:
+  """Returns how this program was called, without the interpreter's path.
+
+  Args:
+    shown: by what must not be shown, what stands in its place.
+  """
+  module = getattr(sys.modules["__main__"], "__spec__", None)
+  arguments = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
+  for hidden, text in shown.items():
+    arguments = [argument.replace(hidden, text) for argument in arguments]
+  return shlex.join(["python", *arguments])
 
 
 def write(document: Document, directory: str | os.PathLike[str]) -> list[Path]:

@@ -11,10 +11,8 @@ import math
 import os
 import pathlib
 import queue
-import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -29,6 +27,7 @@ import jax
 from skipinit_jax import data
 from skipinit_jax.cores import num_cores
 from skipinit_jax.errors import UsageError
+from skipinit_jax.studies.document import command_line
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
 from skipinit_jax.studies.statistics import above_chance, above_share
@@ -105,7 +104,8 @@ def run(
   threshold = trains_above(study)
   workdir = local_workdir(workdir)
   lock_path = _lock_path(workdir)
-  command = command_line(storage)
+  # Without the database's password.
+  command = command_line({storage: printable_url(storage)} if storage else {})
   with contextlib.ExitStack() as stack:
     stack.callback(lock_path.unlink, missing_ok=True)
     stack.enter_context(Lock(lock_path))
@@ -181,20 +181,6 @@ def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
       "--workdir."
     ) from None
   return path
-
-
-def command_line(storage: str | None = None) -> str:
-  """Returns how this program was called, without interpreter's path and password.
-
-  Args:
-    storage: URL of the study's database, if it has one.
-  """
-  module = getattr(sys.modules["__main__"], "__spec__", None)
-  arguments = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
-  if storage:
-    shown = printable_url(storage)
-    arguments = [argument.replace(storage, shown) for argument in arguments]
-  return shlex.join(["python", *arguments])
 
 
 class _Supervisor:
