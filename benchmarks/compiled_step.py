@@ -140,8 +140,8 @@ def count(
   images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
   labels = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
   options: Any = compiler_options() if devices[0].platform == "cpu" else None
-  # On a CPU, our convolutions write their gradients in a form that counts the zeros
-  # between strides. Accelerators get JAX's own.
+  # On a CPU, our convolutions write their gradients in a form that is fast there.
+  # Accelerators get JAX's own.
   with mock.patch.object(jax, "default_backend", return_value="tpu"):
     lowered = step.lower(state, images, labels)
   # JAX's types allow that a backend has no analyses.
