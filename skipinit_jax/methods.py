@@ -44,9 +44,13 @@ def layer_scale_by_depth(num_blocks: int) -> float:
   """Returns LayerScale's initial value: small, and smaller in deep networks.
 
   Touvron et al. (ICCV 2021), section 2: 0.1 up to a depth of 18, 1e-5 up to 24 and 1e-6
-  beyond. They count Transformer layers, here it is residual blocks.
+  beyond. They count layers of a Transformer, each of which is two residual blocks.
+
+  Args:
+    num_blocks: residual blocks of the network.
   """
-  return 0.1 if num_blocks <= 18 else 1e-5 if num_blocks <= 24 else 1e-6
+  num_layers = num_blocks / 2
+  return 0.1 if num_layers <= 18 else 1e-5 if num_layers <= 24 else 1e-6
 
 
 batch_normalizer: functools.partial[nn.BatchNorm] = functools.partial(

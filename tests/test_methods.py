@@ -43,7 +43,7 @@ PROPERTIES = {
     "use_bias": True,
   },
   "rezero": {"alpha": 0.0},
-  "layer_scale": {"alpha": 1e-6, "branch_scale": LayerScale},
+  "layer_scale": {"alpha": 0.1, "branch_scale": LayerScale},
 }
 PLAIN = {
   "normalizer": None,
@@ -101,10 +101,10 @@ def test_inverse_sqrt_depth(num_blocks, alpha):
 
 @pytest.mark.parametrize(
   ("num_blocks", "initial_value"),
-  [(1, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6), (1000, 1e-6)],
+  [(1, 0.1), (36, 0.1), (38, 1e-5), (48, 1e-5), (50, 1e-6), (1000, 1e-6)],
 )
 def test_layer_scale_by_depth(num_blocks, initial_value):
-  # Touvron et al. (2021) give the value up to 18, at 24 and beyond.
+  # Touvron et al. (2021) give the value up to 18, at 24 and beyond, in layers of two.
   assert methods.get("layer_scale").initial_alpha(num_blocks) == initial_value
 
 
