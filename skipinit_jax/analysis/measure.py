@@ -497,8 +497,11 @@ def _statistics(x: jax.Array) -> dict[str, jax.Array]:
   squares = jnp.square(rows).sum(1, keepdims=True)
   rows *= jax.lax.rsqrt(jnp.maximum(squares, 1))
   pairs = jnp.square(rows.sum(0)).sum() - jnp.square(rows).sum()
+  # The sum of many squares overflows before their mean does.
+  scale = jnp.where(jnp.abs(x).max() < 2.0**40, 1.0, 2.0**40).astype(x.dtype)
+  x /= scale
   return {
-    "second_moment": jnp.square(x).mean(),
-    "variance": _variance(x),
+    "second_moment": jnp.square(x).mean() * scale**2,
+    "variance": _variance(x) * scale**2,
     "cosine": pairs / (size * (size - 1)),
   }

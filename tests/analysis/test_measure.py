@@ -376,3 +376,11 @@ def test_post_activation_blocks_have_their_sum_in_front_of_the_activation():
   np.testing.assert_allclose(signal.skip_second_moment, signal.second_moment[:-1])
   total = signal.skip_second_moment + signal.branch_second_moment
   assert np.all(signal.second_moment[1:] < total)
+
+
+def test_moments_are_finite_where_only_their_sums_overflow():
+  x = 2.0**63 * jnp.tile(jnp.array([[1.0], [-1.0]]), (32, 128))
+  statistics = measure._statistics(x)
+  assert statistics["second_moment"] == 2.0**126
+  assert statistics["variance"] == 2.0**126
+  assert measure._statistics(4 * x)["second_moment"] == jnp.inf
