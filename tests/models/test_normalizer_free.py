@@ -178,7 +178,11 @@ def test_dynamical_isometry(name):
   model = ResidualMLP(32, 16, 5, method)
   x = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
   params = model.init(jax.random.key(0), x, train=False)["params"]["stack"]
-  scale = None if method.alpha is None else functools.partial(method.branch_scale, 0.0)
+  scale = (
+    None
+    if method.alpha is None
+    else functools.partial(method.branch_scale, method.initial_alpha(32))
+  )
   stack = DepthStack(functools.partial(FullyConnectedBlock, 16, branch_scale=scale), 32)
   jacobian = jax.jacobian(lambda x: stack.apply({"params": params}, x[None])[0])(x[0])
   values = np.linalg.svd(jacobian, compute_uv=False)
