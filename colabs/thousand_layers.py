@@ -136,13 +136,14 @@ figures.ratio_figure(list(curves.values()))
 # The panel on the right is the variance that batch normalization itself divides by: the
 # size of the skip path, block by block.
 #
-# There is another way to see it. Multiply the blocks out, and a network of $d$ blocks
-# is a sum of $2^d$ paths, each of which takes some of the branches and skips the
-# others. If the branch makes up the share $p_l$ of block $l$'s output, then the weights
-# of the paths by their length are the coefficients of $\prod_l (1 - p_l + p_l z)$.
-# Unnormalized, or divided by √2, $p_l = 1/2$, and a typical path has $d/2$ layers. With
-# batch normalization $p_l \approx 1/(l+1)$, and a typical path has about $\log d$. A
-# batch-normalized network of 100 blocks starts as a sum of shallow ones.
+# There is another way to see it. Multiply the blocks out as if branches were linear,
+# and a network of $d$ blocks is a sum of $2^d$ paths, each of which takes some of the
+# branches and skips the others. At initialization, if the branch makes up the share
+# $p_l$ of the mean square of block $l$'s output, the weights of the paths by their
+# length are the coefficients of $\prod_l (1 - p_l + p_l z)$. Unnormalized, or divided
+# by √2, $p_l = 1/2$, and a typical path has $d/2$ branches. With batch normalization
+# $p_l \approx 1/(l+1)$, and a typical path has about $\log d$. A batch-normalized
+# network of 100 blocks starts as a sum of shallow ones.
 
 # %%
 figures.path_figure(list(curves.values()))
@@ -157,15 +158,16 @@ for name, curve in curves.items():
 #
 # Division by √2 keeps the second moment at $m_0$ forward, and that of the gradient
 # backward. Yet such networks fail when they are deep. What they lose is the difference
-# between their inputs. ReLU makes any two vectors more similar, since it throws away
-# the part where they differ in sign. A factor changes lengths, not angles, so each
-# block that is half branch brings two inputs closer together. Their cosine similarity
-# $c_l$ obeys
+# between their inputs. Behind a random layer, ReLU makes two inputs more similar, since
+# it throws away the part where they differ in sign. A factor changes lengths, not
+# angles, so each block that is half branch brings two inputs closer together. Far from
+# the first block, their cosine similarity $c_l$ obeys
 #
 # $$1 - c_l \approx \frac{18 \pi^2}{l^2},$$
 #
-# while with SkipInit all blocks together do as much as about two of these, and batch
-# normalization, which takes the common mean away, keeps the inputs apart.
+# while with SkipInit and $\alpha = 1/\sqrt d$ all blocks together do as much as about
+# two of these, and batch normalization, which takes the common mean away, keeps the
+# inputs apart.
 
 # %%
 figures.cosine_figure(list(curves.values()))
@@ -195,15 +197,17 @@ for name in names:
 # The first two pass. `skipinit_one` is SkipInit with $\alpha = 1$, which at
 # initialization is the network without normalization. Division by √2 loses its inputs,
 # as predicted. That its signal shrinks as well, and that its inputs come even closer to
-# each other than the formula says, is due to the 64 features: theory is about
-# infinitely many, and the chance that is left in each block adds up over 1000 of them.
+# each other than the formula says, beyond what float32 can tell apart, is due to the 64
+# features: theory is about infinitely many, and the chance that is left in each block
+# adds up over 1000 of them.
 #
 # ## Training
 #
 # Now the test. Each network is trained for six epochs with momentum, one command in
-# `skipinit_jax.training`; the learning rates of the first two are from a [coarse
-# search](https://github.com/OWNER/skipinit_jax/blob/main/README.md#start), the other
-# two have failed at every rate in such searches and get the smaller of these.
+# `skipinit_jax.training`. The learning rates of the first two are those of `make demo`,
+# the better of two; in [searches over many
+# rates](https://github.com/OWNER/skipinit_jax/blob/main/docs/results.md) the other two
+# failed at every one, and they get the smaller of these.
 
 # %%
 learning_rates = {
@@ -274,9 +278,9 @@ for name, diagnosis in diagnoses.items():
 # ## Where to go from here
 #
 # - The paper trains convolutional networks. In a checkout of the package, this trains
-#   one of 1000 layers on the same images, and passes 80 % in its second epoch: `python
-#   -m experiments.train --workdir=runs/depth_1000 --config.depth=1000
-#   --config.learning_rate=0.015625 --config.epochs=4`.
+#   one of 1000 layers on the same images: `python -m experiments.train
+#   --workdir=runs/depth_1000 --config.depth=1000 --config.learning_rate=0.015625
+#   --config.epochs=4`.
 # - [SkipInit in your own Flax
 #   network](https://github.com/OWNER/skipinit_jax/blob/main/colabs/your_own_network.ipynb)
 # - [Run and read a

@@ -325,16 +325,49 @@ figures.line_figure(
 # learning rate, as small batches ask for.
 
 # %%
-one_by_one = {}
+trained, one_by_one = {}, {}
 for name in ("batch norm", "SkipInit"):
-  result, _ = train(networks[name], variables[name], 2**-8, batch_size=1, epochs=1)
-  one_by_one[name] = accuracy(networks[name], result)
+  trained[name], _ = train(
+    networks[name], variables[name], 2**-8, batch_size=1, epochs=1
+  )
+  one_by_one[name] = accuracy(networks[name], trained[name])
   print(f"{name}: accuracy {one_by_one[name]:.0%}")
 
 # %% [markdown]
 # With batches of one, batch normalization normalizes an image by its own statistics in
-# training, and in evaluation by a moving average of those of all images, which makes
-# another network of the trained one. [Training with a batch size of
+# training, and in evaluation by a moving average of those of the last images, which
+# makes another network of the trained one. A longer average is no remedy. Here are the
+# same parameters with the mean over all training images, and normalized as in training:
+
+
+# %%
+def apply_alone(statistics, image):
+  """Returns the logits of a batch of one image, and the statistics behind it."""
+  return networks["batch norm"].apply(
+    {"params": trained["batch norm"]["params"], "batch_stats": statistics},
+    image[None],
+    train=True,
+    mutable=["batch_stats"],
+  )
+
+
+zeros = jax.tree.map(jnp.zeros_like, trained["batch norm"]["batch_stats"])
+# The moving averages take a tenth of each image's statistics, at a momentum of 0.9.
+tenths = jax.jit(
+  lambda images: jax.lax.map(lambda image: apply_alone(zeros, image)[1], images)
+)(images)
+means = jax.tree.map(lambda each: 10 * each.mean(0), tenths["batch_stats"])
+averaged = accuracy(
+  networks["batch norm"], {**trained["batch norm"], "batch_stats": means}
+)
+logits = jax.jit(
+  lambda images: jax.lax.map(lambda image: apply_alone(zeros, image)[0][0], images)
+)(test_images)
+as_trained = float((logits.argmax(-1) == test_labels).mean())
+print(f"mean over all images: {averaged:.0%}, as in training: {as_trained:.0%}")
+
+# %% [markdown]
+# [Training with a batch size of
 # one](https://github.com/OWNER/skipinit_jax/blob/main/docs/how_to/batch_size_one.md)
 # has more on that.
 #
@@ -374,7 +407,7 @@ print(analysis.diagnose(deep, initialize(deep), images[:64]))
 # %% [markdown]
 # ## Where to go from here
 #
-# - Other things that normalization forbids: [per-example
+# - Other things that batch normalization forbids: [per-example
 #   gradients](https://github.com/OWNER/skipinit_jax/blob/main/docs/how_to/per_example_gradients.md),
 #   [differential
 #   privacy](https://github.com/OWNER/skipinit_jax/blob/main/docs/how_to/differential_privacy.md)

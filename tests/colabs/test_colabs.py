@@ -29,8 +29,8 @@ assert 0.8 < (end["batch_norm"] - start["batch_norm"]) / 100 < 1.2
 assert 2 < growth["skipinit_inverse_sqrt_depth"] < 3.2
 variance = curves["unnormalized"].measured.mean.variance
 assert variance[-1] / variance[0] > 1e27
-# Doubling, from a second moment of about one, ends at the 128th block.
-assert 115 < overflow < 145
+# Doubling, from a second moment of about one, ends near the 128th block.
+assert 122 < overflow < 136
 
 # "The branch weighs about 1/l of the skip path", and alpha^2 "a little less".
 ratio = curves["batch_norm"].measured.mean.branch_to_skip
@@ -83,7 +83,9 @@ assert np.all((1.4 < growth) & (growth < 2.6))
 assert np.allclose(moments["SkipInit"][:13], moments["SkipInit"][0], rtol=1e-3)
 assert np.allclose(moments["SkipInit"][13:], moments["SkipInit"][13], rtol=1e-3)
 assert one_by_one["SkipInit"] > 0.75
-assert one_by_one["batch norm"] < one_by_one["SkipInit"] - 0.2
+assert max(one_by_one["batch norm"], averaged) < one_by_one["SkipInit"] - 0.2
+# It has learned, as it was trained.
+assert max(one_by_one["batch norm"], averaged) < as_trained - 0.2
 # Behind its first steps the network of nothing is at chance.
 assert averages["nothing"][0] > 1e3 * averages["nothing"][-1]
 """,
@@ -151,9 +153,6 @@ def test_committed_notebook_is_its_text_executed(name):
   assert not any(output.output_type == "error" for output in outputs)
   figures = [each for each in outputs if "image/png" in each.get("data", {})]
   assert len(figures) > 1
-  assert all(
-    "image/png" in each.data or "image/svg" not in each.data for each in figures
-  )
 
 
 @pytest.mark.parametrize("name", execute.NOTEBOOKS)
