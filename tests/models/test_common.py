@@ -212,7 +212,7 @@ def test_what_a_branch_scale_is_given():
 
 
 @pytest.mark.parametrize(
-  ("depth", "initial_value"), [(18, 0.1), (24, 1e-5), (30, 1e-6)]
+  ("depth", "initial_value"), [(36, 0.1), (48, 1e-5), (60, 1e-6)]
 )
 def test_layer_scale_starts_by_depth(depth, initial_value):
   model = ResidualMLP(depth, 4, CLASSES, methods.get("layer_scale"))
