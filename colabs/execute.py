@@ -30,6 +30,13 @@ ROOT = FOLDER.parent
 NOTEBOOKS = ("thousand_layers", "your_own_network", "run_a_study")
 
 _KERNEL = "python3"
+_METADATA = {
+  # Colab's own mark.
+  "colab": {"provenance": []},
+  "kernelspec": {"display_name": "Python 3", "language": "python", "name": _KERNEL},
+  # Sphinx stumbles over a shell's command in a cell of plain Python.
+  "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
 _PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": True}
 
 
@@ -41,17 +48,7 @@ def read_text(name: str) -> NotebookNode:
   """
   text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
   notebook = jupytext.reads(text, fmt=_PERCENT)
-  notebook.metadata = {
-    # Colab's own mark.
-    "colab": {"provenance": []},
-    "kernelspec": {
-      "display_name": "Python 3",
-      "language": "python",
-      "name": _KERNEL,
-    },
-    # Sphinx stumbles over a shell's command in a cell of plain Python.
-    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-  }
+  notebook.metadata = nbformat.from_dict(_METADATA)
   for index, cell in enumerate(notebook.cells):
     cell.id = f"cell-{index}"
     cell.metadata = {}
@@ -104,6 +101,7 @@ def strip(notebook: NotebookNode, folder: str) -> None:
     notebook: the notebook.
     folder: where it was executed; it is taken off all paths in there.
   """
+  notebook.metadata = nbformat.from_dict(_METADATA)
   for cell in notebook.cells:
     cell.metadata = {}
     if cell.cell_type != "code":
