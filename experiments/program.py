@@ -190,7 +190,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     return flags.FLAGS(arguments)
   except flags.UnrecognizedFlagError as error:
     known = [f"--{name}" for name in _program_flags()]
-    message = _unknown_flag(f"--{error.flagname}", known)
+    message = str(unknown_name("flag", f"--{error.flagname}", known))
   except flags.Error as error:
     message = str(error)
     missing = re.match(r"flag --(\w+)=None: .* must have a value", message)
@@ -199,11 +199,6 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
   sentence = message.rstrip(".")
   print(f"error: {sentence}. --help shows all flags.", file=sys.stderr)
   sys.exit(USAGE_ERROR_STATUS)
-
-
-def _unknown_flag(name: str, known: Sequence[str]) -> str:
-  # Nobody reads a hundred names where the right one is suggested.
-  return re.sub(r"\?\): .*", "?).", str(unknown_name("flag", name, known)))
 
 
 def _program_flags() -> dict[str, flags.Flag]:
@@ -260,7 +255,7 @@ def _check_config_fields(config_type: type, arguments: Sequence[str]) -> None:
   for argument in arguments:
     match = re.match(r"--?(no)?(config\.[^=]*)", argument)
     if match and f"--{match[2]}" not in names:
-      raise UsageError(_unknown_flag(f"--{match[2]}", names))
+      raise unknown_name("flag", f"--{match[2]}", names)
 
 
 def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:

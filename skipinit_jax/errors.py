@@ -9,6 +9,10 @@ __all__ = [
 ]
 
 
+# Nobody reads more names than that where the right one is suggested.
+_MOST_NAMES = 30
+
+
 class UsageError(ValueError):
   """An argument, flag or file that the user can correct.
 
@@ -26,10 +30,13 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
     known: the names that exist.
 
   Returns:
-    An error that lists the known names and, where one is close, suggests it.
+    An error that suggests a name that is close, and lists the known names, unless they
+    are many and one is suggested.
   """
   known = sorted(known)
   close = difflib.get_close_matches(str(name), known, n=1)
   suggestion = f" (did you mean {close[0]!r}?)" if close else ""
-  names = ", ".join(known)
-  return UsageError(f"Unknown {kind} {name!r}{suggestion}: choose one of {names}.")
+  names = f": choose one of {', '.join(known)}"
+  if close and len(known) > _MOST_NAMES:
+    names = ""
+  return UsageError(f"Unknown {kind} {name!r}{suggestion}{names}.")

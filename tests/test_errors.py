@@ -20,5 +20,13 @@ def test_unknown_name_suggests_a_close_one():
   )
 
 
+def test_unknown_name_lists_many_only_where_it_suggests_none():
+  known = [f"fruit_{number}" for number in range(100)]
+  suggested = str(unknown_name("fruit", "fruit_7x", known))
+  assert suggested.startswith("Unknown fruit 'fruit_7x' (did you mean 'fruit_7")
+  assert suggested.endswith("'?).")
+  assert ": choose one of fruit_0, " in str(unknown_name("fruit", "stone", known))
+
+
 def test_unknown_name_accepts_what_is_no_string():
   assert "Unknown version 3: choose" in str(unknown_name("version", 3, ("1", "2")))
