@@ -460,7 +460,8 @@ def _probe_forward(x: jax.Array, slot: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _probe_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return cotangent, jnp.square(_wide(cotangent)).mean()
+  x, factor = _in_range(_wide(cotangent))
+  return cotangent, jnp.square(x).mean() * factor
 
 
 _probe.defvjp(_probe_forward, _probe_backward)
@@ -472,6 +473,13 @@ def _first(output: Any) -> Any:
 
 def _wide(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _in_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns x over a power of two, and the square of that."""
+  # The sum of many large squares overflows before their mean does.
+  scale = jnp.where(jnp.abs(x).max() < 2.0**40, 1.0, 2.0**40).astype(x.dtype)
+  return x / scale, scale**2
 
 
 def _variance(x: jax.Array) -> jax.Array:
@@ -497,11 +505,9 @@ def _statistics(x: jax.Array) -> dict[str, jax.Array]:
   squares = jnp.square(rows).sum(1, keepdims=True)
   rows *= jax.lax.rsqrt(jnp.maximum(squares, 1))
   pairs = jnp.square(rows.sum(0)).sum() - jnp.square(rows).sum()
-  # The sum of many squares overflows before their mean does.
-  scale = jnp.where(jnp.abs(x).max() < 2.0**40, 1.0, 2.0**40).astype(x.dtype)
-  x /= scale
+  x, factor = _in_range(x)
   return {
-    "second_moment": jnp.square(x).mean() * scale**2,
-    "variance": _variance(x) * scale**2,
+    "second_moment": jnp.square(x).mean() * factor,
+    "variance": _variance(x) * factor,
     "cosine": pairs / (size * (size - 1)),
   }
