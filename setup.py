@@ -59,6 +59,7 @@ setup(
     'array_record>=0.8; sys_platform != "win32"',
     "chex>=0.1.90",
     "etils[epath,epy]>=1.13",
+    "filelock>=3.20",
     # jax.export writes and reads files with it without requiring it.
     "flatbuffers>=25",
     "flax>=0.12.7",

@@ -18,9 +18,9 @@ from benchmarks.compiled_step import StepCost
 from benchmarks.scaling_model import ACCELERATORS, Accelerator, StepTime, step_time
 from skipinit_jax.analysis import figures
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import write_json
 from skipinit_jax.studies import document
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.metrics import write_json
 
 GLOBAL_BATCH = 4096
 """Images of a step where the batch of all devices is fixed."""

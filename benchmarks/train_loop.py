@@ -34,6 +34,7 @@ from benchmarks import machine, output
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.files import Path, workdir_path
 from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import (
   TrainConfig,
@@ -45,7 +46,6 @@ from skipinit_jax.training import (
   train,
 )
 from skipinit_jax.training.compilation import compiler_options
-from skipinit_jax.training.workdir import Path, workdir_path
 
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 2, "Rounds of each network, in which all ways take turns.", lower_bound=1

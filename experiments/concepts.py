@@ -17,9 +17,10 @@ from experiments import program
 from skipinit_jax import data, methods, models
 from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.signal import Signal
+from skipinit_jax.files import write_json
 from skipinit_jax.studies.history import make_history, read_signal
 from skipinit_jax.training import TrainConfig, train
-from skipinit_jax.training.metrics import read_metrics, write_json
+from skipinit_jax.training.metrics import read_metrics
 
 # matplotlib takes most of a second to import.
 if TYPE_CHECKING:

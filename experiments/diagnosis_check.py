@@ -25,9 +25,9 @@ import optax
 
 from experiments import program
 from skipinit_jax import analysis, data, methods
+from skipinit_jax.files import read_json, write_json
 from skipinit_jax.models import ResidualMLP, WideResNet
 from skipinit_jax.studies import document
-from skipinit_jax.training.metrics import read_json, write_json
 
 _WORKDIR = program.define_workdir("diagnosis.json and the report")
 

@@ -24,8 +24,8 @@ from absl import flags
 from experiments import program
 from skipinit_jax import data, export
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import to_json, write_json
 from skipinit_jax.training import load_trained
-from skipinit_jax.training.metrics import to_json, write_json
 
 _WORKDIR = program.define_workdir("a run of experiments.train, finished or not")
 _OUTPUT = program.define_path(

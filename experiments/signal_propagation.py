@@ -32,6 +32,7 @@ from skipinit_jax import analysis, data, methods
 from skipinit_jax.analysis import measure, theory
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
 from skipinit_jax.models import (
   DepthStack,
@@ -43,7 +44,6 @@ from skipinit_jax.models import (
 from skipinit_jax.models.common import block_fields, require_positive
 from skipinit_jax.studies import document
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.metrics import write_json
 
 _WORKDIR = program.define_workdir("signal.json, the figures, tables and report")
 _CONFIG = program.define_config(CONFIGS, default="demo")

@@ -24,7 +24,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from skipinit_jax.training.workdir import Path, workdir_path, write_file
+from skipinit_jax.files import Path, workdir_path, write_file
 
 __all__ = [
   "Document",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import Path
 from skipinit_jax.studies import document, figures, findings
 from skipinit_jax.studies.document import (
   Document,
@@ -41,7 +42,6 @@ from skipinit_jax.studies.study import (
   write_results,
 )
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.workdir import Path
 
 _EDGE = "*"
 

@@ -27,6 +27,7 @@ import jax
 from skipinit_jax import data
 from skipinit_jax.cores import num_cores
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import LockedError, local_workdir, lock
 from skipinit_jax.studies.document import command_line
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
@@ -51,10 +52,8 @@ from skipinit_jax.studies.study import (
   write_results,
 )
 from skipinit_jax.training import Result, TrainConfig, train
-from skipinit_jax.training.lock import Lock, LockedError
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.stop import StopRequest
-from skipinit_jax.training.workdir import local_workdir
 
 _POLL_SECONDS = 1.0
 _MAX_ATTEMPTS = 3
@@ -108,7 +107,7 @@ def run(
   command = command_line({storage: printable_url(storage)} if storage else {})
   with contextlib.ExitStack() as stack:
     stack.callback(lock_path.unlink, missing_ok=True)
-    stack.enter_context(Lock(lock_path))
+    stack.enter_context(lock(lock_path))
     trials = Storage(storage or default_url(workdir), study, study_name)
     stop = stack.enter_context(StopRequest())
     workers = stack.enter_context(

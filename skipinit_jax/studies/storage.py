@@ -23,10 +23,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import from_json, is_locked, to_json
 from skipinit_jax.studies.study import Key, Run, Search, Study
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.lock import is_locked
-from skipinit_jax.training.metrics import from_json, to_json
 
 HEARTBEAT_SECONDS = 10
 # A process that gave no sign of life for so long is taken to be dead.

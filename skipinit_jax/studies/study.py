@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import (
+  RESULT,
+  Path,
+  read_json,
+  to_json,
+  workdir_path,
+  write_json,
+)
 from skipinit_jax.studies.search import SearchConfig, summarize_rates, wanted_runs
 from skipinit_jax.studies.statistics import (
   Optimum,
@@ -18,8 +26,6 @@ from skipinit_jax.studies.statistics import (
   largest_stable_rate,
 )
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.metrics import read_json, to_json, write_json
-from skipinit_jax.training.workdir import RESULT, Path, workdir_path
 
 RESULTS = "results.json"
 

@@ -15,18 +15,18 @@ from absl import logging
 from etils import epath
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import distributed
-from skipinit_jax.training.differences import differences
-from skipinit_jax.training.lock import Lock
-from skipinit_jax.training.metrics import write_json
-from skipinit_jax.training.workdir import (
+from skipinit_jax.files import (
   CHECKPOINTS,
   CONFIG,
   LOCK,
   Path,
   in_bucket,
+  lock,
   workdir_path,
+  write_json,
 )
+from skipinit_jax.training import distributed
+from skipinit_jax.training.config import differences
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -80,7 +80,7 @@ class Checkpoints:
         if distributed.is_first():
           _make_directory(self._workdir)
           if not in_bucket(self._workdir):
-            stack.enter_context(Lock(self._workdir / LOCK))
+            stack.enter_context(lock(self._workdir / LOCK))
           _check_config(self._workdir, config)
           _make_directory(self._directory)
       with distributed.together():

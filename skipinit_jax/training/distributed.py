@@ -28,9 +28,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.differences import differences
+from skipinit_jax.files import to_json
+from skipinit_jax.training.config import differences
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
-from skipinit_jax.training.metrics import to_json
 
 __all__ = [
   "check_same",

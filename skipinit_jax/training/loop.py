@@ -12,23 +12,26 @@ import jax
 
 from skipinit_jax.data import in_memory
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import (
+  RESULT,
+  Path,
+  full_disk_errors,
+  in_bucket,
+  read_json,
+  to_json,
+  workdir_path,
+  write_json,
+)
 from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
-from skipinit_jax.training.metrics import MetricsWriter, read_json, to_json, write_json
+from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.programs import make_programs
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.state import TrainState
 from skipinit_jax.training.stop import StopRequest
-from skipinit_jax.training.workdir import (
-  RESULT,
-  Path,
-  full_disk_errors,
-  in_bucket,
-  workdir_path,
-)
 
 # Long enough that the host's part of a dispatch does not count, short enough for a
 # live display and for a checkpoint before a machine is taken away.

@@ -11,18 +11,15 @@ from typing import IO, Any, Self
 import numpy as np
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.workdir import (
+from skipinit_jax.files import (
   METRICS,
   TENSORBOARD,
   Path,
+  from_json,
   in_bucket,
+  to_json,
   workdir_path,
-  write_file,
 )
-
-# JSON has no such numbers: the strings are those of protocol buffers' JSON format,
-# and Python's own `float` reads them.
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # Bins of TensorBoard's own histograms. There are none for larger numbers, and
 # tensorboardX raises an error if all are.
@@ -31,72 +28,6 @@ _BINS = np.concatenate([-_BINS[::-1], [0], _BINS])
 _LARGEST = 1e19
 # Buckets take a file at most once a second, and each time costs money.
 _BUCKET_SECONDS = 30.0
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-  """Writes a JSON file that is never seen half-written.
-
-  Args:
-    path: the file, replaced if it exists.
-    obj: nested dicts, lists and tuples of strings, numbers (NumPy's and JAX's too),
-      booleans and None. Non-finite numbers become the strings "NaN", "Infinity" and
-      "-Infinity".
-  """
-  text = json.dumps(to_json(obj), indent=2, allow_nan=False) + "\n"
-  write_file(workdir_path(path), text.encode())
-
-
-def to_json(obj: Any) -> Any:
-  """Returns `obj` as the plain values that its JSON file holds.
-
-  Args:
-    obj: what `write_json` takes.
-
-  Returns:
-    Dicts, lists, strings, finite numbers, booleans and None.
-  """
-  if isinstance(obj, Mapping):
-    return {str(key): to_json(value) for key, value in obj.items()}
-  if isinstance(obj, list | tuple):
-    return [to_json(value) for value in obj]
-  if hasattr(obj, "item"):
-    obj = obj.item()
-  if isinstance(obj, float) and not math.isfinite(obj):
-    return "NaN" if math.isnan(obj) else "Infinity" if obj > 0 else "-Infinity"
-  return obj
-
-
-def from_json(value: Any) -> Any:
-  """Returns the values that `to_json` took, tuples as lists.
-
-  Args:
-    value: dicts, lists, strings, numbers, booleans and None.
-  """
-  if isinstance(value, dict):
-    return {key: from_json(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [from_json(item) for item in value]
-  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-  """Reads what `write_json` wrote.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The values, with non-finite numbers as floats again, and tuples as lists.
-
-  Raises:
-    UsageError: the file does not exist or is damaged.
-  """
-  try:
-    return from_json(json.loads(workdir_path(path).read_bytes()))
-  except FileNotFoundError:
-    raise UsageError(f"There is no file {path}.") from None
-  except ValueError:
-    raise UsageError(f"The file {path} is damaged: it holds no JSON.") from None
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -4,11 +4,10 @@ import os
 from typing import Any, NamedTuple
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import CONFIG, RESULT, Path, read_json, workdir_path
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.metrics import read_json
-from skipinit_jax.training.workdir import CONFIG, RESULT, Path, workdir_path
 
 
 class Trained(NamedTuple):

@@ -11,8 +11,8 @@ import pytest
 import safetensors
 
 from skipinit_jax import data
+from skipinit_jax.files import read_json
 from skipinit_jax.training import load_trained
-from skipinit_jax.training.metrics import read_json
 
 # Running statistics, dropout, and images smaller than kernels.
 TRAINING = {"depth": 10, "epochs": 1, "method": "batch_norm", "dropout_rate": 0.1}

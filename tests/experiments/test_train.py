@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from skipinit_jax.files import read_json
 from skipinit_jax.training import Checkpoints, TrainConfig, make_init, make_mesh
-from skipinit_jax.training.metrics import read_json, read_metrics
+from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 from tests.training.runs import rows_of
 

@@ -9,9 +9,10 @@ import pytest
 
 from skipinit_jax import studies
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import read_json, write_json
 from skipinit_jax.studies.run_report import make_run_report, read_result, result_table
 from skipinit_jax.training import TrainConfig, train
-from skipinit_jax.training.metrics import read_json, read_metrics, write_json
+from skipinit_jax.training.metrics import read_metrics
 
 CONFIG = TrainConfig(
   model="residual_mlp",

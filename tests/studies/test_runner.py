@@ -1,6 +1,7 @@
 """Studies that are killed, shared and retried come to what undisturbed ones do."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,13 +20,12 @@ import optuna
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import LOCK, lock, read_json, to_json
 from skipinit_jax.studies import read_results, run, runner
 from skipinit_jax.studies.storage import default_url, run_dir
 from skipinit_jax.studies.study import Key
 from skipinit_jax.training import train
-from skipinit_jax.training.lock import Lock
-from skipinit_jax.training.metrics import read_json, read_metrics, to_json
-from skipinit_jax.training.workdir import LOCK
+from skipinit_jax.training.metrics import read_metrics
 
 # Two runs that diverge in their first steps, then two that take a few seconds.
 LONG, EPOCHS, SEEDS = 2**-5, 500, 2
@@ -392,8 +392,9 @@ def test_a_trial_waits_while_its_directory_is_in_use(make_study, tmp_path, monke
   study = make_study(seeds=1)
   directory = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_0"
   directory.mkdir(parents=True)
-  lock = Lock(directory / LOCK)
-  released = threading.Timer(2.0, lock.close)
+  held = contextlib.ExitStack()
+  held.enter_context(lock(directory / LOCK))
+  released = threading.Timer(2.0, held.close)
   released.start()
   start = time.monotonic()
   assert len(run(study, tmp_path, num_workers=1).runs) == 1
@@ -403,7 +404,7 @@ def test_a_trial_waits_while_its_directory_is_in_use(make_study, tmp_path, monke
   directory = tmp_path / "trials/mlp/skipinit/rate_0.5/seed_0"
   directory.mkdir(parents=True)
   with (
-    Lock(directory / LOCK),
+    lock(directory / LOCK),
     pytest.raises(UsageError, match=f"{directory} is in use by another run"),
   ):
     run(study, tmp_path, num_workers=1)

@@ -18,10 +18,9 @@ import optuna
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import lock, to_json
 from skipinit_jax.studies import storage as storage_module
 from skipinit_jax.studies.storage import Storage, run_dir
-from skipinit_jax.training.lock import Lock
-from skipinit_jax.training.metrics import to_json
 
 # Opened by nobody, like that of a process which died.
 UNLOCKED = pathlib.Path(__file__)
@@ -299,7 +298,7 @@ def test_trials_of_a_dead_process_fail_at_once(
   storage.enqueue(runs)
   living, dead, elsewhere = (tmp_path / name for name in ("living", "dead", "host"))
   dead.touch()
-  with Lock(living):
+  with lock(living):
     assert storage.claim(keys, living).key == keys[0]
     assert storage.claim(keys, dead).key == keys[1]
     # Gone with its machine's file system, or on a machine of another name.

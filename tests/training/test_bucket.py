@@ -1,7 +1,6 @@
 """Workdirs in a bucket: real clients of Google Cloud Storage, and a local server."""
 
 import json
-import os
 import signal
 import socket
 import sys
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from skipinit_jax import files
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   ImageNetStudyConfig,
@@ -19,7 +19,6 @@ from skipinit_jax.studies import (
   write_report,
 )
 from skipinit_jax.training import TrainConfig, load_trained, train
-from skipinit_jax.training import workdir as workdirs
 from tests.training.runs import rows_of
 
 CONFIG = TrainConfig(
@@ -61,7 +60,7 @@ def objects(tmp_path_factory):
       yield server._storage._store._files
     finally:
       server.stop()
-      workdirs._check_bucket.cache_clear()
+      files._check_bucket.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -170,23 +169,6 @@ def test_study_of_all_hosts_and_its_report(objects):
   assert run_in_turn(study, "gs://bucket/study") == results
 
 
-@pytest.mark.parametrize(
-  "address",
-  [
-    "s3://bucket/run",
-    "https://host/run",
-    "gs://bucket",
-    "gs://bucket/",
-    "gs:///run",
-    "gs://bucket/run#1",
-    "gs://bucket/*",
-  ],
-)
-def test_address_that_is_no_folder(address):
-  with pytest.raises(UsageError, match="it must be a directory, or a folder"):
-    workdirs.workdir_path(address)
-
-
 def test_bucket_that_is_not_there(objects):
   with pytest.raises(UsageError, match=r"^The workdir gs://other/run .* bucket other;"):
     train(CONFIG, "gs://other/run", show_progress=False)
@@ -195,30 +177,23 @@ def test_bucket_that_is_not_there(objects):
 def test_server_that_does_not_answer(objects, monkeypatch):
   monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
   with pytest.raises(UsageError, match="Google Cloud Storage cannot be reached"):
-    workdirs.workdir_path("gs://silent/run")
+    files.workdir_path("gs://silent/run")
 
 
 def test_no_credentials(objects, monkeypatch, tmp_path):
   monkeypatch.delenv("STORAGE_EMULATOR_HOST")
   monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing"))
   with pytest.raises(UsageError, match=r"no valid credentials .*gcloud auth"):
-    workdirs.workdir_path("gs://secret/run")
+    files.workdir_path("gs://secret/run")
 
 
 def test_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(UsageError, match=r"install the extra `gcs`"):
-    workdirs.workdir_path("gs://elsewhere/run")
+    files.workdir_path("gs://elsewhere/run")
 
 
 def test_programs_that_need_a_directory_say_so(run_program):
   done = run_program(["experiments.depth_study", f"--workdir={RUN}"], status=1)
   assert "it is an address: here it must be a directory." in done.stderr
   assert "Traceback" not in done.stderr
-
-
-def test_no_folder_called_gs_is_made(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(UsageError, match="here it must be a directory of this machine"):
-    workdirs.local_workdir("gs://bucket/study")
-  assert os.listdir() == []

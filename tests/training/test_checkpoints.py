@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import lock
 from skipinit_jax.training.checkpoints import Checkpoints, read_latest
-from skipinit_jax.training.lock import Lock
 
 pytestmark = [
   pytest.mark.filterwarnings("error::DeprecationWarning"),
@@ -253,7 +253,7 @@ def test_reads_parts_and_changes_nothing(workdir, caplog):
   shutil.copytree(workdir / "checkpoints" / "2", unfinished)
   before = listing(workdir)
   # While the run that holds the workdir goes on.
-  with Lock(workdir / "lock"):
+  with lock(workdir / "lock"):
     step, parts = read_latest(workdir, ("params", "uint32"))
   assert step == 2
   state = make_state(2)

@@ -20,10 +20,10 @@ import pytest
 
 from skipinit_jax.data import sample_photos
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import lock
 from skipinit_jax.training import TrainConfig, distributed, loop
 from skipinit_jax.training.checkpoints import Checkpoints
-from skipinit_jax.training.differences import differences
-from skipinit_jax.training.lock import Lock
+from skipinit_jax.training.config import differences
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
@@ -229,7 +229,7 @@ def test_many_processes_are_as_one(num_processes, run_tasks, tmp_path):
   other_code = {f"p{last}": {"code": {"training/loop.py": "0123"}}}
   no_data = {f"p{last}": {"data_error": "There is no data on this host."}}
   (tmp_path / "used").mkdir()
-  with Lock(tmp_path / "used" / "lock"):
+  with lock(tmp_path / "used" / "lock"):
     outcomes = run_tasks(
       num_processes,
       [

@@ -14,10 +14,9 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import read_json
 from skipinit_jax.training import Checkpoints, TrainConfig, checkpoints, loop
 from skipinit_jax.training.checkpoints import read_latest
-from skipinit_jax.training.metrics import read_json, write_json
-from skipinit_jax.training.workdir import full_disk_errors
 from tests.training.runs import StopAt, rows_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -210,33 +209,3 @@ def test_other_files(what, stopped, finished, monkeypatch):
     "and the same command goes on from the last checkpoint."
   )
   assert_goes_on(stopped, finished)
-
-
-def test_half_a_file_takes_no_space(tmp_path, monkeypatch):
-  path = tmp_path / "result.json"
-  write_json(path, {"step": 1})
-
-  def write_half(self, content):
-    with self.open("wb") as file:
-      file.write(content[:3])
-    raise NO_SPACE
-
-  monkeypatch.setattr(pathlib.Path, "write_bytes", write_half)
-  with pytest.raises(OSError, match="No space"):
-    write_json(path, {"step": 2})
-  assert read_json(path) == {"step": 1}
-  assert os.listdir(tmp_path) == ["result.json"]
-
-
-@pytest.mark.parametrize(
-  "error",
-  [
-    ValueError("unrelated"),
-    PermissionError(errno.EACCES, "denied"),
-    UsageError("Own."),
-  ],
-)
-def test_other_errors_stay_what_they_are(error):
-  with pytest.raises(type(error)) as caught, full_disk_errors("/run"):
-    raise error
-  assert caught.value is error

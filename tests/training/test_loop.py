@@ -15,11 +15,12 @@ import pytest
 from skipinit_jax import data
 from skipinit_jax.data import augmentation
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import read_json
 from skipinit_jax.training import loop, programs
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
-from skipinit_jax.training.metrics import read_json, read_metrics
+from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import make_init
 from tests.training.runs import StopAt, bits, rows_of

@@ -13,12 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.metrics import (
-  MetricsWriter,
-  read_json,
-  read_metrics,
-  write_json,
-)
+from skipinit_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def write_rows(workdir, steps, resume_step=None):
@@ -187,46 +182,6 @@ def test_killed_process_loses_no_written_row(tmp_path):
   steps = read_steps(tmp_path)
   assert steps == list(range(len(steps)))
   assert len(steps) >= written + 1
-
-
-def test_write_json(tmp_path):
-  path = tmp_path / "result.json"
-  path.write_text("an older result")
-  write_json(
-    path,
-    {
-      "accuracy": np.float32(0.5),
-      "loss": math.nan,
-      "steps": jnp.int32(3),
-      "rates": (1, np.inf),
-      "diverged": True,
-      "nothing": None,
-    },
-  )
-  assert json.loads(path.read_text()) == {
-    "accuracy": 0.5,
-    "loss": "NaN",
-    "steps": 3,
-    "rates": [1, "Infinity"],
-    "diverged": True,
-    "nothing": None,
-  }
-  assert math.isnan(read_json(path)["loss"])
-  assert read_json(path)["rates"] == [1, math.inf]
-  with pytest.raises(TypeError):
-    write_json(path, {"loss": object()})
-  assert json.loads(path.read_text())["steps"] == 3
-  assert os.listdir(tmp_path) == ["result.json"]
-
-
-def test_read_json_of_a_damaged_file(tmp_path):
-  path = tmp_path / "result.json"
-  with pytest.raises(UsageError, match=f"no file {path}"):
-    read_json(path)
-  for content in (b"", b"{", b"\xff"):
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"result\.json is damaged"):
-      read_json(path)
 
 
 def test_disabled_writer_leaves_no_trace(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import write_json
 from skipinit_jax.models import ResidualMLP
 from skipinit_jax.training import (
   Checkpoints,
@@ -19,7 +20,6 @@ from skipinit_jax.training import (
   make_init,
   make_mesh,
 )
-from skipinit_jax.training.metrics import write_json
 from skipinit_jax.training.optimizer import make_optimizer
 
 CONFIG = TrainConfig(

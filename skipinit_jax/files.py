@@ -1,23 +1,27 @@
-"""Workdirs: directories of a file system, or folders of Google's buckets.
+"""Where the files of a run are, and how they are written.
 
-That of a run holds what the constants here name.
+A workdir is a directory of a file system, or a folder of one of Google's buckets. The
+constants here name what a run's workdir holds.
 """
 
 import contextlib
 import errno
 import functools
+import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
+import filelock
 from etils import epath
 
 from skipinit_jax.errors import UsageError
 
 Path: TypeAlias = pathlib.Path | epath.Path
-"""Of a directory of a file system, or of a folder of a bucket."""
+"""A path in a file system, or in a bucket."""
 
 CONFIG = "config.json"
 RESULT = "result.json"
@@ -28,9 +32,15 @@ LOCK = "lock"
 
 _FOLDER = re.compile(r"gs://(?P<bucket>[a-z0-9][\w.-]+)/[^?#*\[\]]*[^?#*\[\]/]/?")
 _SECONDS = 10.0
-# Of a disk that is full; the last one is that of a limit on the size of a file, as by
-# `ulimit -f`.
+# JSON has no such numbers: the strings are those of protocol buffers' JSON format,
+# and Python's own `float` reads them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+# What the system says of a full disk. The last one is for a limit on the size of a
+# file, as by `ulimit -f`.
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+# Some network file systems have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> Path:
@@ -96,9 +106,118 @@ def write_file(path: Path, content: bytes) -> None:
     unfinished.write_bytes(content)
     os.replace(unfinished, path)
   except OSError:
-    # Of a disk that is full, it would keep some space.
+    # On a full disk, half a file would take space that others need.
     unfinished.unlink(missing_ok=True)
     raise
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+  """Writes a JSON file that is never seen half-written.
+
+  Args:
+    path: the file, replaced if it exists.
+    obj: nested dicts, lists and tuples of strings, numbers (NumPy's and JAX's too),
+      booleans and None. Non-finite numbers become the strings "NaN", "Infinity" and
+      "-Infinity".
+  """
+  text = json.dumps(to_json(obj), indent=2, allow_nan=False) + "\n"
+  write_file(workdir_path(path), text.encode())
+
+
+def to_json(obj: Any) -> Any:
+  """Returns `obj` as the plain values that its JSON file holds.
+
+  Args:
+    obj: what `write_json` takes.
+
+  Returns:
+    Dicts, lists, strings, finite numbers, booleans and None.
+  """
+  if isinstance(obj, Mapping):
+    return {str(key): to_json(value) for key, value in obj.items()}
+  if isinstance(obj, list | tuple):
+    return [to_json(value) for value in obj]
+  if hasattr(obj, "item"):
+    obj = obj.item()
+  if isinstance(obj, float) and not math.isfinite(obj):
+    return "NaN" if math.isnan(obj) else "Infinity" if obj > 0 else "-Infinity"
+  return obj
+
+
+def from_json(value: Any) -> Any:
+  """Returns the values that `to_json` took, tuples as lists.
+
+  Args:
+    value: dicts, lists, strings, numbers, booleans and None.
+  """
+  if isinstance(value, dict):
+    return {key: from_json(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [from_json(item) for item in value]
+  return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads what `write_json` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The values, with non-finite numbers as floats again, and tuples as lists.
+
+  Raises:
+    UsageError: the file does not exist or is damaged.
+  """
+  try:
+    return from_json(json.loads(workdir_path(path).read_bytes()))
+  except FileNotFoundError:
+    raise UsageError(f"There is no file {path}.") from None
+  except ValueError:
+    raise UsageError(f"The file {path} is damaged: it holds no JSON.") from None
+
+
+class LockedError(UsageError):
+  """What a lock stands for is in use."""
+
+
+def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]:
+  """Locks a file, so that one process at a time uses what it stands for.
+
+  The lock ends with the returned context, and with the process however that ends. The
+  file stays.
+
+  Args:
+    path: the file, in an existing directory.
+
+  Raises:
+    LockedError: another process or thread holds the lock.
+  """
+  try:
+    # Whoever closes a run may be another thread than the one that opened it.
+    return filelock.FileLock(path, thread_local=False).acquire(timeout=0)
+  except filelock.Timeout:
+    raise LockedError(
+      f"The workdir {os.path.dirname(path)} is in use by another run: wait until "
+      "that ends, or use another --workdir."
+    ) from None
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    return contextlib.nullcontext()
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+  """Tells whether a `lock` is held; where that cannot be known, that it is.
+
+  Args:
+    path: an existing file.
+  """
+  try:
+    with filelock.FileLock(path).acquire(timeout=0):
+      return False
+  except OSError:
+    return True
 
 
 @contextlib.contextmanager
