@@ -50,7 +50,7 @@ setup(
   # Programs, benchmarks and tests run from a checkout. Installed, they would be
   # top-level packages called `experiments` and `tests`.
   packages=find_packages(include=["skipinit_jax", "skipinit_jax.*"]),
-  package_data={"skipinit_jax": ["py.typed", "studies/document.html"]},
+  package_data={"skipinit_jax": ["py.typed", "document/document.html"]},
   zip_safe=False,
   python_requires=">=3.11",
   install_requires=[

@@ -17,8 +17,8 @@ from absl import flags
 
 from benchmarks import scaling_report
 from experiments import program
+from skipinit_jax import document
 from skipinit_jax.files import write_json
-from skipinit_jax.studies import document
 
 _WORKDIR = program.define_workdir("costs.json, scaling.json, tables, figures, report")
 _COUNT = flags.DEFINE_bool(

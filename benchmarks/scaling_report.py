@@ -16,10 +16,10 @@ import numpy as np
 from benchmarks import compiled_step, scaling_model
 from benchmarks.compiled_step import StepCost
 from benchmarks.scaling_model import ACCELERATORS, Accelerator, StepTime, step_time
+from skipinit_jax import document
 from skipinit_jax.analysis import figures
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import write_json
-from skipinit_jax.studies import document
 from skipinit_jax.training import TrainConfig
 
 GLOBAL_BATCH = 4096

@@ -24,10 +24,9 @@ import numpy as np
 import optax
 
 from experiments import program
-from skipinit_jax import analysis, data, methods
+from skipinit_jax import analysis, data, document, methods
 from skipinit_jax.files import read_json, write_json
 from skipinit_jax.models import ResidualMLP, WideResNet
-from skipinit_jax.studies import document
 
 _WORKDIR = program.define_workdir("diagnosis.json and the report")
 

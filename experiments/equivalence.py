@@ -20,8 +20,8 @@ from experiments.configs.equivalence import CONFIGS, EquivalenceConfig
 from experiments.equivalences.common import Outcome
 from experiments.equivalences.reparameterization import run_reparameterization
 from experiments.equivalences.weight_decay import run_weight_decay
+from skipinit_jax import document
 from skipinit_jax.files import write_json
-from skipinit_jax.studies import document
 
 _WORKDIR = program.define_workdir("equivalence.json, the figures, tables and report")
 _CONFIG = program.define_config(CONFIGS, default="reparameterization")

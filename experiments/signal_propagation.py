@@ -28,7 +28,7 @@ from experiments.configs.signal_propagation import (
   NOISE,
   SignalConfig,
 )
-from skipinit_jax import analysis, data, methods
+from skipinit_jax import analysis, data, document, methods
 from skipinit_jax.analysis import measure, theory
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.errors import UsageError
@@ -42,7 +42,6 @@ from skipinit_jax.models import (
   VisionTransformer,
 )
 from skipinit_jax.models.common import block_fields, require_positive
-from skipinit_jax.studies import document
 from skipinit_jax.training import TrainConfig
 
 _WORKDIR = program.define_workdir("signal.json, the figures, tables and report")

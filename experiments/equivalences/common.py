@@ -8,11 +8,10 @@ import numpy as np
 import optax
 
 from experiments.configs.equivalence import EquivalenceConfig
-from skipinit_jax import data
+from skipinit_jax import data, document
 from skipinit_jax.analysis import equivalence
 from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualMLP, WideResNet
-from skipinit_jax.studies import document
 from skipinit_jax.studies.names import model_name
 
 PRECISIONS = ("float32", "float64")

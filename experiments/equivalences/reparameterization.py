@@ -10,10 +10,9 @@ import numpy as np
 from experiments.configs.equivalence import EquivalenceConfig
 from experiments.equivalences import common
 from experiments.equivalences.common import Outcome
-from skipinit_jax import methods
+from skipinit_jax import document, methods
 from skipinit_jax.analysis import equivalence, figures
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import document
 
 # Learning rates of the search for the largest stable one, over the configured rate.
 _RATE_FACTORS = [2.0**exponent for exponent in range(-6, 5)]

@@ -13,9 +13,8 @@ import optax
 from experiments.configs.equivalence import EquivalenceConfig
 from experiments.equivalences import common
 from experiments.equivalences.common import Outcome, Task
-from skipinit_jax import methods
+from skipinit_jax import document, methods
 from skipinit_jax.analysis import equivalence, figures
-from skipinit_jax.studies import document
 
 # Does nothing to variances that float32 can represent, but keeps 0 / 0 away.
 _NO_EPSILON = 1e-30

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipinit_jax import drawing
 from skipinit_jax.analysis.measure import Ensemble
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.analysis.theory import path_weights
+from skipinit_jax.document import drawing
 
 __all__ = [
   "SIGNAL_QUANTITIES",

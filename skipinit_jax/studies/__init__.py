@@ -1,13 +1,12 @@
 """Studies: learning-rate searches, their statistics, tables, figures and reports."""
 
-from skipinit_jax.studies import document
+from skipinit_jax.document import markdown
 from skipinit_jax.studies.batch_size import BatchSizeStudyConfig, batch_size_study
 from skipinit_jax.studies.branch_scale import (
   BranchScaleStudyConfig,
   branch_scale_study,
 )
 from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
-from skipinit_jax.studies.document import markdown
 from skipinit_jax.studies.imagenet import ImageNetStudyConfig, imagenet_study
 from skipinit_jax.studies.in_turn import run_in_turn
 from skipinit_jax.studies.regularization import (
@@ -60,7 +59,6 @@ __all__ = [
   "batch_size_study",
   "branch_scale_study",
   "depth_study",
-  "document",
   "find_optimum",
   "imagenet_study",
   "is_run",

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from skipinit_jax import drawing
+from skipinit_jax.document import drawing
 from skipinit_jax.studies.findings import is_stable_throughout
 from skipinit_jax.studies.names import format_alpha, format_rate
 from skipinit_jax.studies.statistics import Optimum

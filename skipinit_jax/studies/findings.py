@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from skipinit_jax import methods
-from skipinit_jax.studies.document import Finding
+from skipinit_jax.document import Finding
 from skipinit_jax.studies.names import format_accuracy, format_rate
 from skipinit_jax.studies.statistics import Optimum, difference
 from skipinit_jax.studies.study import SearchResult, StudyResults, unique

@@ -4,8 +4,8 @@ import os
 
 import jax
 
+from skipinit_jax.document import command_line
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies.document import command_line
 from skipinit_jax.studies.runner import Interrupted, record, trains_above
 from skipinit_jax.studies.storage import run_dir
 from skipinit_jax.studies.study import (

@@ -5,11 +5,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from skipinit_jax import document
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
-from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.files import Path
-from skipinit_jax.studies import document, figures, findings
-from skipinit_jax.studies.document import (
+from skipinit_jax.document import (
   Document,
   Entry,
   Figure,
@@ -17,6 +15,9 @@ from skipinit_jax.studies.document import (
   Section,
   Table,
 )
+from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import Path
+from skipinit_jax.studies import figures, findings
 from skipinit_jax.studies.history import read_signal
 from skipinit_jax.studies.names import (
   dataset_name,

@@ -4,11 +4,11 @@ import os
 import pathlib
 import shlex
 
-from skipinit_jax import methods
+from skipinit_jax import document, methods
+from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import CHECKPOINTS, METRICS, RESULT, Path, read_json
-from skipinit_jax.studies import document, figures
-from skipinit_jax.studies.document import Document, Entry, Figure, Section, Table
+from skipinit_jax.studies import figures
 from skipinit_jax.studies.history import make_history, read_signal
 from skipinit_jax.studies.names import dataset_name, format_rate, network_name
 from skipinit_jax.studies.report import signal_figures, writing_to

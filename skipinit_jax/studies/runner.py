@@ -26,9 +26,9 @@ import jax
 
 from skipinit_jax import data
 from skipinit_jax.cores import num_cores
+from skipinit_jax.document import command_line
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import LockedError, local_workdir, lock
-from skipinit_jax.studies.document import command_line
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
 from skipinit_jax.studies.statistics import above_chance, above_share

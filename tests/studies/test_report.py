@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from skipinit_jax import document
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   BatchSizeStudyConfig,
@@ -17,7 +18,6 @@ from skipinit_jax.studies import (
   batch_size_study,
   branch_scale_study,
   depth_study,
-  document,
   make_report,
   print_accuracy,
   regularization_study,

@@ -17,8 +17,8 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure as Drawing
 
-from skipinit_jax.studies import document
-from skipinit_jax.studies.document import (
+from skipinit_jax import document
+from skipinit_jax.document import (
   Document,
   Entry,
   Figure,

@@ -26,20 +26,6 @@ import rich.text
 
 from skipinit_jax.files import Path, workdir_path, write_file
 
-__all__ = [
-  "Document",
-  "Entry",
-  "Figure",
-  "Finding",
-  "Section",
-  "Table",
-  "command_line",
-  "markdown",
-  "print_findings",
-  "print_table",
-  "write",
-]
-
 # A program imports this module before it runs the study, and needs matplotlib after.
 if TYPE_CHECKING:
   import matplotlib.figure
