@@ -50,7 +50,7 @@ setup(
   # Programs, benchmarks and tests run from a checkout. Installed, they would be
   # top-level packages called `experiments` and `tests`.
   packages=find_packages(include=["skipinit_jax", "skipinit_jax.*"]),
-  package_data={"skipinit_jax": ["py.typed", "document/document.html"]},
+  package_data={"skipinit_jax": ["py.typed", "document/report.html"]},
   zip_safe=False,
   python_requires=">=3.11",
   install_requires=[
@@ -85,6 +85,7 @@ setup(
     "simplejpeg>=1.9",
     # Of optuna's storages, whose errors and transactions studies handle.
     "sqlalchemy>=2",
+    "tabulate>=0.9",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.10",
   ],

@@ -83,6 +83,8 @@ def _is_required(flag: flags.Flag) -> bool:
 def _default(flag: flags.Flag) -> str:
   if _is_required(flag):
     return "... (required)"
+  if isinstance(flag.default, list):
+    return ",".join(flag.default)
   return "" if flag.default is None else str(flag.default)
 
 

@@ -3,16 +3,25 @@
 Examples:
   python -m experiments.report --workdir=/tmp/study --output=results/study
   python -m experiments.report --workdir=/tmp/run
+  python -m experiments.report --workdir=/tmp/run --formats=tex,pdf
 """
 
+from absl import flags
+
 from experiments import program
-from skipinit_jax import studies
+from skipinit_jax import document, studies
 
 _WORKDIR = program.define_workdir(
   "a finished study, or its results.json alone, or of a run of experiments.train"
 )
 _OUTPUT = program.define_path(
   "output", "Directory to write the report into. Default: the workdir."
+)
+_FORMATS = flags.DEFINE_list(
+  "formats",
+  list(document.FORMATS),
+  "Formats of the files beside report.html: md and tex for tables, png and pdf for "
+  "figures.",
 )
 
 
@@ -21,11 +30,11 @@ def main() -> int:
   workdir = _WORKDIR.value
   output = _OUTPUT.value or workdir
   if studies.is_run(workdir):
-    page, *_ = studies.write_run_report(workdir, output)
+    page, *_ = studies.write_run_report(workdir, output, _FORMATS.value)
     studies.print_result(workdir)
   else:
     results = studies.read_results(workdir)
-    page, *_ = studies.write_report(results, output)
+    page, *_ = studies.write_report(results, output, _FORMATS.value)
     studies.print_accuracy(results)
   program.print_report(page)
   return 0

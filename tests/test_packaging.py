@@ -42,7 +42,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
   folders = {name.split("/")[0] for name in names}
   assert folders == {"skipinit_jax", f"{project}-{version}.dist-info"}
   assert "skipinit_jax/py.typed" in names
-  assert "skipinit_jax/document/document.html" in names
+  assert "skipinit_jax/document/report.html" in names
   assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
   modules = {
     path.relative_to(ROOT).as_posix() for path in (ROOT / "skipinit_jax").rglob("*.py")

@@ -8,13 +8,12 @@ from skipinit_jax.document.document import (
   Section,
   Table,
   command_line,
-  markdown,
-  print_findings,
-  print_table,
-  write,
 )
+from skipinit_jax.document.report import FORMATS, write
+from skipinit_jax.document.tables import markdown, print_findings, print_table
 
 __all__ = [
+  "FORMATS",
   "Document",
   "Entry",
   "Figure",

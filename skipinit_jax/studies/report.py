@@ -1,8 +1,7 @@
 """Reports of studies: from `results.json` to a `Document`."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from skipinit_jax import document
@@ -15,7 +14,7 @@ from skipinit_jax.document import (
   Section,
   Table,
 )
-from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.errors import unknown_name
 from skipinit_jax.files import Path
 from skipinit_jax.studies import figures, findings
 from skipinit_jax.studies.history import read_signal
@@ -91,39 +90,25 @@ def make_report(results: StudyResults) -> Document:
 
 
 def write_report(
-  results: StudyResults, directory: str | os.PathLike[str]
+  results: StudyResults,
+  directory: str | os.PathLike[str],
+  formats: Collection[str] = document.FORMATS,
 ) -> list[Path]:
   """Writes `results.json`, `report.html` and the files of all tables and figures.
 
   Args:
     results: of a finished study.
     directory: where to, or a folder of a bucket; made if it does not exist.
+    formats: of the tables and figures, as `document.write` takes them.
 
   Returns:
     The files, `report.html` first.
 
   Raises:
-    UsageError: the directory cannot be written.
+    UsageError: a format is unknown, or the directory cannot be written.
   """
-  with writing_to(directory):
-    paths = document.write(make_report(results), directory)
-    return [*paths, write_results(results, directory)]
-
-
-@contextlib.contextmanager
-def writing_to(directory: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns errors of the file system into one sentence.
-
-  Args:
-    directory: where a report is being written.
-  """
-  try:
-    yield
-  except OSError as error:
-    raise UsageError(
-      f"The report cannot be written to {directory} ({error.strerror}): use another "
-      "--workdir or --output."
-    ) from None
+  paths = document.write(make_report(results), directory, formats)
+  return [*paths, write_results(results, directory)]
 
 
 def _kind(results: StudyResults) -> _Kind:

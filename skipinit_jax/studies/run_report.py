@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+from collections.abc import Collection
 
 from skipinit_jax import document, methods
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
@@ -11,7 +12,7 @@ from skipinit_jax.files import CHECKPOINTS, METRICS, RESULT, Path, read_json
 from skipinit_jax.studies import figures
 from skipinit_jax.studies.history import make_history, read_signal
 from skipinit_jax.studies.names import dataset_name, format_rate, network_name
-from skipinit_jax.studies.report import signal_figures, writing_to
+from skipinit_jax.studies.report import signal_figures
 from skipinit_jax.training import Result, TrainConfig
 from skipinit_jax.training.metrics import read_metrics
 
@@ -131,26 +132,29 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
 
 
 def write_run_report(
-  workdir: str | os.PathLike[str], directory: str | os.PathLike[str]
+  workdir: str | os.PathLike[str],
+  directory: str | os.PathLike[str],
+  formats: Collection[str] = document.FORMATS,
 ) -> list[Path]:
   """Writes `report.html` and the files of all tables and figures of a run.
 
   Args:
     workdir: the run's directory.
     directory: where to; made if it does not exist.
+    formats: of the tables and figures, as `document.write` takes them.
 
   Returns:
     The files, `report.html` first.
 
   Raises:
-    UsageError: the run is not finished, or the directory cannot be written.
+    UsageError: the run is not finished, a format is unknown, or the directory cannot be
+      written.
   """
   arguments = ["python", "-m", "experiments.report", f"--workdir={workdir}"]
   if pathlib.Path(directory) != pathlib.Path(workdir):
     arguments.append(f"--output={directory}")
   report = make_run_report(workdir, shlex.join(arguments))
-  with writing_to(directory):
-    return document.write(report, directory)
+  return document.write(report, directory, formats)
 
 
 def print_result(workdir: str | os.PathLike[str]) -> None:

@@ -33,7 +33,7 @@ def test_study_and_its_report(run_program, tmp_path):
     "same_epochs/batch_736/skipinit": (0.25, 2),
     "same_steps/batch_736/skipinit": (0.25, 4),
   }
-  for name in ("rates.csv", "batch_size_same_steps.svg", "batch_size_same_epochs.png"):
+  for name in ("rates.md", "batch_size_same_steps.png", "batch_size_same_epochs.png"):
     assert (tmp_path / name).stat().st_size > 0
 
 

@@ -33,7 +33,7 @@ def test_study_and_its_report(run_program, tmp_path):
   }
   # Alpha is no label only: the same seeds lose differently.
   assert len(set(losses.values())) == 3
-  for name in ("accuracy.md", "accuracy_by_alpha.svg", "learning_curves.pdf"):
+  for name in ("accuracy.md", "accuracy_by_alpha.png", "learning_curves.png"):
     assert (tmp_path / name).stat().st_size > 0
 
 

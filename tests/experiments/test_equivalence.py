@@ -32,7 +32,7 @@ def test_reparameterization(run_program, tmp_path):
   )
   for name in ("trajectories", "losses", "rates"):
     assert (tmp_path / f"{name}.png").stat().st_size > 0
-  assert (tmp_path / "distance.csv").read_text().splitlines()[1].startswith("c = 8,0,0")
+  assert "| c = 8 | 0 | 0 " in (tmp_path / "distance.md").read_text()
   assert "Powers of two" in (tmp_path / "report.html").read_text()
   numbers = json.loads((tmp_path / "equivalence.json").read_text())
   assert numbers["config"]["constants"] == [8, 3]
@@ -70,7 +70,7 @@ def test_weight_decay(run_program, tmp_path):
   assert "The loss is finite in all 40 steps." in report
   for name in ("functions", "runs"):
     assert (tmp_path / f"{name}.png").stat().st_size > 0
-  assert (tmp_path / "difference.csv").stat().st_size > 0
+  assert (tmp_path / "difference.md").stat().st_size > 0
   numbers = json.loads((tmp_path / "equivalence.json").read_text())
   runs = numbers["runs"]["float64"]
   assert max(runs["growth"]["difference"]) < 1e-10

@@ -54,8 +54,7 @@ def test_report_and_the_same_again_from_its_own_results(workdir, run_program, tm
   assert "[holds] SkipInit, α = 0 trains at every depth.\n" in done.stdout
   page = (output / "report.html").read_text()
   assert "87.5, 2^-3" in page and "python -m x" in page
-  for kind in ("png", "svg", "pdf"):
-    assert (output / f"accuracy_by_depth.{kind}").stat().st_size > 0
+  assert (output / "accuracy.md").exists() and not (output / "accuracy.tex").exists()
   # NaN among them, the results are the same again.
   results = (workdir / "results.json").read_bytes()
   assert (output / "results.json").read_bytes() == results
@@ -95,8 +94,9 @@ def test_report_of_a_run(run_program, tmp_path):
 
   # Elsewhere, it is the same but for the command.
   output = tmp_path / "elsewhere"
-  report(run_program, f"--workdir={workdir}", f"--output={output}")
-  assert (output / "signal.svg").read_bytes() == (workdir / "signal.svg").read_bytes()
+  report(run_program, f"--workdir={workdir}", f"--output={output}", "--formats=png,tex")
+  assert (output / "signal.png").read_bytes() == (workdir / "signal.png").read_bytes()
+  assert (output / "result.tex").exists() and not (output / "result.md").exists()
   assert f"--output={output}" in (output / "report.html").read_text()
 
   (workdir / "result.json").unlink()
@@ -138,3 +138,7 @@ def test_bad_input_is_one_sentence(workdir, run_program, tmp_path):
     "--workdir or --output.\n"
   )
   assert file.read_text() == "kept"
+
+  assert refused(f"--workdir={workdir}", "--formats=md,svg") == (
+    "error: Unknown format 'svg': choose one of md, pdf, png, tex.\n"
+  )

@@ -33,7 +33,7 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
   for name in ("stream", "branch", "ratio", "gradient", "cosine", "paths"):
     assert (tmp_path / f"{name}.png").stat().st_size > 0
   for name in ("summary", "blocks", "verdict"):
-    assert (tmp_path / f"{name}.csv").stat().st_size > 0
+    assert (tmp_path / f"{name}.md").stat().st_size > 0
   results = json.loads((tmp_path / "signal.json").read_text())
   assert results["config"]["depth"] == 40
   network = results["networks"]["unnormalized"]
