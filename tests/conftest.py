@@ -3,28 +3,28 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import jax
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import forks
 
-# Kept between runs, in the checkout, and shared by workers and child processes.
-# Entries that a killed process left unfinished are ignored by JAX, with a warning.
-CACHE = {
+ROOT = forks.ROOT
+
+MACHINE = {
+  "JAX_PLATFORMS": "cpu",
+  # Kept between runs, in the checkout, and shared by workers and child processes.
+  # Entries that a killed process left unfinished are ignored by JAX, with a warning.
   "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  # LLVM's passes are most of what tests would wait for: without them a network is
+  # initialized in a fifth of the time. Training sets a level of its own.
+  "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
-
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", CACHE["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update(
-  "jax_persistent_cache_min_compile_time_secs",
-  float(CACHE["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
-)
+# JAX reads its variables when it is imported.
+assert "jax" not in sys.modules
+os.environ.update(MACHINE, JAX_NUM_CPU_DEVICES="8")
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -34,15 +34,14 @@ def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, s
     changes: variables to add or replace.
 
   Returns:
-    This process's variables, less those that would change what JAX does, plus the
-    CPU platform, the compilation cache and `changes`.
+    This process's variables, but with one CPU device, and `changes`.
   """
   inherited = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("JAX_", "XLA_"))
   }
-  return inherited | CACHE | {"JAX_PLATFORMS": "cpu"} | dict(changes or {})
+  return inherited | MACHINE | dict(changes or {})
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +51,21 @@ def child_environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
+def fork_server() -> Iterator[forks.Server]:
+  """The process that `run_program` forks."""
+  server = forks.Server(program_environment())
+  yield server
+  server.close()
+
+
+@pytest.fixture(scope="session")
+def run_program(fork_server) -> Callable[..., subprocess.CompletedProcess[str]]:
   """Runs `python -m MODULE FLAGS...` from the checkout and captures what it prints.
 
   `run_program(["experiments.train", "--workdir=..."], status=1)`. Any exit status is
   returned unless `status` names the one to expect. `env` adds variables, `timeout` is
-  in seconds.
+  in seconds. The program is a fork, unless it needs variables that Python or JAX read
+  when they start.
   """
 
   def run(
@@ -65,17 +73,21 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     *,
     env: Mapping[str, str] | None = None,
     status: int | None = None,
-    timeout: float = 300,
+    timeout: int = 300,
   ) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-      [sys.executable, "-m", *arguments],
-      cwd=ROOT,
-      env=program_environment(env),
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=timeout,
-    )
+    environment = program_environment(env)
+    if any(name.startswith(("JAX_", "XLA_", "PYTHON")) for name in env or ()):
+      result = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+      )
+    else:
+      result = fork_server.run(arguments, environment, timeout)
     if status is not None and result.returncode != status:
       pytest.fail(
         f"python -m {' '.join(arguments)} exited {result.returncode}, not {status}:\n"
