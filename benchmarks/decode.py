@@ -34,8 +34,9 @@ from PIL import Image
 
 from benchmarks import machine, output
 from experiments import program
-from skipinit_jax.data import decode, sample_photos, streaming
+from skipinit_jax.data import decode, streaming
 from skipinit_jax.data.decode import Window
+from skipinit_jax.data.prepare import sample_photos
 from skipinit_jax.errors import UsageError
 
 _TENSORFLOW_PYTHON = flags.DEFINE_string(

@@ -15,14 +15,13 @@ of imagenet2012, to try the ImageNet program where ImageNet is missing.
 from absl import flags
 
 from experiments import program
-from skipinit_jax import data
-from skipinit_jax.data import idx, sample_photos
+from skipinit_jax.data.prepare import idx, sample_photos
 from skipinit_jax.errors import UsageError, unknown_name
 
 _NAMES = (*idx.NAMES, sample_photos.NAME)
 
 _DATASET = flags.DEFINE_string(
-  "dataset", None, f"Data set to prepare: {', '.join(_NAMES)}."
+  "dataset", None, f"Data set to prepare: {', '.join(_NAMES)}.", required=True
 )
 _SOURCE = flags.DEFINE_string(
   "source",
@@ -38,21 +37,14 @@ _DATA_DIR = flags.DEFINE_string(
 def main() -> None:
   """Prepares the data set that the flags name."""
   dataset, source = _DATASET.value, _SOURCE.value
-  if not dataset:
-    raise UsageError(f"--dataset is missing: one of {', '.join(_NAMES)}.")
-  if dataset not in data.NAMES:
+  if dataset not in _NAMES:
     raise unknown_name("dataset", dataset, _NAMES)
   if dataset == sample_photos.NAME:
-    if source:
-      raise UsageError(
-        f"--source is {source!r}: {dataset} needs none, because its photographs come "
-        "with scikit-learn."
-      )
     print(sample_photos.prepare(_DATA_DIR.value))
-    return
-  if not source:
+  elif source:
+    print(idx.prepare(dataset, source, _DATA_DIR.value))
+  else:
     raise UsageError("--source is missing: the folder with the data set's IDX files.")
-  print(idx.prepare(dataset, source, _DATA_DIR.value))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Data sets and augmentation, and pipelines for sets in memory and in files."""
 
-from skipinit_jax.data import augmentation, idx, in_memory, sample_photos, streaming
+from skipinit_jax.data import augmentation, in_memory, prepare, streaming
 from skipinit_jax.data.datasets import (
   NAMES,
   STREAMED_NAMES,
@@ -20,11 +20,10 @@ __all__ = [
   "StreamedDataset",
   "StreamedSplit",
   "augmentation",
-  "idx",
   "in_memory",
   "known_names",
   "load",
+  "prepare",
   "register",
-  "sample_photos",
   "streaming",
 ]

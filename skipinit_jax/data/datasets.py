@@ -1,17 +1,17 @@
-"""The data sets, decoded to arrays: by name, from local files only.
+"""Data sets as arrays in memory: by name, from local files only.
 
-`load` decodes a set once and keeps its arrays in a cache file, since decoding
-60,000 images costs some ten seconds and importing scikit-learn several.
+`load` decodes a set once and keeps its arrays in a cache file: to decode 60,000 images
+takes ten seconds, and to import scikit-learn several.
 """
 
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from skipinit_jax import errors
+from skipinit_jax.files import write_file
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
@@ -27,7 +28,7 @@ STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
 NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
 """The names of this package's data sets."""
 
-# Those of users: functions that make them.
+# Data sets of users, as functions that make them.
 _registered: dict[str, Callable[[], "Dataset"]] = {}
 
 # 23 batches of 64; the other 325 digits are the test set.
@@ -87,7 +88,7 @@ class Dataset:
 
   @functools.cached_property
   def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
-    # From a histogram: exact, and without a float copy of all the images.
+    # A histogram is exact and needs no float copy of all the images.
     images = self.train.images
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
@@ -104,13 +105,13 @@ class Dataset:
 
 
 def register(name: str, make: Callable[[], Dataset]) -> None:
-  """Adds a data set of one's own, so that programs and studies find it by its name.
+  """Adds a data set of your own, so that programs and studies find it by its name.
 
   A study's worker processes import the module that was started, so register there, at
   its top level, as with `methods.register`.
 
   Args:
-    name: a name that no other data set has.
+    name: what `dataset` names in every configuration.
     make: returns the data set. It is called once in each process that trains.
 
   Raises:
@@ -131,10 +132,10 @@ def load(
 ) -> Dataset:
   """Loads a data set from local files; never downloads one.
 
-  `digits` comes with scikit-learn: 8x8 images scaled from 0..16 to 0..255, the
-  first 1472 for training and the last 325 for testing. The other sets are read
-  from the files that tensorflow-datasets prepared (ArrayRecord, which needs no
-  TensorFlow), in the order of those files. A registered one is made anew.
+  `digits` comes with scikit-learn: 8x8 images scaled from 0..16 to 0..255, the first
+  1472 for training and the last 325 for testing. The other sets are read from the files
+  that tensorflow-datasets prepared (ArrayRecord, which needs no TensorFlow), in their
+  order. A registered one comes from its function.
 
   Args:
     name: one of `known_names()` that is not in `STREAMED_NAMES`.
@@ -147,9 +148,9 @@ def load(
     The data set: images uint8 [N, H, W, C], labels int32 [N].
 
   Raises:
-    UsageError: if the name is unknown or that of a streamed set, the set is not
-      prepared in `data_dir`, its files or its cache are damaged, or a registered
-      one's arrays are not those of a data set.
+    UsageError: the name is unknown or that of a streamed set; the set is not prepared
+      in `data_dir`; its files or its cache are damaged; or a registered set has arrays
+      of another type or shape.
   """
   if name in _registered:
     dataset = _registered[name]()
@@ -163,12 +164,16 @@ def load(
       f"{', '.join(_NUM_CLASSES)}."
     )
   if name == "digits":
-    source, decode = _digits_source(), _decode_digits
+    source = f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"
+    decode = _decode_digits
   else:
     builder = prepared_builder(name, data_dir)
     source = _prepared_source(builder)
     decode = functools.partial(_decode_prepared, builder)
-  train, test = _cached(_cache_path(name, cache_dir), source, decode)
+  if cache_dir is None:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache_dir = os.path.join(base, "skipinit_jax", "data")
+  train, test = _cached(pathlib.Path(cache_dir, f"{name}.npz"), source, decode)
   return Dataset(name, _NUM_CLASSES[name], train, test)
 
 
@@ -176,32 +181,30 @@ def _check(dataset: Dataset) -> None:
   """Raises a UsageError if arrays would not train, or train something else."""
   for title, split in (("train", dataset.train), ("test", dataset.test)):
     images, labels = split.images, split.labels
-    where = f"Data set {dataset.name!r}, {title}"
+    problem = ""
     if images.dtype != np.uint8 or images.ndim != 4:
-      raise errors.UsageError(
-        f"{where}: images are {images.dtype} of shape {images.shape}, but must be "
-        "uint8 [num_examples, height, width, channels]."
+      problem = (
+        f"images are {images.dtype} of shape {images.shape}, but must be uint8 "
+        "[num_examples, height, width, channels]"
       )
-    if images.shape[1:] != dataset.image_shape:
-      raise errors.UsageError(
-        f"{where}: images have shape {images.shape[1:]}, those of training "
-        f"{dataset.image_shape}."
+    elif images.shape[1:] != dataset.image_shape:
+      problem = (
+        f"images have shape {images.shape[1:]}, those of training {dataset.image_shape}"
       )
-    if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
-      raise errors.UsageError(
-        f"{where}: labels are {labels.dtype} of shape {labels.shape}, but must be "
-        f"int32 [{len(images)}]."
+    elif labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+      problem = (
+        f"labels are {labels.dtype} of shape {labels.shape}, but must be int32 "
+        f"[{len(images)}]"
       )
-    if not len(labels) or not 0 <= labels.min() <= labels.max() < dataset.num_classes:
-      found = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
-      raise errors.UsageError(
-        f"{where}: labels are {found}, but num_classes is {dataset.num_classes}."
+    elif not len(labels):
+      problem = "there are no examples"
+    elif not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+      problem = (
+        f"labels are {labels.min()} to {labels.max()}, but num_classes is "
+        f"{dataset.num_classes}"
       )
-
-
-def _digits_source() -> str:
-  version = importlib.metadata.version("scikit-learn")
-  return f"digits of scikit-learn {version}"
+    if problem:
+      raise errors.UsageError(f"Data set {dataset.name!r}, {title}: {problem}.")
 
 
 def _decode_digits() -> tuple[Split, Split]:
@@ -227,44 +230,22 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
   """
   import tensorflow_datasets as tfds
 
-  from skipinit_jax.data import sample_photos
-
   try:
-    if name == sample_photos.NAME:
-      builder = sample_photos.make_builder(data_dir)
-    else:
-      builder = tfds.builder(name, data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
     # Asked of a folder that does not exist, `is_prepared` logs a warning.
     prepared = builder.data_path.exists() and builder.is_prepared()
+  except tfds.core.DatasetNotFoundError:  # It knows sample_photos by its files alone.
+    prepared = False
   except OSError as error:
     raise errors.UsageError(
       f"Cannot read data_dir {str(data_dir)!r}: {error.strerror}."
     ) from error
   if not prepared:
-    root = builder.data_dir_root
-    if name == "fashion_mnist":
-      remedy = (
-        f"run `python -m experiments.prepare_data --dataset={name} --source=DIR "
-        f"--data_dir={root}`, where DIR holds its IDX files (Debian's package "
-        "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist)"
-      )
-    elif name == sample_photos.NAME:
-      remedy = (
-        f"run `python -m experiments.prepare_data --dataset={name} --data_dir={root}`"
-      )
-    else:
-      remedy = (
-        'run `python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
-        '.download_and_prepare()"` with internet access and TensorFlow installed'
-      )
-      if name == "imagenet2012":
-        remedy = (
-          "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
-          "https://image-net.org/download-images gives to registered users, into "
-          f"{root / 'downloads' / 'manual'}, and {remedy}"
-        )
-    raise errors.UsageError(f"Dataset {name!r} is not prepared in {root}: {remedy}.")
+    usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    root = os.path.expanduser(data_dir or usual)
+    raise errors.UsageError(
+      f"Dataset {name!r} is not prepared in {root}: {_remedy(name, root)}."
+    )
   if not is_random_access(builder):
     raise errors.UsageError(
       f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format, the "
@@ -272,6 +253,31 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
       "file_format='array_record'."
     )
   return builder
+
+
+def _remedy(name: str, root: str) -> str:
+  """Returns what to do to prepare a data set in a folder."""
+  prepare = f"python -m experiments.prepare_data --dataset={name}"
+  if name == "fashion_mnist":
+    return (
+      f"run `{prepare} --source=DIR --data_dir={root}`, where DIR holds its IDX files "
+      "(Debian's package dataset-fashion-mnist puts them in "
+      "/usr/share/datasets/fashion-mnist)"
+    )
+  if name == "sample_photos":
+    return f"run `{prepare} --data_dir={root}`"
+  remedy = (
+    'run `python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
+    '.download_and_prepare()"` with internet access and TensorFlow installed'
+  )
+  if name == "imagenet2012":
+    remedy = (
+      "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
+      "https://image-net.org/download-images gives to registered users, into "
+      f"{root}/downloads/manual, and {remedy}"
+    )
+  return remedy
 
 
 def is_random_access(builder: Any) -> bool:
@@ -284,11 +290,8 @@ def _prepared_source(builder: Any) -> str:
   """Returns a text that changes whenever the prepared files do."""
   import tensorflow_datasets as tfds
 
-  folder = pathlib.Path(builder.data_path)
-  files = []
-  for path in sorted(folder.iterdir()):
-    stat = path.stat()
-    files.append((path.name, stat.st_size, stat.st_mtime_ns))
+  paths = sorted(pathlib.Path(builder.data_path).iterdir())
+  files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
   digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
   return f"{builder.info.full_name} of tfds {tfds.__version__}, files {digest}"
 
@@ -314,13 +317,6 @@ def _decode_prepared(builder: Any) -> tuple[Split, Split]:
       f"The prepared files of {builder.name!r} in {builder.data_path} are damaged "
       f"({str(error).splitlines()[0]}): delete that folder and prepare it again."
     ) from error
-
-
-def _cache_path(name: str, cache_dir: str | None) -> pathlib.Path:
-  if cache_dir is None:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache_dir = os.path.join(base, "skipinit_jax", "data")
-  return pathlib.Path(cache_dir) / f"{name}.npz"
 
 
 def _cached(
@@ -364,20 +360,15 @@ def _read_cache(path: pathlib.Path, source: str) -> tuple[Split, Split] | None:
 
 def _write_cache(path: pathlib.Path, source: str, splits: tuple[Split, Split]) -> None:
   train, test = splits
+  archive = io.BytesIO()
+  np.savez(
+    archive,
+    source=np.array(source),
+    train_images=train.images,
+    train_labels=train.labels,
+    test_images=test.images,
+    test_labels=test.labels,
+  )
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Other processes may read or write the same cache: each replaces it whole.
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(descriptor, "wb") as file:
-      np.savez(
-        file,
-        source=np.array(source),
-        train_images=train.images,
-        train_labels=train.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-      )
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  # Other processes may read or write the same cache.
+  write_file(path, archive.getvalue())

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from skipinit_jax import data
-from skipinit_jax.data import decode, sample_photos, streaming
+from skipinit_jax.data import decode, streaming
+from skipinit_jax.data.prepare import sample_photos
 from skipinit_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -319,32 +320,6 @@ def test_damaged_files_are_an_error_that_names_them(folders, tmp_path):
   path.write_bytes(path.read_bytes()[:5000])
   with pytest.raises(UsageError, match=r"Record \d+ of the validation split .* read"):
     take(streaming.eval_batches(load(tmp_path / "tfds"), batch_size=4), None)
-
-
-@pytest.mark.parametrize(
-  ("name", "parts"),
-  [
-    (
-      "imagenet2012",
-      [
-        "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-        "{}/downloads/manual",
-        "tfds.builder('imagenet2012', data_dir='{}', file_format='array_record')",
-      ],
-    ),
-    (
-      "sample_photos",
-      ["python -m experiments.prepare_data --dataset=sample_photos --data_dir={}"],
-    ),
-  ],
-)
-def test_missing_set_says_how_to_get_it(name, parts, tmp_path):
-  folder = tmp_path / "none"
-  with pytest.raises(UsageError, match=f"{name!r} is not prepared in") as error:
-    streaming.load(name, data_dir=str(folder))
-  for part in parts:
-    assert part.format(folder) in str(error.value)
-  assert not folder.exists()
 
 
 def test_missing_split_is_an_error(tmp_path):

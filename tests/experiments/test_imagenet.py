@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.configs.imagenet import CONFIGS
-from skipinit_jax.data import sample_photos
+from skipinit_jax.data.prepare import sample_photos
 
 SMALL = [
   "experiments.imagenet",

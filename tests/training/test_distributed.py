@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from skipinit_jax.data import sample_photos
+from skipinit_jax.data.prepare import sample_photos
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import lock
 from skipinit_jax.training import TrainConfig, distributed, loop

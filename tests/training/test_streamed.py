@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from skipinit_jax.data import augmentation, sample_photos, streaming
+from skipinit_jax.data import augmentation, streaming
+from skipinit_jax.data.prepare import sample_photos
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig, load_trained, loop
 from tests.training.runs import StopAt, rows_of

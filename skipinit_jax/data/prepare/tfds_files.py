@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipinit_jax import errors
-from skipinit_jax.data import datasets
+from skipinit_jax.data.datasets import is_random_access
 
 
 def write(
@@ -16,21 +16,20 @@ def write(
 ) -> str:
   """Writes what a builder generates, in ArrayRecord format.
 
-  tensorflow-datasets does the writing, into a temporary folder that is renamed at
-  the end.
+  tensorflow-datasets does the writing, into a temporary folder that it renames at the
+  end.
 
   Args:
-    make_builder: returns a tensorflow-datasets builder, one that encodes its images
-      itself, because tensorflow-datasets would use TensorFlow.
-    sizes: number of examples of each split that it generates.
-    data_dir: where it writes, None for the default; for messages.
+    make_builder: returns a tensorflow-datasets builder that encodes its images itself:
+      tensorflow-datasets would use TensorFlow.
+    sizes: number of examples of each split.
+    data_dir: where the builder writes; only named in messages.
 
   Returns:
     One sentence on what was done: prepared, or already prepared.
 
   Raises:
-    UsageError: if `data_dir` cannot be written, or holds other files for this data
-      set.
+    UsageError: `data_dir` cannot be written, or holds other files for the data set.
   """
   import tensorflow_datasets as tfds
 
@@ -52,7 +51,7 @@ def write(
 
 def _already_prepared(builder: Any, sizes: Mapping[str, int]) -> str:
   prepared = {name: info.num_examples for name, info in builder.info.splits.items()}
-  if prepared != sizes or not datasets.is_random_access(builder):
+  if prepared != sizes or not is_random_access(builder):
     found = (
       f"{prepared} as {builder.info.file_format.value}" if prepared else "no examples"
     )

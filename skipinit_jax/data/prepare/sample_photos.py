@@ -1,34 +1,30 @@
 """A small set of real JPEG photographs in the format of `imagenet2012`.
 
-It stands in for ImageNet where that is missing: it takes the same way through the
-input pipeline, and a small network learns it. The pictures are windows of the two
-photographs that scikit-learn ships (`sklearn.datasets.load_sample_images`), both under
-the licence CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/): china.jpg from
-https://www.flickr.com/photos/danielbuechele/6061409035/ and flower.jpg from
-https://www.flickr.com/photos/vultilion/6056698931/, as the README.txt beside them says.
+It stands in for ImageNet: it takes the same way through the input pipeline, and a small
+network learns it. The pictures are windows of the two photographs that scikit-learn
+ships (`sklearn.datasets.load_sample_images`). Both have the licence CC BY 2.0
+(https://creativecommons.org/licenses/by/2.0/): china.jpg is from
+https://www.flickr.com/photos/danielbuechele/6061409035/, flower.jpg from
+https://www.flickr.com/photos/vultilion/6056698931/.
 """
 
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from skipinit_jax.data import tfds_files
+from skipinit_jax.data.prepare import tfds_files
 
 __all__ = [
   "NAME",
-  "NUM_CLASSES",
   "SIZES",
-  "make_builder",
   "prepare",
 ]
 
 NAME = "sample_photos"
 """The name of the set."""
-
-NUM_CLASSES = 10
-"""Two photographs, each with its channels in five orders."""
 
 SIZES = {"train": 250, "validation": 50}
 """How many photographs a split holds, by its name."""
@@ -36,6 +32,7 @@ SIZES = {"train": 250, "validation": 50}
 _PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 # An order of the color channels is what a crop and a flip leave as it is.
 _CHANNELS = ("rgb", "gbr", "brg", "bgr", "grb")
+_CLASSES = tuple(itertools.product(_PHOTOGRAPHS, _CHANNELS))
 _SEED = 0
 # Windows are about as large as ImageNet's usual 500 x 375 pixels, and at this quality
 # nearly as many bytes: ImageNet's 1.28 million training files have 138 GB.
@@ -46,8 +43,7 @@ _QUALITY = 97
 def prepare(data_dir: str | None = None) -> str:
   """Writes the files that `streaming.load` reads under the name `NAME`.
 
-  A class is a photograph with its color channels in one of five orders. The bytes are
-  the same wherever the same version of Pillow encodes them.
+  A class is a photograph with its color channels in one of five orders.
 
   Args:
     data_dir: where to write; by default the environment variable TFDS_DATA_DIR or
@@ -57,17 +53,13 @@ def prepare(data_dir: str | None = None) -> str:
     One sentence on what was done: prepared, or already prepared.
 
   Raises:
-    UsageError: if `data_dir` cannot be written, or holds other files under the name.
+    UsageError: `data_dir` cannot be written, or holds other files under the name.
   """
-  return tfds_files.write(lambda: make_builder(data_dir), SIZES, data_dir)
+  return tfds_files.write(lambda: _builder(data_dir), SIZES, data_dir)
 
 
-def make_builder(data_dir: str | None) -> Any:
-  """Returns the set's builder, of which tensorflow-datasets itself does not know.
-
-  Args:
-    data_dir: where its files are or will be, None for the default.
-  """
+def _builder(data_dir: str | None) -> Any:
+  """Returns a builder that tensorflow-datasets does not have."""
   import tensorflow_datasets as tfds
 
   # The features are those of imagenet2012.
@@ -79,11 +71,7 @@ def make_builder(data_dir: str | None) -> Any:
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> Any:
-      names = [
-        f"{photograph.removesuffix('.jpg')}_{channels}"
-        for photograph in _PHOTOGRAPHS
-        for channels in _CHANNELS
-      ]
+      names = [f"{file.removesuffix('.jpg')}_{order}" for file, order in _CLASSES]
       features = {
         "image": tfds.features.Image(encoding_format="jpeg"),
         "label": tfds.features.ClassLabel(names=names),
@@ -113,16 +101,17 @@ def _examples(split: str) -> Iterator[dict[str, Any]]:
   from PIL import Image
   from sklearn import datasets
 
-  photographs = [datasets.load_sample_image(name) for name in _PHOTOGRAPHS]
+  photographs = {name: datasets.load_sample_image(name) for name in _PHOTOGRAPHS}
   rng = np.random.default_rng((_SEED, list(SIZES).index(split)))
   for number in range(SIZES[split]):
-    label = number % NUM_CLASSES
-    photograph = photographs[label // len(_CHANNELS)]
+    label = number % len(_CLASSES)
+    name, channels = _CLASSES[label]
+    photograph = photographs[name]
     width = rng.integers(*_WIDTHS, endpoint=True)
     height = rng.integers(*_HEIGHTS, endpoint=True)
     left = rng.integers(photograph.shape[1] - width, endpoint=True)
     top = rng.integers(photograph.shape[0] - height, endpoint=True)
-    order = ["rgb".index(channel) for channel in _CHANNELS[label % len(_CHANNELS)]]
+    order = ["rgb".index(channel) for channel in channels]
     window = photograph[top : top + height, left : left + width, order]
     encoded = io.BytesIO()
     Image.fromarray(window).save(encoded, "JPEG", quality=_QUALITY)

@@ -1,4 +1,4 @@
-"""Prepares tensorflow-datasets files from IDX files, without TensorFlow."""
+"""Data sets of IDX files, the format of MNIST."""
 
 import gzip
 import math
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from skipinit_jax import errors
-from skipinit_jax.data import datasets, tfds_files
 from skipinit_jax.data.datasets import Split
+from skipinit_jax.data.prepare import tfds_files
 
 __all__ = [
   "NAMES",
@@ -28,11 +28,9 @@ _FILE_PREFIXES = {"train": "train", "test": "t10k"}
 def prepare(
   name: str, source: str | os.PathLike[str], data_dir: str | None = None
 ) -> str:
-  """Writes the files that `tfds.data_source(name)` and `datasets.load` read.
+  """Writes the files that `tfds.data_source(name)` and `data.load(name)` read.
 
-  They equal those that tensorflow-datasets itself would write after downloading
-  the data set: it does the writing, into a temporary folder that is renamed at
-  the end; only the images are encoded here, because it would use TensorFlow.
+  They equal those that tensorflow-datasets writes after it has downloaded the set.
 
   Args:
     name: one of `NAMES`.
@@ -44,17 +42,11 @@ def prepare(
     One sentence on what was done: prepared, or already prepared.
 
   Raises:
-    UsageError: if the name is not in `NAMES`, an IDX file is missing, damaged or
-      does not fit, `data_dir` cannot be written, or it holds other files for this
-      data set.
+    UsageError: the name is not in `NAMES`; an IDX file is missing, is damaged or does
+      not fit; `data_dir` cannot be written, or holds other files for this data set.
   """
-  if name in datasets.NAMES and name not in NAMES:
-    raise errors.UsageError(
-      f"Dataset {name!r} is not published as IDX files, and only "
-      f"{', '.join(NAMES)} can be prepared from them."
-    )
   if name not in NAMES:
-    raise errors.unknown_name("dataset", name, NAMES)
+    raise errors.unknown_name("dataset of IDX files", name, NAMES)
   folder = pathlib.Path(source)
   if not folder.is_dir():
     raise errors.UsageError(f"Source {str(source)!r} is not a folder.")
@@ -72,7 +64,7 @@ def prepare(
 
 
 def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
-  """Returns tfds's own builder of the data set, reading `splits` instead."""
+  """Returns the builder that tensorflow-datasets has, but of the examples here."""
   import tensorflow_datasets as tfds
   from PIL import Image
 
@@ -84,8 +76,9 @@ def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
       return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-      # The keys, on which the order in the files depends, are tfds's own.
+      # The order in the files depends on the keys. These are those of the original.
       for key in range(splits[split].num_examples):
+        # An encoded image: to encode an array, it would import TensorFlow.
         image = Image.fromarray(splits[split].images[key, :, :, 0])
         yield key, {"image": image, "label": int(splits[split].labels[key])}
 
