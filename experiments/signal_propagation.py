@@ -10,7 +10,6 @@ Any model, methods and depth:
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import pathlib
 from typing import Any
@@ -35,13 +34,11 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
 from skipinit_jax.models import (
-  DepthStack,
-  FullyConnectedBlock,
   ResidualBlock,
+  ResidualMLP,
   ResNet,
   VisionTransformer,
 )
-from skipinit_jax.models.common import block_fields, require_positive
 from skipinit_jax.training import TrainConfig
 
 _WORKDIR = program.define_workdir("signal.json, the figures, tables and report")
@@ -49,67 +46,10 @@ _CONFIG = program.define_config(CONFIGS, default="demo")
 _DIAGNOSE = flags.DEFINE_boolean(
   "diagnose", False, "Whether to say of each network if its depth lets it train."
 )
-# Of the classes of data nothing depends but the classifier, behind the last block.
+# The signal ends at the last block: the classifier behind it changes nothing.
 _NUM_CLASSES = 10
 # Rows of a network in the table of blocks.
 _MOST_ROWS = 12
-
-
-class LinearMLP(nn.Module):
-  """Residual network of fully connected blocks without activation.
-
-  Its weights have variance 1 / fan-in, which keeps a layer's second moment.
-
-  Attributes:
-    depth: number of residual blocks.
-    width: features of every layer.
-    method: what keeps the network trainable.
-    layers_per_block: layers of one residual branch.
-  """
-
-  depth: int
-  width: int
-  method: Method
-  layers_per_block: int = 1
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    require_positive(
-      depth=self.depth, width=self.width, layers_per_block=self.layers_per_block
-    )
-
-  @nn.compact
-  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Maps images [N, ...] to the last block's features [N, width]."""
-    fields = block_fields(
-      self.method,
-      num_blocks=self.depth,
-      branch_layers=self.layers_per_block,
-      train=train,
-      dtype=jnp.float32,
-      param_dtype=jnp.float32,
-    )
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    fields |= {"kernel_init": init, "activation": lambda x: x}
-    x = images.reshape(images.shape[0], -1)
-    x = nn.Dense(self.width, use_bias=False, kernel_init=init, name="stem")(x)
-    block = functools.partial(
-      FullyConnectedBlock, self.width, num_layers=self.layers_per_block, **fields
-    )
-    return DepthStack(block, self.depth, name="stack")(x)
-
-  def predict(self, images: jax.Array) -> Signal:
-    """Predicts the signal, as `theory.predict_model` does for other models."""
-    network = theory.uniform(
-      self.method,
-      self.depth,
-      layers_per_block=self.layers_per_block,
-      activation="linear",
-    )
-    features = np.asarray(images).reshape(len(images), -1)
-    stem = theory.Layer(1.0, widening=self.width / features.shape[1])
-    network = dataclasses.replace(network, stem=stem)
-    return theory.predict(network, theory.Kernel.of(features), len(features))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +111,13 @@ def measure_networks(config: SignalConfig) -> list[Result]:
 
 def _make_model(config: SignalConfig, method: Method) -> Any:
   if config.model == LINEAR:
-    return LinearMLP(config.depth, config.width, method, config.layers_per_block)
+    return ResidualMLP(
+      config.depth,
+      config.width,
+      _NUM_CLASSES,
+      methods.linear(method),
+      layers_per_block=config.layers_per_block,
+    )
   return TrainConfig(
     model=config.model,
     depth=config.depth,
@@ -216,8 +162,6 @@ def _result(
 
 def _predict(model: Any, images: jax.Array) -> Signal | None:
   """Returns the signal by theory, None for networks that it does not cover."""
-  if isinstance(model, LinearMLP):
-    return model.predict(images)
   if isinstance(model, VisionTransformer):
     return None
   if not isinstance(model, ResNet):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 __all__ = [
   "UsageError",
+  "require_positive",
   "unknown_name",
 ]
 
@@ -40,3 +41,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
   if close and len(known) > _MOST_NAMES:
     names = ""
   return UsageError(f"Unknown {kind} {name!r}{suggestion}{names}.")
+
+
+def require_positive(**values: int) -> None:
+  """Raises a `UsageError` that names the first value below one."""
+  for name, value in values.items():
+    if value < 1:
+      raise UsageError(f"{name} is {value}: it must be at least 1.")

@@ -10,29 +10,55 @@ and `methods.register(method)` lets programs and studies find it by its name.
 
 import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
+import jax
+import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import GhostBatchNorm, LayerScale, SkipInit
+from skipinit_jax.layers import (
+  Conv,
+  GhostBatchNorm,
+  LayerScale,
+  SkipInit,
+  VarianceScaling,
+  WeightStandardizedConv,
+  WeightStandardizedDense,
+  fixup,
+  he_normal,
+  he_normal_fan_out,
+  identity,
+  scaled_relu,
+)
 
 __all__ = [
   "NAMES",
+  "ActivatedBlockFields",
+  "Activation",
+  "BlockFields",
   "Method",
   "ModuleFactory",
   "batch_normalizer",
   "get",
   "inverse_sqrt_depth",
   "layer_scale_by_depth",
+  "linear",
   "register",
   "with_ghost_batches",
 ]
 
+Activation = Callable[[jax.Array], jax.Array]
+"""A function of features that keeps their shape."""
+
 ModuleFactory = Callable[..., Any]
 """Returns a Flax module, such as a module class or a `functools.partial` of one."""
+
+Initializer = jax.nn.initializers.Initializer
+DType = jax.typing.DTypeLike
 
 
 def inverse_sqrt_depth(num_blocks: int) -> float:
@@ -59,9 +85,29 @@ batch_normalizer: functools.partial[nn.BatchNorm] = functools.partial(
 """Batch normalization over the global batch, as the methods here use it."""
 
 
+class BlockFields(TypedDict):
+  """The fields of `models.ResidualBlock` that a method decides."""
+
+  normalizer: ModuleFactory | None
+  branch_scale: ModuleFactory | None
+  sum_scale: float
+  use_bias: bool
+  dtype: DType
+  param_dtype: DType
+
+
+class ActivatedBlockFields(BlockFields):
+  """The fields of `models.ActivatedBlock` that a method decides."""
+
+  activation: Activation
+  kernel_init: Initializer
+  last_kernel_init: Initializer
+  scalar_biases: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """What keeps a residual network trainable.
+  """What keeps a residual network trainable: all that its networks need to know of it.
 
   Attributes:
     name: the name in tables and flags.
@@ -70,8 +116,8 @@ class Method:
       convolution in version-1 networks); None: no normalization. It is given
       `use_running_average`, `dtype` and `param_dtype`, each if it accepts it and a
       `functools.partial` does not set it already.
-    output_normalizer_only: whether the normalizer stands only once, before the
-      classifier, and in no residual block.
+    output_normalizer: likewise, of one module before the classifier; None: `normalizer`
+      where the network has not normalized its output yet.
     alpha: the initial value of the scale at the end of each branch, or a function of
       the number of residual blocks; None: no scale.
     learnable_alpha: whether alpha is a parameter.
@@ -82,47 +128,167 @@ class Method:
     sum_scale: a constant factor on the sum of shortcut and branch.
     divide_by_expected_std: whether each branch takes its input divided by the
       standard deviation that is expected there: see `expected_variances`.
-    weight_standardization: whether convolutions and dense layers but the classifier
-      have scaled weight standardization, and activations its gain: see
-      `layers.WeightStandardizedConv`.
-    initialization: "he": He initialization by fan-in; "fixup": Fixup's.
+    conv: factory of convolutions, with the fields of `flax.linen.Conv`.
+    dense: factory of dense layers but the classifier, with those of `flax.linen.Dense`.
+    activation: the activation function.
+    kernel_init: initializer of the stem and of projections.
+    branch_init: maps the network's residual blocks and the layers of a branch, at least
+      2, to the initializer of the branch's layers; None: `kernel_init`.
+    last_init: initializer of the branch's last layer; None: as the layers before it.
+    classifier_init: initializer of the classifier; None: the network's own.
     scalar_biases: whether Fixup's scalar biases stand before each convolution and
       each activation and at the end of each branch.
     use_bias: whether convolutions (but the stem) and dense layers have biases.
     dropout_rate: share of the features dropped before the classifier.
+    resnet_version: the version of ResNet that its authors define it for; None: any.
   """
 
   name: str
   title: str
   normalizer: ModuleFactory | None = None
-  output_normalizer_only: bool = False
+  output_normalizer: ModuleFactory | None = None
   alpha: float | Callable[[int], float] | None = None
   learnable_alpha: bool = True
   branch_scale: ModuleFactory = SkipInit
   sum_scale: float = 1.0
   divide_by_expected_std: bool = False
-  weight_standardization: bool = False
-  initialization: Literal["he", "fixup"] = "he"
+  conv: ModuleFactory = Conv
+  dense: ModuleFactory = nn.Dense
+  activation: Activation = nn.relu
+  kernel_init: Initializer = he_normal
+  branch_init: Callable[[int, int], Initializer] | None = None
+  last_init: Initializer | None = None
+  classifier_init: Initializer | None = None
   scalar_biases: bool = False
   use_bias: bool = False
   dropout_rate: float = 0.0
+  resnet_version: int | None = None
 
   def __post_init__(self) -> None:
     if not 0 <= self.dropout_rate < 1:
       raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
-    if self.initialization not in ("he", "fixup"):
-      raise unknown_name("initialization", self.initialization, ("he", "fixup"))
     if not math.isfinite(self.sum_scale):
       raise UsageError(f"sum_scale is {self.sum_scale}: it must be finite.")
     alpha = self.alpha
     if alpha is not None and not callable(alpha) and not math.isfinite(alpha):
       raise UsageError(f"alpha is {alpha}: it must be finite.")
-    if self.output_normalizer_only and self.normalizer is None:
-      raise UsageError("output_normalizer_only is set, but normalizer is None.")
+
+  @property
+  def has_batch_norm(self) -> bool:
+    """Whether it normalizes by `batch_normalizer`, in blocks or at the output."""
+    return batch_normalizer in (self.normalizer, self.output_normalizer)
 
   def initial_alpha(self, num_blocks: int) -> float | None:
     """Returns alpha at initialization in a network of `num_blocks` blocks."""
     return self.alpha(num_blocks) if callable(self.alpha) else self.alpha
+
+  def block_fields(
+    self, *, num_blocks: int, train: bool, dtype: DType, param_dtype: DType
+  ) -> BlockFields:
+    """Returns what every residual block is given.
+
+    Args:
+      num_blocks: residual blocks of the whole network.
+      train: whether normalizers use the statistics of the batch.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+
+    Raises:
+      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
+    """
+    return {
+      "normalizer": bind_normalizer(
+        self.normalizer, train=train, dtype=dtype, param_dtype=param_dtype
+      ),
+      "branch_scale": self._bind_branch_scale(num_blocks, param_dtype),
+      "sum_scale": self.sum_scale,
+      "use_bias": self.use_bias,
+      "dtype": dtype,
+      "param_dtype": param_dtype,
+    }
+
+  def activated_block_fields(
+    self,
+    *,
+    num_blocks: int,
+    branch_layers: int,
+    train: bool,
+    dtype: DType,
+    param_dtype: DType,
+  ) -> ActivatedBlockFields:
+    """Returns what a residual block of convolutions or dense layers is given.
+
+    Args:
+      num_blocks: residual blocks of the whole network.
+      branch_layers: layers of one residual branch.
+      train: whether normalizers use the statistics of the batch.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+
+    Raises:
+      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
+    """
+    kernel_init = self.kernel_init
+    if self.branch_init is not None and branch_layers > 1:
+      kernel_init = self.branch_init(num_blocks, branch_layers)
+    return {
+      **self.block_fields(
+        num_blocks=num_blocks, train=train, dtype=dtype, param_dtype=param_dtype
+      ),
+      "activation": self.activation,
+      "kernel_init": kernel_init,
+      "last_kernel_init": self.last_init or kernel_init,
+      "scalar_biases": self.scalar_biases,
+    }
+
+  def _bind_branch_scale(
+    self, num_blocks: int, param_dtype: DType
+  ) -> ModuleFactory | None:
+    alpha = self.initial_alpha(num_blocks)
+    if alpha is None:
+      return None
+    factory = _bind(
+      functools.partial(self.branch_scale, initial_value=alpha),
+      {"learnable": self.learnable_alpha, "param_dtype": param_dtype},
+    )
+    if not self.learnable_alpha and "learnable" not in factory.keywords:
+      raise UsageError(
+        f"learnable_alpha is False, but the branch_scale of method {self.name!r} has "
+        "no field `learnable`: give it one."
+      )
+    return factory
+
+  def require_default(self, *fields: str, network: str) -> None:
+    """Raises a UsageError for a method with fields that a network does not use.
+
+    Args:
+      fields: names of the fields that must have their default values.
+      network: the network, in words.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(self)}
+    for name in fields:
+      if getattr(self, name) != defaults[name]:
+        raise UsageError(
+          f"Method {self.name!r} is not defined for {network}, which has no place for "
+          f"its {name}: choose another method or network."
+        )
+
+  def expected_stds(self, stage_blocks: Sequence[int]) -> list[np.ndarray] | list[None]:
+    """Returns what the blocks' inputs are divided by, in one array for each stage.
+
+    Args:
+      stage_blocks: the blocks of each stage. The first block of a stage is a
+        transition; in the network's first block that makes no difference.
+
+    Returns:
+      The expected standard deviations of each stage, [blocks]; None for each stage if
+      the method divides by none.
+    """
+    if not self.divide_by_expected_std:
+      return [None] * len(stage_blocks)
+    transitions = [block == 0 for blocks in stage_blocks for block in range(blocks)]
+    stds = np.sqrt(self.expected_variances(transitions))
+    return np.split(stds, np.cumsum(stage_blocks)[:-1])
 
   def expected_variances(self, transitions: Sequence[bool]) -> tuple[float, ...]:
     """Returns beta^2, the variance that theory expects at each block's input.
@@ -143,11 +309,56 @@ class Method:
     return tuple(variances[:-1])
 
 
+def bind_normalizer(
+  factory: ModuleFactory | None, *, train: bool, dtype: DType, param_dtype: DType
+) -> ModuleFactory | None:
+  """Binds what a factory of normalizers accepts of the arguments.
+
+  Args:
+    factory: see `Method.normalizer`; None returns None.
+    train: whether to use the statistics of the batch.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+  """
+  if factory is None:
+    return None
+  # LayerNorm and GroupNorm have no running average, a user's own may have no dtype.
+  return _bind(
+    factory,
+    {"use_running_average": not train, "dtype": dtype, "param_dtype": param_dtype},
+  )
+
+
+def _bind(
+  factory: ModuleFactory, available: Mapping[str, Any]
+) -> functools.partial[Any]:
+  """Binds what a factory accepts and a `functools.partial` does not set already."""
+  parameters = inspect.signature(factory).parameters
+  accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  bound = getattr(factory, "keywords", {})
+  keywords = {
+    name: value
+    for name, value in available.items()
+    if (name in parameters or accepts_any) and name not in bound
+  }
+  return functools.partial(factory, **keywords)
+
+
 # 0.2 is the paper's rate on ImageNet; another experiment of it uses 0.6.
 _DROPOUT_RATE = 0.2
 
 _skipinit = Method("skipinit", "SkipInit, α = 0", alpha=0.0)
-_fixup = Method("fixup", "Fixup", alpha=1.0, initialization="fixup", scalar_biases=True)
+_fixup = Method(
+  "fixup",
+  "Fixup",
+  alpha=1.0,
+  kernel_init=he_normal_fan_out,
+  branch_init=fixup,
+  last_init=nn.initializers.zeros,
+  classifier_init=nn.initializers.zeros,
+  scalar_biases=True,
+  resnet_version=1,
+)
 _batch_norm = Method("batch_norm", "Batch norm", normalizer=batch_normalizer)
 
 _METHODS: dict[str, Method] = {
@@ -184,11 +395,10 @@ _METHODS: dict[str, Method] = {
       title="Batch norm, divide by √2",
       sum_scale=1 / math.sqrt(2),
     ),
-    dataclasses.replace(
-      _batch_norm,
-      name="output_batch_norm",
-      title="Batch norm at the output only",
-      output_normalizer_only=True,
+    Method(
+      "output_batch_norm",
+      "Batch norm at the output only",
+      output_normalizer=batch_normalizer,
     ),
     Method("layer_norm", "Layer norm", normalizer=nn.LayerNorm),
     # Alpha = 0.2, biases and the scale of each output feature are those of the
@@ -200,7 +410,9 @@ _METHODS: dict[str, Method] = {
       alpha=0.2,
       learnable_alpha=False,
       divide_by_expected_std=True,
-      weight_standardization=True,
+      conv=WeightStandardizedConv,
+      dense=WeightStandardizedDense,
+      activation=scaled_relu,
       use_bias=True,
     ),
     # Bachlechner et al. (UAI 2021) found independently of De & Smith what is the same
@@ -269,20 +481,38 @@ def with_ghost_batches(method: Method, ghost_batch_size: int) -> Method:
   """Returns a batch-normalized method that normalizes over ghost batches.
 
   Args:
-    method: a method whose normalizer is `batch_normalizer`.
+    method: a method that normalizes by `batch_normalizer`.
     ghost_batch_size: examples of a ghost batch; see `layers.GhostBatchNorm`.
 
   Raises:
     UsageError: the method has another normalizer or none.
   """
-  # Momentum and epsilon are those of the global batch's normalizer.
-  settings = batch_normalizer.keywords
-  if method.normalizer is not batch_normalizer:
+  if not method.has_batch_norm:
     raise UsageError(
       f"ghost_batch_size is {ghost_batch_size}, but method {method.name!r} has no "
       "batch normalization."
     )
-  normalizer = functools.partial(
-    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **settings
+  # Momentum and epsilon are those of the global batch's normalizer.
+  ghost = functools.partial(
+    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **batch_normalizer.keywords
   )
-  return dataclasses.replace(method, normalizer=normalizer)
+  changes: dict[str, Any] = {
+    name: ghost
+    for name in ("normalizer", "output_normalizer")
+    if getattr(method, name) is batch_normalizer
+  }
+  return dataclasses.replace(method, **changes)
+
+
+def linear(method: Method) -> Method:
+  """Returns a method of linear networks: without activation.
+
+  Weights have variance 1 / fan-in, which then keeps a layer's second moment; last
+  layers that start at zero still do.
+
+  Args:
+    method: any method.
+  """
+  return dataclasses.replace(
+    method, activation=identity, kernel_init=VarianceScaling(1.0), branch_init=None
+  )

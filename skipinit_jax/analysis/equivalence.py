@@ -39,8 +39,9 @@ import optax
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.methods import bind_normalizer
 from skipinit_jax.models import ResidualMLP, WideResNet
-from skipinit_jax.models.common import Head, normalizer
+from skipinit_jax.models.head import Head
 
 __all__ = [
   "LARGEST_VARIANCE",
@@ -104,7 +105,7 @@ class AnyPrecision(nn.Module):
       x = self.body(images, train)
     body = self.body
     dtypes: dict[str, Any] = {"dtype": body.dtype, "param_dtype": body.param_dtype}
-    norm = normalizer(body.method, train=train, **dtypes)
+    norm = bind_normalizer(body.method.normalizer, train=train, **dtypes)
     x = nn.relu(x if norm is None else norm(name="norm")(x))
     x = x.mean(axis=tuple(range(1, x.ndim - 1)))
     return nn.Dense(body.num_classes, **dtypes, name="classifier")(x)

@@ -54,7 +54,7 @@ class Blocks:
   A block's first argument is the stream's features, and so is its result, or the first
   of several; channels are last. A block is called once a pass.
 
-  In this package's blocks, what `_merge` adds are skip path and branch. In others,
+  In this package's blocks, what `merge` adds are skip path and branch. In others,
   the skip path is what the child `shortcut` returns, or else the block's input if it
   has the output's shape; the branch is what the last called child of `branch` returns,
   or else the block's output less the skip path. So where a block scales its sum, name
@@ -399,7 +399,7 @@ class _Recorder:
       return run(*args, **kwargs)
     (block, seen), module = self._open[-1], context.module
     called = context.method_name == "__call__"
-    if context.method_name == "_merge" and isinstance(module, ResidualBlock):
+    if context.method_name == "merge" and isinstance(module, ResidualBlock):
       seen["skip"], seen["branch"] = args
     elif called and isinstance(module, nn.BatchNorm | GhostBatchNorm):
       seen.setdefault("moving_variance", _normalizer_variance(module, args[0]))

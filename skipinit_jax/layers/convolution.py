@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +25,16 @@ def conv_general_dilated(
   feature_group_count: int = 1,
   precision: lax.PrecisionLike = None,
   preferred_element_type: jax.typing.DTypeLike | None = None,
-  *,
-  canonical_gradient: bool | None = None,
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated`, with gradients that are canonical convolutions.
+  """`jax.lax.conv_general_dilated`, with gradients that CPUs compute fast.
 
   JAX's own gradient of a convolution is a convolution over permuted dimensions.
   XLA:CPU runs those inside a loop (`flax.linen.scan` over depth) in a naive
-  implementation, about 13 times slower than outside. Here both gradients are
-  written as convolutions over NHWC images and HWIO kernels, which XLA:CPU
-  recognizes everywhere. The canonical form gives up forward-mode differentiation;
-  a block with `conv=flax.linen.Conv` keeps it.
+  implementation, about 13 times slower than outside. Where a program is compiled for a
+  CPU, both gradients are therefore written as convolutions over NHWC images and HWIO
+  kernels, which XLA:CPU recognizes everywhere; on other platforms they are JAX's own.
+  This gives up forward-mode differentiation; a block with `conv=flax.linen.Conv` keeps
+  it.
 
   Convolutions that are not two-dimensional, dense and undilated over NHWC and
   HWIO always go to `jax.lax`.
@@ -50,14 +50,10 @@ def conv_general_dilated(
     feature_group_count: as in `jax.lax`.
     precision: as in `jax.lax`.
     preferred_element_type: as in `jax.lax`.
-    canonical_gradient: whether to use the canonical gradients; None uses them
-      where JAX's default backend is the CPU.
 
   Returns:
     The images' convolution with the kernel, [N, H', W', O].
   """
-  if canonical_gradient is None:
-    canonical_gradient = jax.default_backend() == "cpu"
   canonical_form = (
     lhs.ndim == 4
     and dimension_numbers is not None
@@ -67,7 +63,7 @@ def conv_general_dilated(
     and feature_group_count == 1
     and preferred_element_type is None
   )
-  if not (canonical_gradient and canonical_form):
+  if not canonical_form:
     return lax.conv_general_dilated(
       lhs,
       rhs,
@@ -92,7 +88,131 @@ def conv_general_dilated(
     # So that the gradients never touch the pixels that the strides pass over.
     lhs = _padded(lhs, pads)[:, :: strides[0], :: strides[1]]
     strides, pads = (1, 1), ((0, 0), (0, 0))
-  return _conv(lhs, rhs, strides, pads, precision)
+  return _conv(lhs, rhs, _Window(strides, pads, precision))
+
+
+class _Window(NamedTuple):
+  """How a convolution's window moves, and how precisely it multiplies."""
+
+  strides: tuple[int, int]
+  pads: _Pads
+  precision: lax.PrecisionLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(images: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+  return _conv_by_platform(images, kernel, window)
+
+
+def _conv_by_platform(
+  images: jax.Array, kernel: jax.Array, window: _Window
+) -> jax.Array:
+  # The platform is known when the program is compiled, not while it is traced.
+  return lax.platform_dependent(
+    images,
+    kernel,
+    cpu=functools.partial(_cpu_conv, window),
+    default=functools.partial(_lax_conv, window),
+  )
+
+
+def _forward(
+  images: jax.Array, kernel: jax.Array, window: _Window
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  images = lax.platform_dependent(images, cpu=_materialized, default=lambda x: x)
+  return _conv_by_platform(images, kernel, window), (images, kernel)
+
+
+def _backward(
+  window: _Window, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  gradients: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+    *residuals,
+    cotangent,
+    cpu=functools.partial(_cpu_backward, window),
+    default=functools.partial(_lax_backward, window),
+  )
+  return gradients
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def _lax_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated(
+    images,
+    kernel,
+    window.strides,
+    window.pads,
+    dimension_numbers=_DIMENSION_NUMBERS,
+    precision=window.precision,
+  )
+
+
+def _lax_backward(
+  window: _Window, images: jax.Array, kernel: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  _, transpose = jax.vjp(functools.partial(_lax_conv, window), images, kernel)
+  images_gradient, kernel_gradient = transpose(cotangent)
+  return images_gradient, kernel_gradient
+
+
+def _cpu_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+  return _plain_conv(images, kernel, *window)
+
+
+def _cpu_backward(
+  window: _Window, images: jax.Array, kernel: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  strides, pads, precision = window
+  axes = list(
+    zip(
+      images.shape[1:3],
+      kernel.shape[:2],
+      cotangent.shape[1:3],
+      strides,
+      pads,
+      strict=True,
+    )
+  )
+  # As one convolution, the images' gradient would need zeros between the cotangent's
+  # elements, which are multiplied like any other number. But pixels that are congruent
+  # modulo the strides, a phase of the images, meet only every stride-th of the
+  # kernel's taps: each phase's gradient is a convolution with those, without zeros.
+  phases = []
+  for first_taps in itertools.product(
+    *(range(min(taps, stride)) for _, taps, _, stride, _ in axes)
+  ):
+    part = kernel[first_taps[0] :: strides[0], first_taps[1] :: strides[1]]
+    phase_pads, places = [], []
+    for tap, taps, (size, _, extent, stride, (low, _)) in zip(
+      first_taps, part.shape[:2], axes, strict=True
+    ):
+      # The first output meets this tap in the phase's pixel `first`; the phase begins
+      # at the images' pixel `start`.
+      first, start = divmod(tap - low, stride)
+      length = -(-size // stride)
+      phase_pads.append((taps - 1 + first, length - extent - first))
+      # Where the phase ends beyond the images, this is negative, and crops.
+      places.append((start, size - start - (length - 1) * stride - 1))
+    flipped = jnp.flip(part, (0, 1)).swapaxes(2, 3)
+    phase = _plain_conv(cotangent, flipped, (1, 1), tuple(phase_pads), precision)
+    phases.append(_padded(phase, places, strides))
+  images_gradient = functools.reduce(jnp.add, phases)
+  # Batch and features trade places on both operands: the batch is summed over.
+  kernel_pads = tuple(
+    (low, taps + (extent - 1) * stride - size - low)
+    for size, taps, extent, stride, (low, _) in axes
+  )
+  kernel_gradient = _plain_conv(
+    images.transpose(3, 1, 2, 0),
+    cotangent.transpose(1, 2, 0, 3),
+    (1, 1),
+    kernel_pads,
+    precision,
+    kernel_dilation=strides,
+  ).transpose(1, 2, 0, 3)
+  return images_gradient, kernel_gradient
 
 
 def _plain_conv(
@@ -125,89 +245,6 @@ def _plain_conv(
     dimension_numbers=_DIMENSION_NUMBERS,
     precision=precision,
   )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(
-  images: jax.Array,
-  kernel: jax.Array,
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
-) -> jax.Array:
-  return _plain_conv(images, kernel, strides, pads, precision)
-
-
-def _forward(
-  images: jax.Array,
-  kernel: jax.Array,
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  images = _materialized(images)
-  return _plain_conv(images, kernel, strides, pads, precision), (images, kernel)
-
-
-def _backward(
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
-  residuals: tuple[jax.Array, jax.Array],
-  cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  images, kernel = residuals
-  axes = list(
-    zip(
-      images.shape[1:3],
-      kernel.shape[:2],
-      cotangent.shape[1:3],
-      strides,
-      pads,
-      strict=True,
-    )
-  )
-  # As one convolution, the images' gradient would need zeros between the cotangent's
-  # elements, which are multiplied like any other number. But pixels that are congruent
-  # modulo the strides, a phase of the images, meet only every stride-th of the
-  # kernel's taps: each phase's gradient is a convolution with those, without zeros.
-  phases = []
-  for taps in itertools.product(
-    *(range(min(window, stride)) for _, window, _, stride, _ in axes)
-  ):
-    part = kernel[taps[0] :: strides[0], taps[1] :: strides[1]]
-    phase_pads, places = [], []
-    for tap, window, (size, _, extent, stride, (low, _)) in zip(
-      taps, part.shape[:2], axes, strict=True
-    ):
-      # The first output meets this tap in the phase's pixel `first`; the phase begins
-      # at the images' pixel `start`.
-      first, start = divmod(tap - low, stride)
-      length = -(-size // stride)
-      phase_pads.append((window - 1 + first, length - extent - first))
-      # Where the phase ends beyond the images, this is negative, and crops.
-      places.append((start, size - start - (length - 1) * stride - 1))
-    flipped = jnp.flip(part, (0, 1)).swapaxes(2, 3)
-    phase = _plain_conv(cotangent, flipped, (1, 1), tuple(phase_pads), precision)
-    phases.append(_padded(phase, places, strides))
-  images_gradient = functools.reduce(jnp.add, phases)
-  # Batch and features trade places on both operands: the batch is summed over.
-  kernel_pads = tuple(
-    (low, window + (extent - 1) * stride - size - low)
-    for size, window, extent, stride, (low, _) in axes
-  )
-  kernel_gradient = _plain_conv(
-    images.transpose(3, 1, 2, 0),
-    cotangent.transpose(1, 2, 0, 3),
-    (1, 1),
-    kernel_pads,
-    precision,
-    kernel_dilation=strides,
-  ).transpose(1, 2, 0, 3)
-  return images_gradient, kernel_gradient
-
-
-_conv.defvjp(_forward, _backward)
 
 
 def _padded(

@@ -3,7 +3,6 @@
 Brock, De & Smith (ICLR 2021), section 4.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -12,16 +11,8 @@ from flax import linen as nn
 
 from skipinit_jax.layers.convolution import conv_general_dilated
 
-RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
-"""Gamma, the inverse standard deviation of ReLU's output for standard normal input."""
-
-# That of the authors' code, on the weights' variance times the fan-in.
+# The authors' code adds it to the weights' variance times the fan-in.
 _EPSILON = 1e-4
-
-
-def scaled_relu(x: jax.Array) -> jax.Array:
-  """Returns ReLU times `RELU_GAIN`: standard normal features keep variance one."""
-  return nn.relu(x) * RELU_GAIN
 
 
 def standardize(kernel: jax.Array) -> jax.Array:

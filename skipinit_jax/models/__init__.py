@@ -1,8 +1,10 @@
-"""Residual blocks, stacks of them, and networks."""
+"""Residual blocks, stacks of blocks, and networks."""
 
 from skipinit_jax.models.blocks import (
+  ActivatedBlock,
   BasicBlock,
   BottleneckBlock,
+  ConvolutionalBlock,
   FullyConnectedBlock,
   PostActivationBottleneckBlock,
   ResidualBlock,
@@ -19,9 +21,11 @@ from skipinit_jax.models.transformer import (
 from skipinit_jax.models.wide_resnet import WideResNet
 
 __all__ = [
+  "ActivatedBlock",
   "AttentionBlock",
   "BasicBlock",
   "BottleneckBlock",
+  "ConvolutionalBlock",
   "DepthStack",
   "EncoderBlock",
   "FullyConnectedBlock",

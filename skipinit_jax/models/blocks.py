@@ -1,16 +1,16 @@
-"""Residual blocks, with the normalizer, the branch scaling and the rest as fields.
+"""Residual blocks: x + alpha f(x), with the normalizer, alpha and the rest as fields.
 
     block = BasicBlock(64, normalizer=functools.partial(nn.GroupNorm, num_groups=8))
     block = BasicBlock(64, branch_scale=SkipInit)
 
-As in Flax's own examples, a field such as `normalizer` is a factory of modules. A block
-is called with its input x and, for a network whose normalization is the variance that
-theory expects (Brock, De & Smith, ICLR 2021), with `expected_std`, the standard
-deviation of x that is expected: the branch takes x / expected_std. So does a projection
-of the shortcut. None, the default, divides nothing.
+As in Flax's own examples, a field such as `normalizer` is a factory of modules.
+
+Pre-activation blocks take, beside x, `expected_std`: the standard deviation that theory
+expects of x, which normalizes in place of a normalizer (Brock, De & Smith, ICLR 2021).
+The branch and a projection of the shortcut take x / expected_std. None, the default,
+divides nothing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,156 +18,139 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import Conv, LayerScale, ScalarBias, SkipInit, he_normal
-from skipinit_jax.methods import ModuleFactory
+from skipinit_jax.layers import Conv, ScalarBias, he_normal, scaled
+from skipinit_jax.methods import Activation, ModuleFactory
 
-Activation = Callable[[jax.Array], jax.Array]
+Initializer = jax.nn.initializers.Initializer
 Scalar = float | jax.Array
 
 
-class ResidualBlock(nn.Module):
-  """What residual blocks share: their fields, and how a branch begins and ends.
+class ResidualBlock(nn.Module, kw_only=True):
+  """What all residual blocks share: how a branch is normalized, scaled and added.
 
   Attributes:
-    features: the features of the branch's layers (bottleneck blocks return
-      four times as many).
-    strides: strides of the block, for convolutional blocks.
     normalizer: factory of the normalizers, called as `normalizer(name=...)`, such
       as `functools.partial(nn.BatchNorm, use_running_average=False)`; None: none.
-    branch_scale: factory of the module at the end of the branch, such as
-      `SkipInit`; None: none. Where the last layer is Flax's own, `SkipInit` and
-      `LayerScale` act on its variables, which is the same function and costs nothing.
+    branch_scale: factory of the module that multiplies the branch by alpha, such as
+      `SkipInit`; None: alpha is one. See `layers.scaled`.
     sum_scale: a constant factor on the sum of shortcut and branch.
-    scalar_biases: whether Fixup's scalar biases stand before each layer and each
-      activation and at the end of the branch.
     use_bias: whether the layers have biases.
-    kernel_init: initializer of the branch's layers.
-    last_kernel_init: initializer of the branch's last layer; None: `kernel_init`.
-    projection_init: initializer of the shortcut's projection.
-    activation: the activation function.
-    conv: factory of convolutions, with the fields of `flax.linen.Conv`.
     dtype: dtype of the computation; None: that of input and parameters.
     param_dtype: dtype of the parameters.
   """
 
-  features: int
-  strides: int = 1
   normalizer: ModuleFactory | None = None
   branch_scale: ModuleFactory | None = None
   sum_scale: float = 1.0
-  scalar_biases: bool = False
   use_bias: bool = False
-  kernel_init: jax.nn.initializers.Initializer = he_normal
-  last_kernel_init: jax.nn.initializers.Initializer | None = None
-  projection_init: jax.nn.initializers.Initializer = he_normal
-  activation: Activation = nn.relu
-  conv: ModuleFactory = Conv
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
-  def _downscale(self, x: jax.Array, expected_std: Scalar | None) -> jax.Array:
-    return x if expected_std is None else (x / expected_std).astype(x.dtype)
-
-  def _bias(self, x: jax.Array, name: str) -> jax.Array:
-    return ScalarBias(self.param_dtype, name=name)(x) if self.scalar_biases else x
-
-  def _normalize(self, x: jax.Array, name: str) -> jax.Array:
+  def normalize(self, x: jax.Array, name: str) -> jax.Array:
+    """Returns x behind a normalizer of this name; without normalization, x."""
     return self.normalizer(name=name)(x) if self.normalizer is not None else x
 
-  def _activate(self, x: jax.Array, index: int) -> jax.Array:
-    """Normalizer and activation, each scalar bias before what it belongs to."""
-    x = self._normalize(x, f"norm{index}")
-    x = self.activation(self._bias(x, f"activation_bias{index}"))
-    return self._bias(x, f"layer_bias{index}")
+  def scale(self, layer: nn.Module, x: jax.Array) -> jax.Array:
+    """Returns alpha times what the branch's last layer makes of x."""
+    alpha = self.branch_scale(name="branch_scale") if self.branch_scale else None
+    return scaled(alpha, layer, x)
 
-  def _convolve(
-    self,
-    x: jax.Array,
-    features: int,
-    size: int,
-    strides: int = 1,
-    *,
-    name: str,
-    last: bool = False,
-    normalizer: str | None = None,
-  ) -> jax.Array:
-    layer = self.conv(
+  def merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
+    """Returns the block's sum. `analysis.measure` reads both terms here."""
+    total = (shortcut + branch) * self.sum_scale
+    # A normalizer that knows no dtype may have widened it, which a scan forbids.
+    return total if self.dtype is None else total.astype(self.dtype)
+
+  def require_features(self, x: jax.Array, features: int) -> None:
+    """Raises a UsageError unless x has the features that the block returns."""
+    if x.shape[-1] != features:
+      raise UsageError(
+        f"{type(self).__name__} has {features} features, but its input has "
+        f"{x.shape[-1]}: they must be the same."
+      )
+
+
+class ActivatedBlock(ResidualBlock, kw_only=True):
+  """What blocks share in which an activation precedes each layer but the first.
+
+  Attributes:
+    activation: the activation function.
+    kernel_init: initializer of the branch's layers.
+    last_kernel_init: initializer of the branch's last layer; None: `kernel_init`.
+    scalar_biases: whether Fixup's scalar biases stand before each layer and each
+      activation and at the end of the branch.
+  """
+
+  activation: Activation = nn.relu
+  kernel_init: Initializer = he_normal
+  last_kernel_init: Initializer | None = None
+  scalar_biases: bool = False
+
+  def bias(self, x: jax.Array, name: str) -> jax.Array:
+    """Returns x plus Fixup's scalar bias of this name; without such biases, x."""
+    return ScalarBias(self.param_dtype, name=name)(x) if self.scalar_biases else x
+
+  def activate(self, x: jax.Array, index: int) -> jax.Array:
+    """Returns the input of layer `index`: normalized, activated and biased."""
+    x = self.normalize(x, f"norm{index}")
+    x = self.activation(self.bias(x, f"activation_bias{index}"))
+    return self.bias(x, f"layer_bias{index}")
+
+  def scale(self, layer: nn.Module, x: jax.Array) -> jax.Array:
+    """Returns alpha times what the branch's last layer makes of x, and its bias."""
+    return self.bias(super().scale(layer, x), "branch_bias")
+
+
+class ConvolutionalBlock(ActivatedBlock):
+  """What blocks of convolutions share.
+
+  Attributes:
+    features: the features of the branch's layers; bottleneck blocks return four times
+      as many.
+    strides: strides of the block.
+    conv: factory of convolutions, with the fields of `flax.linen.Conv`.
+    projection_init: initializer of the shortcut's projection.
+  """
+
+  features: int
+  strides: int = 1
+  conv: ModuleFactory = Conv
+  projection_init: Initializer = he_normal
+
+  def convolution(
+    self, features: int, size: int, strides: int = 1, *, name: str, last: bool = False
+  ) -> Any:
+    """Returns one of the branch's convolutions."""
+    init = (self.last_kernel_init if last else None) or self.kernel_init
+    return self._conv(features, size, strides, init, name)
+
+  def projects(self, x: jax.Array, features: int) -> bool:
+    """Tells whether the block changes the shape of x, so that a shortcut projects."""
+    return self.strides != 1 or x.shape[-1] != features
+
+  def project(self, x: jax.Array, features: int) -> jax.Array:
+    """Returns the shortcut's 1x1 convolution of x."""
+    y: jax.Array = self._conv(
+      features, 1, self.strides, self.projection_init, "projection"
+    )(x)
+    return y
+
+  def _conv(
+    self, features: int, size: int, strides: int, init: Initializer, name: str
+  ) -> Any:
+    return self.conv(
       features,
       (size, size),
       strides,
       use_bias=self.use_bias,
-      kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,
+      kernel_init=init,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name=name,
     )
-    return self._scaled_branch(layer, x, normalizer) if last else layer(x)
-
-  def _scaled_branch(
-    self, layer: Any, x: jax.Array, normalizer: str | None = None
-  ) -> jax.Array:
-    """Returns the branch from its last layer's input: the scaled output of that.
-
-    Factors of the output's features are as well factors of the layer's kernel and
-    bias. There they cost no pass over activations, and their gradient does not need
-    the layer's output, which the backward pass would have to keep for nothing else.
-
-    Args:
-      layer: the last layer.
-      x: its input.
-      normalizer: name of a normalizer between layer and scale; None: there is none.
-    """
-    scale: Any = None
-    if self.branch_scale is not None:
-      scale = self.branch_scale(name="branch_scale")
-    foldable = (
-      isinstance(scale, SkipInit | LayerScale)
-      # Not subclasses: kernels that are standardized lose their scale.
-      and type(layer) in (nn.Conv, nn.Dense)
-      and (normalizer is None or self.normalizer is None)
-    )
-    if foldable and not self.is_initializing():
-      factors = scale(jnp.ones(layer.features, self.param_dtype))
-      return nn.map_variables(
-        lambda layer, x: layer(x),
-        "params",
-        lambda params: jax.tree.map(lambda leaf: leaf * factors, params),
-      )(layer, x)
-    y = layer(x)
-    if normalizer is not None:
-      y = self._normalize(y, normalizer)
-    return y if scale is None else scale(y)
-
-  def _project(self, x: jax.Array, features: int) -> jax.Array:
-    return self.conv(
-      features,
-      (1, 1),
-      self.strides,
-      use_bias=self.use_bias,
-      kernel_init=self.projection_init,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="projection",
-    )(x)
-
-  def _changes_shape(self, x: jax.Array, features: int) -> bool:
-    return self.strides != 1 or x.shape[-1] != features
-
-  def _require_same_shape(self, x: jax.Array, kind: str) -> None:
-    """Raises a UsageError unless the block keeps the shape of its input."""
-    if self._changes_shape(x, self.features):
-      raise UsageError(
-        f"A {kind} block keeps its {self.features} features and has no strides: its "
-        f"input has {x.shape[-1]} features and strides is {self.strides}."
-      )
-
-  def _merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
-    total = (shortcut + self._bias(branch, "branch_bias")) * self.sum_scale
-    # A normalizer that knows no dtype may have widened it, which a scan forbids.
-    return total if self.dtype is None else total.astype(self.dtype)
 
 
-class BasicBlock(ResidualBlock):
+class BasicBlock(ConvolutionalBlock):
   """Pre-activation block of two 3x3 convolutions (He et al., ECCV 2016).
 
   Where strides or features change, a projection of the activated input is the
@@ -177,16 +160,17 @@ class BasicBlock(ResidualBlock):
   @nn.compact
   def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, features]."""
-    y = self._activate(self._downscale(x, expected_std), 1)
-    changes = self._changes_shape(x, self.features)
-    shortcut = self._project(y, self.features) if changes else x
-    y = self._convolve(y, self.features, 3, self.strides, name="conv1")
-    y = self._activate(y, 2)
-    y = self._convolve(y, self.features, 3, name="conv2", last=True)
-    return self._merge(shortcut, y)
+    y = self.activate(_divide(x, expected_std), 1)
+    shortcut = x
+    if self.projects(x, self.features):
+      shortcut = self.project(y, self.features)
+    y = self.convolution(self.features, 3, self.strides, name="conv1")(y)
+    y = self.activate(y, 2)
+    last = self.convolution(self.features, 3, name="conv2", last=True)
+    return self.merge(shortcut, self.scale(last, y))
 
 
-class BottleneckBlock(ResidualBlock):
+class BottleneckBlock(ConvolutionalBlock):
   """Pre-activation block of 1x1, 3x3 and 1x1 convolutions (He et al., ECCV 2016).
 
   Where strides or features change, a projection of the activated input is the
@@ -196,18 +180,19 @@ class BottleneckBlock(ResidualBlock):
   @nn.compact
   def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
-    y = self._activate(self._downscale(x, expected_std), 1)
-    changes = self._changes_shape(x, 4 * self.features)
-    shortcut = self._project(y, 4 * self.features) if changes else x
-    y = self._convolve(y, self.features, 1, name="conv1")
-    y = self._activate(y, 2)
-    y = self._convolve(y, self.features, 3, self.strides, name="conv2")
-    y = self._activate(y, 3)
-    y = self._convolve(y, 4 * self.features, 1, name="conv3", last=True)
-    return self._merge(shortcut, y)
+    y = self.activate(_divide(x, expected_std), 1)
+    shortcut = x
+    if self.projects(x, 4 * self.features):
+      shortcut = self.project(y, 4 * self.features)
+    y = self.convolution(self.features, 1, name="conv1")(y)
+    y = self.activate(y, 2)
+    y = self.convolution(self.features, 3, self.strides, name="conv2")(y)
+    y = self.activate(y, 3)
+    last = self.convolution(4 * self.features, 1, name="conv3", last=True)
+    return self.merge(shortcut, self.scale(last, y))
 
 
-class PostActivationBottleneckBlock(ResidualBlock):
+class PostActivationBottleneckBlock(ConvolutionalBlock):
   """Version-1 bottleneck block: the activation follows the sum.
 
   He et al. (CVPR 2016), with the stride on the 3x3 convolution. A normalizer
@@ -217,30 +202,32 @@ class PostActivationBottleneckBlock(ResidualBlock):
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array, expected_std: Scalar | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [N, H, W, C] to [N, H / strides, W / strides, 4 features]."""
-    y = self._bias(self._downscale(x, expected_std), "layer_bias1")
+    y = self.bias(x, "layer_bias1")
     shortcut = x
-    if self._changes_shape(x, 4 * self.features):
-      shortcut = self._normalize(self._project(y, 4 * self.features), "projection_norm")
-    y = self._convolve(y, self.features, 1, name="conv1")
-    y = self._activate(y, 2)
-    y = self._convolve(y, self.features, 3, self.strides, name="conv2")
-    y = self._activate(y, 3)
-    y = self._convolve(
-      y, 4 * self.features, 1, name="conv3", last=True, normalizer="norm4"
-    )
-    return self.activation(self._merge(shortcut, y))
+    if self.projects(x, 4 * self.features):
+      shortcut = self.normalize(self.project(y, 4 * self.features), "projection_norm")
+    y = self.convolution(self.features, 1, name="conv1")(y)
+    y = self.activate(y, 2)
+    y = self.convolution(self.features, 3, self.strides, name="conv2")(y)
+    y = self.activate(y, 3)
+    last = self.convolution(4 * self.features, 1, name="conv3", last=True)
+    if self.normalizer is not None:
+      y, last = last(y), self.normalizer(name="norm4")
+    return self.activation(self.merge(shortcut, self.scale(last, y)))
 
 
-class FullyConnectedBlock(ResidualBlock):
+class FullyConnectedBlock(ActivatedBlock):
   """Pre-activation block of fully connected layers.
 
   Attributes:
+    features: the features of the input and of every layer.
     num_layers: layers of the branch.
     dense: factory of the layers, with the fields of `flax.linen.Dense`.
   """
 
+  features: int
   num_layers: int = 1
   dense: ModuleFactory = nn.Dense
 
@@ -249,20 +236,26 @@ class FullyConnectedBlock(ResidualBlock):
     """Maps [N, features] to [N, features].
 
     Raises:
-      UsageError: the input has other features, or strides is not 1.
+      UsageError: the input has other features.
     """
-    self._require_same_shape(x, "fully connected")
-    y = self._downscale(x, expected_std)
-    for index in range(1, self.num_layers + 1):
-      last = index == self.num_layers
-      y = self._activate(y, index)
-      layer = self.dense(
-        self.features,
-        use_bias=self.use_bias,
-        kernel_init=(self.last_kernel_init if last else None) or self.kernel_init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name=f"dense{index}",
-      )
-      y = self._scaled_branch(layer, y) if last else layer(y)
-    return self._merge(x, y)
+    self.require_features(x, self.features)
+    y = _divide(x, expected_std)
+    for index in range(1, self.num_layers):
+      y = self._layer(index, self.kernel_init)(self.activate(y, index))
+    y = self.activate(y, self.num_layers)
+    last = self._layer(self.num_layers, self.last_kernel_init or self.kernel_init)
+    return self.merge(x, self.scale(last, y))
+
+  def _layer(self, index: int, init: Initializer) -> Any:
+    return self.dense(
+      self.features,
+      use_bias=self.use_bias,
+      kernel_init=init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name=f"dense{index}",
+    )
+
+
+def _divide(x: jax.Array, expected_std: Scalar | None) -> jax.Array:
+  return x if expected_std is None else (x / expected_std).astype(x.dtype)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import linen as nn
 from skipinit_jax.methods import ModuleFactory
 
 Variables = Mapping[str, Any]
-Constants = jax.Array | np.ndarray
+PerBlock = jax.Array | np.ndarray
 _SCANNED = "blocks"
 _UNROLLED = "block"
 
@@ -41,26 +41,25 @@ class DepthStack(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, constants: Constants | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, per_block: PerBlock | None = None) -> jax.Array:
     """Applies the blocks to x, whose shape they keep.
 
     Args:
       x: what the first block takes.
-      constants: [num_blocks], what distinguishes the blocks from each other: each takes
-        its own number as its second argument; None: they have none.
+      per_block: [num_blocks], each block's second argument; None: blocks take x alone.
     """
     if self.num_blocks == 0:
       return x
 
-    def apply(block: Any, x: jax.Array, constant: Any) -> tuple[jax.Array, None]:
-      return block(x) if constant is None else block(x, constant), None
+    def apply(block: Any, x: jax.Array, own: Any) -> tuple[jax.Array, None]:
+      return block(x) if own is None else block(x, own), None
 
     if not self.scan:
       if self.remat:
         apply = nn.remat(apply)
       for index in range(self.num_blocks):
-        constant = None if constants is None else constants[index]
-        x, _ = apply(self.block(name=f"{_UNROLLED}{index}"), x, constant)
+        own = None if per_block is None else per_block[index]
+        x, _ = apply(self.block(name=f"{_UNROLLED}{index}"), x, own)
       return x
     # Every collection and every random stream, so that a user's own block may have any.
     scan = functools.partial(nn.scan, variable_axes={True: 0}, split_rngs={True: True})
@@ -83,8 +82,43 @@ class DepthStack(nn.Module):
         trans_out_fn=functools.partial(_reshape_axis, 2, (-1,)),
         mutable=True,
       )
-      constants = cut(constants)
-    return scanned(block, x, constants)[0]
+      per_block = cut(per_block)
+    return scanned(block, x, per_block)[0]
+
+
+def apply_stages(
+  x: jax.Array,
+  block: ModuleFactory,
+  features: Sequence[int],
+  num_blocks: Sequence[int],
+  strides: Sequence[int],
+  per_block: Sequence[PerBlock] | Sequence[None],
+  *,
+  scan: bool,
+  remat: bool,
+) -> jax.Array:
+  """Applies the stages of a convolutional network, inside of its `__call__`.
+
+  The first block of a stage may change the shape; the rest is a `DepthStack`.
+
+  Args:
+    x: what the first block takes, [N, H, W, C].
+    block: factory of the blocks, called as `block(features, strides=..., name=...)`.
+    features: the blocks' features, by stage.
+    num_blocks: the number of blocks, by stage.
+    strides: the first block's strides, by stage.
+    per_block: the blocks' second arguments, by stage; None: they take x alone.
+    scan: see `DepthStack`.
+    remat: see `DepthStack`.
+  """
+  stages = zip(features, num_blocks, strides, per_block, strict=True)
+  for stage, (width, length, stride, own) in enumerate(stages, start=1):
+    stage_block = functools.partial(block, width)
+    first = stage_block(strides=stride, name=f"stage{stage}_first")
+    x = first(x) if own is None else first(x, own[0])
+    rest = DepthStack(stage_block, length - 1, scan, remat, name=f"stage{stage}_rest")
+    x = rest(x, None if own is None else own[1:])
+  return x
 
 
 def _segment_length(num_blocks: int) -> int:

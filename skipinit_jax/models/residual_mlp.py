@@ -7,17 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax.errors import require_positive
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import FullyConnectedBlock
-from skipinit_jax.models.common import (
-  Head,
-  block_fields,
-  dense,
-  expected_stds,
-  kernel_init,
-  require_positive,
-)
 from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.head import Head
 
 
 class ResidualMLP(nn.Module):
@@ -60,18 +54,12 @@ class ResidualMLP(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, ...], flattened, to logits [N, num_classes], float32."""
+    method = self.method
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    fields = block_fields(
-      self.method,
-      num_blocks=self.depth,
-      branch_layers=self.layers_per_block,
-      train=train,
-      **dtypes,
-    )
-    x = dense(self.method)(
+    x = method.dense(
       self.width,
       use_bias=False,
-      kernel_init=kernel_init(self.method),
+      kernel_init=method.kernel_init,
       **dtypes,
       name="stem",
     )(images.reshape(images.shape[0], -1))
@@ -79,9 +67,14 @@ class ResidualMLP(nn.Module):
       FullyConnectedBlock,
       self.width,
       num_layers=self.layers_per_block,
-      dense=dense(self.method),
-      **fields,
+      dense=method.dense,
+      **method.activated_block_fields(
+        num_blocks=self.depth,
+        branch_layers=self.layers_per_block,
+        train=train,
+        **dtypes,
+      ),
     )
-    (stds,) = expected_stds(self.method, [self.depth])
+    (stds,) = method.expected_stds([self.depth])
     x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x, stds)
-    return Head(self.num_classes, self.method, **dtypes, name="head")(x, train)
+    return Head(self.num_classes, method, **dtypes, name="head")(x, train)

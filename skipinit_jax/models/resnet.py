@@ -7,21 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.errors import UsageError, require_positive, unknown_name
 from skipinit_jax.layers import ScalarBias
-from skipinit_jax.methods import Method, ModuleFactory
+from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
-from skipinit_jax.models.common import (
-  Head,
-  block_fields,
-  conv,
-  expected_stds,
-  kernel_init,
-  normalizer,
-  require_positive,
-  require_preactivation,
-)
-from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.depth import apply_stages
+from skipinit_jax.models.head import Head
 
 STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
   50: (3, 4, 6, 3),
@@ -89,54 +80,57 @@ class ResNet(nn.Module):
     if self.version not in (1, 2):
       raise unknown_name("ResNet version", self.version, ("1", "2"))
     if self.version == 1:
-      require_preactivation(self.method, "a ResNet of version 1")
+      self.method.require_default(
+        "divide_by_expected_std", network="a ResNet of version 1"
+      )
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    preactivation = self.version == 2
+    method, preactivation = self.method, self.version == 2
     stage_blocks = STAGE_BLOCKS[self.depth]
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    fields = block_fields(
-      self.method,
-      num_blocks=sum(stage_blocks),
-      branch_layers=3,
-      train=train,
-      **dtypes,
-    )
-    layer = conv(self.method)
+    conv = method.conv
     if self.symmetric_padding:
-      layer = functools.partial(_symmetric_conv, layer)
-    x = layer(
+      conv = functools.partial(_symmetric_conv, conv)
+    block = functools.partial(
+      BottleneckBlock if preactivation else PostActivationBottleneckBlock,
+      conv=conv,
+      projection_init=method.kernel_init,
+      **method.activated_block_fields(
+        num_blocks=sum(stage_blocks), branch_layers=3, train=train, **dtypes
+      ),
+    )
+    x = conv(
       64,
       (7, 7),
       2,
       use_bias=False,
-      kernel_init=kernel_init(self.method),
+      kernel_init=method.kernel_init,
       **dtypes,
       name="stem",
     )(images)
     if not preactivation:
-      if not self.method.output_normalizer_only:
-        norm = normalizer(self.method, train=train, **dtypes)
-        x = x if norm is None else norm(name="stem_norm")(x)
-      if self.method.scalar_biases:
+      norm = bind_normalizer(method.normalizer, train=train, **dtypes)
+      x = x if norm is None else norm(name="stem_norm")(x)
+      if method.scalar_biases:
         x = ScalarBias(self.param_dtype, name="stem_bias")(x)
-      x = nn.relu(x)
+      x = method.activation(x)
     pool_padding = ((1, 1), (1, 1)) if self.symmetric_padding else "SAME"
     x = nn.max_pool(x, (3, 3), (2, 2), padding=pool_padding)
-    block_class = BottleneckBlock if preactivation else PostActivationBottleneckBlock
-    stages = zip(stage_blocks, expected_stds(self.method, stage_blocks), strict=True)
-    for stage, (num_blocks, std) in enumerate(stages, start=1):
-      block = functools.partial(block_class, 2 ** (stage + 5), conv=layer, **fields)
-      first, rest = (None, None) if std is None else (std[0], std[1:])
-      x = block(strides=1 if stage == 1 else 2, name=f"stage{stage}_first")(x, first)
-      x = DepthStack(
-        block, num_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"
-      )(x, rest)
+    x = apply_stages(
+      x,
+      block,
+      features=[64, 128, 256, 512],
+      num_blocks=stage_blocks,
+      strides=[1, 2, 2, 2],
+      per_block=method.expected_stds(stage_blocks),
+      scan=self.scan,
+      remat=self.remat,
+    )
     return Head(
       self.num_classes,
-      self.method,
+      method,
       preactivation=preactivation,
       classifier_init=nn.initializers.zeros,
       **dtypes,

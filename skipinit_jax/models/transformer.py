@@ -7,43 +7,44 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.layers import he_normal
-from skipinit_jax.methods import Method, ModuleFactory
+from skipinit_jax.methods import Activation, Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import ResidualBlock
-from skipinit_jax.models.common import (
-  Head,
-  block_fields,
-  normalizer,
-  require_positive,
-  require_preactivation,
-)
 from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.head import Head
 
-_lecun_normal: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
+Initializer = jax.nn.initializers.Initializer
+# Variance 1 / fan-in keeps the signal in layers that follow no ReLU.
+_lecun_normal: Initializer = nn.initializers.lecun_normal()
 
 
 class AttentionBlock(ResidualBlock):
   """Residual block of multi-head self-attention (Vaswani et al., NeurIPS 2017).
 
-  The normalizer stands before the attention. No layer here follows a ReLU, so their
-  default initialization has variance 1 / fan-in.
+  The normalizer stands before the attention.
 
   Attributes:
+    features: the features of a token, which stay.
     num_heads: heads, which must divide the features.
+    kernel_init: initializer of the layers; the default has variance 1 / fan-in.
+    last_kernel_init: initializer of the last layer; None: `kernel_init`.
   """
 
-  kernel_init: jax.nn.initializers.Initializer = _lecun_normal
+  features: int
   num_heads: int = 1
+  kernel_init: Initializer = _lecun_normal
+  last_kernel_init: Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps tokens [N, T, features] to [N, T, features].
 
     Raises:
-      UsageError: the input has other features, or strides is not 1.
+      UsageError: the input has other features.
     """
-    self._require_same_shape(x, "Transformer")
+    self.require_features(x, self.features)
+    y = self.normalize(x, "norm1")
     attention = nn.MultiHeadDotProductAttention(
       self.num_heads,
       use_bias=self.use_bias,
@@ -55,44 +56,46 @@ class AttentionBlock(ResidualBlock):
       param_dtype=self.param_dtype,
       name="attention",
     )
-    y = self._scaled_branch(attention, self._normalize(x, "norm1"))
-    return self._merge(x, y)
+    return self.merge(x, self.scale(attention, y))
 
 
 class MLPBlock(ResidualBlock):
   """Residual block of two dense layers applied to each token.
 
   Vaswani et al. (NeurIPS 2017): the hidden layer has four times the features. The
-  normalizer stands before the first layer, which follows no ReLU: its default
-  initialization has variance 1 / fan-in, and the second's is He's.
+  normalizer stands before the first layer.
+
+  Attributes:
+    features: the features of a token, which stay.
+    activation: the activation function between the layers.
+    kernel_init: initializer of the first layer; the default has variance 1 / fan-in.
+    last_kernel_init: initializer of the second layer, which follows the activation.
   """
 
-  kernel_init: jax.nn.initializers.Initializer = _lecun_normal
-  last_kernel_init: jax.nn.initializers.Initializer | None = he_normal
+  features: int
+  activation: Activation = nn.relu
+  kernel_init: Initializer = _lecun_normal
+  last_kernel_init: Initializer = he_normal
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps tokens [N, T, features] to [N, T, features].
 
     Raises:
-      UsageError: the input has other features, or strides is not 1.
+      UsageError: the input has other features.
     """
-    self._require_same_shape(x, "Transformer")
+    self.require_features(x, self.features)
     dense = functools.partial(
       nn.Dense,
       use_bias=self.use_bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
-    y = dense(4 * self.features, kernel_init=self.kernel_init, name="dense1")(
-      self._normalize(x, "norm1")
-    )
-    last = dense(
-      self.features,
-      kernel_init=self.last_kernel_init or self.kernel_init,
-      name="dense2",
-    )
-    return self._merge(x, self._scaled_branch(last, self.activation(y)))
+    y = self.normalize(x, "norm1")
+    y = dense(4 * self.features, kernel_init=self.kernel_init, name="dense1")(y)
+    y = self.activation(y)
+    last = dense(self.features, kernel_init=self.last_kernel_init, name="dense2")
+    return self.merge(x, self.scale(last, y))
 
 
 class EncoderBlock(nn.Module):
@@ -169,24 +172,23 @@ class VisionTransformer(nn.Module):
         f"width is {self.width}: it is not a multiple of num_heads, which is "
         f"{self.num_heads}."
       )
-    require_preactivation(self.method, "a VisionTransformer")
-    if self.method.initialization == "fixup" or self.method.scalar_biases:
-      raise UsageError(
-        f"Method {self.method.name!r} is not defined for attention: choose one without "
-        "Fixup's initialization and scalar biases for a VisionTransformer."
-      )
+    self.method.require_default(
+      "conv",
+      "dense",
+      "kernel_init",
+      "branch_init",
+      "last_init",
+      "scalar_biases",
+      "divide_by_expected_std",
+      network="a VisionTransformer",
+    )
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    fields = block_fields(
-      self.method,
-      num_blocks=2 * self.depth,
-      branch_layers=2,
-      train=train,
-      **dtypes,
-    )
+    method = self.method
+    fields = method.block_fields(num_blocks=2 * self.depth, train=train, **dtypes)
     x = nn.Dense(
       self.width,
       use_bias=False,
@@ -204,15 +206,14 @@ class VisionTransformer(nn.Module):
     block = functools.partial(
       EncoderBlock,
       functools.partial(AttentionBlock, self.width, num_heads=self.num_heads, **fields),
-      functools.partial(MLPBlock, self.width, **fields),
+      functools.partial(MLPBlock, self.width, activation=method.activation, **fields),
     )
     x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)
-    if not self.method.output_normalizer_only:
-      norm = normalizer(self.method, train=train, **dtypes)
-      x = x if norm is None else norm(name="norm")(x)
-    return Head(
-      self.num_classes, self.method, preactivation=False, **dtypes, name="head"
-    )(x, train)
+    norm = bind_normalizer(method.normalizer, train=train, **dtypes)
+    x = x if norm is None else norm(name="norm")(x)
+    return Head(self.num_classes, method, preactivation=False, **dtypes, name="head")(
+      x, train
+    )
 
   def _patches(self, images: jax.Array) -> jax.Array:
     """Cuts images [N, H, W, C] into patches, [N, T, patch_size^2 C], row by row."""

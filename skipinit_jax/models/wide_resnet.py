@@ -7,18 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock
-from skipinit_jax.models.common import (
-  Head,
-  block_fields,
-  conv,
-  expected_stds,
-  kernel_init,
-  require_positive,
-)
-from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.depth import apply_stages
+from skipinit_jax.models.head import Head
 
 
 class WideResNet(nn.Module):
@@ -63,30 +56,32 @@ class WideResNet(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    stage_blocks = (self.depth - 4) // 6
+    method, stage_blocks = self.method, (self.depth - 4) // 6
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    fields = block_fields(
-      self.method, num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
+    block = functools.partial(
+      BasicBlock,
+      conv=method.conv,
+      projection_init=method.kernel_init,
+      **method.activated_block_fields(
+        num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
+      ),
     )
-    x = conv(self.method)(
+    x = method.conv(
       16,
       (3, 3),
       use_bias=False,
-      kernel_init=kernel_init(self.method),
+      kernel_init=method.kernel_init,
       **dtypes,
       name="stem",
     )(images)
-    stds = expected_stds(self.method, [stage_blocks] * 3)
-    for stage, (strides, std) in enumerate(zip((1, 2, 2), stds, strict=True), start=1):
-      block = functools.partial(
-        BasicBlock,
-        2 ** (stage + 3) * self.width,
-        conv=conv(self.method),
-        **fields,
-      )
-      first, rest = (None, None) if std is None else (std[0], std[1:])
-      x = block(strides=strides, name=f"stage{stage}_first")(x, first)
-      x = DepthStack(
-        block, stage_blocks - 1, self.scan, self.remat, name=f"stage{stage}_rest"
-      )(x, rest)
-    return Head(self.num_classes, self.method, **dtypes, name="head")(x, train)
+    x = apply_stages(
+      x,
+      block,
+      features=[16 * self.width, 32 * self.width, 64 * self.width],
+      num_blocks=[stage_blocks] * 3,
+      strides=[1, 2, 2],
+      per_block=method.expected_stds([stage_blocks] * 3),
+      scan=self.scan,
+      remat=self.remat,
+    )
+    return Head(self.num_classes, method, **dtypes, name="head")(x, train)

@@ -71,7 +71,7 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study:
         batch_size=batch_size,
         learning_rate=rate,
         ghost_batch_size=ghost_batch_size(config.ghost_batch_size, name, batch_size),
-        version=1 if method.initialization == "fixup" else train.version,
+        version=method.resnet_version or train.version,
       )
       searches.append(
         Search(

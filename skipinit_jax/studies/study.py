@@ -445,8 +445,7 @@ def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int |
   """
   if largest is None or batch_size <= largest:
     return None
-  is_normalized = methods.get(method).normalizer is methods.batch_normalizer
-  return largest if is_normalized else None
+  return largest if methods.get(method).has_batch_norm else None
 
 
 def plain(config: Any) -> dict[str, Any]:

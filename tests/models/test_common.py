@@ -8,11 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-
-from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import LayerScale, SkipInit
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 from skipinit_jax.models.common import (
   Head,
   block_fields,
@@ -20,6 +15,11 @@ from skipinit_jax.models.common import (
   normalizer,
   require_positive,
 )
+
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
+from skipinit_jax.layers import LayerScale, SkipInit
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
 CLASSES = 7
 # Model, and its number of residual blocks.

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skipinit_jax.models.common import block_fields
 
 from skipinit_jax import methods
 from skipinit_jax.layers import Conv
 from skipinit_jax.models import BasicBlock, BottleneckBlock, DepthStack, ResidualMLP
-from skipinit_jax.models.common import block_fields
 
 DEPTH, WIDTH, SEEDS, BATCH, INPUTS = 8, 256, 32, 128, 64
 BLOCKS = np.arange(DEPTH + 1)

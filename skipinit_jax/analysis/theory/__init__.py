@@ -11,7 +11,6 @@ from skipinit_jax.analysis.theory.kernel import (
 from skipinit_jax.analysis.theory.network import (
   Block,
   Network,
-  block,
   describe,
   uniform,
 )
@@ -31,7 +30,6 @@ __all__ = [
   "Network",
   "Operation",
   "ReLU",
-  "block",
   "describe",
   "mean_path_length",
   "median_path_length",

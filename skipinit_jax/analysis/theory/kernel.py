@@ -190,15 +190,17 @@ class Layer:
     widening: n' / n, the output's channels over the input's.
     size: k, the side of the window.
     strides: s.
-    unseen_share: m(p)^2 / K(p, p), with standardized weights: 1 / pi behind ReLU, 0
-      where the channels' mean is zero. 0 with other weights, which see all.
+    standardized: whether the weights of each output channel sum to zero.
+    mean_share: m(p)^2 / K(p, p) of the input: 1 / pi behind ReLU, 0 where the channels'
+      mean is zero. Only standardized weights ask.
   """
 
   weight_variance: float = 2.0
   widening: float = 1.0
   size: int = 1
   strides: int = 1
-  unseen_share: float = 0.0
+  standardized: bool = False
+  mean_share: float = 0.0
 
   def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the output."""
@@ -216,10 +218,13 @@ class Layer:
         total[here * 2] += images[there * 2]
       return factor * total.reshape(grid[0] * grid[1], -1)
 
-    means = np.sqrt(self.unseen_share * kernel.diagonal).reshape(kernel.grid)
-    window_means = self.window_means(means).ravel()
-    unseen = self.weight_variance * np.outer(window_means, window_means)
-    return Kernel(collect(kernel.same) - unseen, collect(kernel.other) - unseen, grid)
+    same, other = collect(kernel.same), collect(kernel.other)
+    if self.standardized:
+      means = np.sqrt(self.mean_share * kernel.diagonal).reshape(kernel.grid)
+      window_means = self.window_means(means).ravel()
+      unseen = self.weight_variance * np.outer(window_means, window_means)
+      same, other = same - unseen, other - unseen
+    return Kernel(same, other, grid)
 
   def backward(self, gradient: Kernel, kernel: Kernel, batch_size: int) -> Kernel:
     """See `Operation`."""

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,29 @@ from skipinit_jax.analysis.theory.kernel import (
   Operation,
   ReLU,
 )
-from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import RELU_GAIN, GhostBatchNorm
-from skipinit_jax.methods import Method
+from skipinit_jax.errors import UsageError, require_positive
+from skipinit_jax.layers import (
+  RELU_GAIN,
+  GhostBatchNorm,
+  VarianceScaling,
+  WeightStandardizedConv,
+  WeightStandardizedDense,
+  identity,
+  scaled_relu,
+)
+from skipinit_jax.methods import Activation, Method, ModuleFactory
 from skipinit_jax.models import (
+  ActivatedBlock,
   AttentionBlock,
   DepthStack,
   PostActivationBottleneckBlock,
-  ResidualBlock,
   ResidualMLP,
   ResNet,
   WideResNet,
 )
 
-Activation = Literal["relu", "linear"]
+# The gain of each activation that is ReLU but for a factor.
+_RELU_GAINS: dict[Activation, float] = {nn.relu: 1.0, scaled_relu: RELU_GAIN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +87,9 @@ def normalization(method: Method) -> BatchNorm | ExampleNorm | None:
   Raises:
     UsageError: the theory does not know the method's normalizer.
   """
-  factory = method.normalizer
-  if factory is None or method.output_normalizer_only:
+  if method.normalizer is None:
     return None
-  module: Any = factory
-  keywords: dict[str, Any] = {}
-  if isinstance(factory, functools.partial):
-    module, keywords = factory.func, factory.keywords
+  module, keywords = _unbind(method.normalizer)
   if module is nn.BatchNorm or module is GhostBatchNorm:
     epsilon = keywords.get("epsilon", module.epsilon)
     return BatchNorm(epsilon=epsilon, batch_size=keywords.get("ghost_batch_size"))
@@ -96,74 +101,110 @@ def normalization(method: Method) -> BatchNorm | ExampleNorm | None:
   )
 
 
-def block(
+def _unbind(factory: ModuleFactory) -> tuple[Any, dict[str, Any]]:
+  """Returns a factory without `functools.partial`, and the arguments bound to it."""
+  if isinstance(factory, functools.partial):
+    return factory.func, factory.keywords
+  return factory, {}
+
+
+def _layer(
+  module: nn.Conv | nn.Dense, channels: int, activation: Activation | None
+) -> Layer:
+  """Returns the layer that a module is at initialization.
+
+  Args:
+    module: the module.
+    channels: of its input.
+    activation: what precedes it, whose gain counts to the weights; None: nothing does.
+  """
+  layer = Layer(widening=module.features / channels)
+  if isinstance(module, nn.Conv):
+    # The models' windows are square.
+    size, strides = module.kernel_size, module.strides
+    layer = dataclasses.replace(
+      layer,
+      size=size if isinstance(size, int) else size[0],
+      strides=strides if isinstance(strides, int) else strides[0] if strides else 1,
+    )
+  return _with_weights(type(module), module.kernel_init, activation, layer)
+
+
+def _with_weights(
+  module: Any, init: Any, activation: Activation | None, layer: Layer
+) -> Layer:
+  """Returns a layer with weights as a module of this class and initializer has them."""
+  gain = None if activation is None else _RELU_GAINS.get(activation)
+  if gain is None and activation not in (None, identity):
+    raise UsageError(
+      f"The theory does not know the activation {activation!r}: it knows ReLU, "
+      "layers.scaled_relu and layers.identity."
+    )
+  standardized = issubclass(module, WeightStandardizedConv | WeightStandardizedDense)
+  if standardized:
+    variance = 1.0
+  elif isinstance(init, VarianceScaling):
+    variance = init.scale / (1.0 if init.fan == "fan_in" else layer.widening)
+  elif init is nn.initializers.zeros:
+    variance = 0.0
+  else:
+    raise UsageError(
+      f"The theory does not know the initializer {init!r}: it knows "
+      "layers.VarianceScaling and zeros."
+    )
+  return dataclasses.replace(
+    layer,
+    weight_variance=variance if gain is None else variance * gain**2,
+    standardized=standardized,
+    mean_share=0.0 if gain is None else 1 / math.pi,
+  )
+
+
+def _block(
   method: Method,
   num_blocks: int,
   layers: Sequence[Layer],
   *,
-  projection: Layer | None = None,
-  activation: Activation = "relu",
-  expected_variance: float = 1.0,
-  name: str = "",
+  projection: Layer | None,
+  expected_variance: float,
+  name: str,
 ) -> Block:
   """Returns a pre-activation block, wired as those of `models.blocks`.
 
   Before each of the branch's layers stand normalization and activation. Where there
   is a projection, it takes the activated input, as the branch's first layer does.
+  Scalar and other biases start at zero, and dropout and a normalizer of the output act
+  behind the last block: neither changes the blocks.
 
   Args:
-    method: the method; it sets normalization, alpha, the factor on the sum and, for
-      Fixup and weight standardization, the variance of the weights. Scalar and other
-      biases start at zero, and dropout and `output_normalizer_only` act behind the last
-      block: neither changes the blocks.
+    method: the method; it sets normalization, activation, alpha and the factor on the
+      sum.
     num_blocks: blocks of the whole network, for the methods that depend on it.
-    layers: the branch's layers, with the variance that He initialization (or the
-      network's own) gives them.
+    layers: the branch's layers.
     projection: the shortcut's layer; None: the shortcut is the identity.
-    activation: "relu" or "linear".
-    expected_variance: what the method expects of the block's input, if it divides by
-      its square root: see `Method.expected_variances`.
+    expected_variance: the variance whose square root the block's input is divided by;
+      1 divides by nothing.
     name: the block's name.
   """
-  if activation not in ("relu", "linear"):
-    raise unknown_name("activation", activation, ("relu", "linear"))
   norm = normalization(method)
   activate: tuple[Operation, ...] = () if norm is None else (norm,)
-  if activation == "relu" and isinstance(norm, BatchNorm):
-    activate = (dataclasses.replace(norm, relu=True),)
-  elif activation == "relu":
-    activate = (*activate, ReLU())
-  if method.initialization == "fixup":
-    layers = _fixup(layers, num_blocks)
-    if projection is not None:
-      projection = _by_fan_out(projection, 2.0)
-  if method.weight_standardization:
-    layers = [_standardized(layer, activation) for layer in layers]
-    if projection is not None:
-      projection = _standardized(projection, activation)
-  if method.divide_by_expected_std:
-    # The activation is homogeneous: what stands before it may stand behind it.
-    layers = [_divided(layers[0], expected_variance), *layers[1:]]
-    if projection is not None:
-      projection = _divided(projection, expected_variance)
+  if method.activation in _RELU_GAINS:
+    if isinstance(norm, BatchNorm):
+      activate = (dataclasses.replace(norm, relu=True),)
+    else:
+      activate = (*activate, ReLU())
+  # The activation is homogeneous: what stands before it may stand behind it.
+  layers = [_divided(layers[0], expected_variance), *layers[1:]]
   operations = list(itertools.chain.from_iterable((*activate, y) for y in layers))
   alpha = method.initial_alpha(num_blocks)
+  projects = projection is not None
   return Block(
-    branch=tuple(operations if projection is None else operations[len(activate) :]),
+    branch=tuple(operations[len(activate) :] if projects else operations),
     alpha=1.0 if alpha is None else alpha,
     sum_scale=method.sum_scale,
-    trunk=() if projection is None else activate,
-    shortcut=() if projection is None else (projection,),
+    trunk=activate if projects else (),
+    shortcut=() if projection is None else (_divided(projection, expected_variance),),
     name=name,
-  )
-
-
-def _standardized(layer: Layer, activation: Activation) -> Layer:
-  """The layer with scaled weight standardization and the gain of its input."""
-  if activation == "linear":
-    return dataclasses.replace(layer, weight_variance=1.0)
-  return dataclasses.replace(
-    layer, weight_variance=RELU_GAIN**2, unseen_share=1 / math.pi
   )
 
 
@@ -171,16 +212,10 @@ def _divided(layer: Layer, variance: float) -> Layer:
   return dataclasses.replace(layer, weight_variance=layer.weight_variance / variance)
 
 
-def _by_fan_out(layer: Layer, variance: float) -> Layer:
-  return dataclasses.replace(layer, weight_variance=variance / layer.widening)
-
-
-def _fixup(layers: Sequence[Layer], num_blocks: int) -> list[Layer]:
-  """Fixup's variances: `layers.fixup` before the last layer, which is zero."""
-  *first, last = layers
-  return [
-    _by_fan_out(layer, 2.0 * num_blocks ** (-1 / len(first))) for layer in first
-  ] + [dataclasses.replace(last, weight_variance=0.0)]
+def _expected_variances(method: Method, projects: Sequence[bool]) -> Sequence[float]:
+  if not method.divide_by_expected_std:
+    return [1.0] * len(projects)
+  return method.expected_variances(projects)
 
 
 def uniform(
@@ -188,48 +223,53 @@ def uniform(
   num_blocks: int,
   *,
   layers_per_block: int = 1,
-  activation: Activation = "relu",
   transitions: Collection[int] = (),
 ) -> Network:
   """Returns a network of equal blocks, without positions and without a stem.
 
   It is a fully connected network of constant width, or a convolutional one whose
-  borders are neglected. Weights have variance 2 / fan-in behind ReLU (He et al., ICCV
-  2015) and 1 / fan-in in a linear network: both keep a layer's second moment.
+  borders are neglected.
 
   Args:
-    method: the method.
+    method: the method; `methods.linear` makes it one of linear networks.
     num_blocks: d, the number of blocks.
     layers_per_block: layers of one branch.
-    activation: "relu" or "linear".
     transitions: which blocks, counted from 1, have a projection of the activated input
       as their shortcut.
 
   Raises:
     UsageError: a number is below 1, or a transition is not a block.
   """
-  for number, value in (
-    ("num_blocks", num_blocks),
-    ("layers_per_block", layers_per_block),
-  ):
-    if value < 1:
-      raise UsageError(f"{number} is {value}: it must be at least 1.")
+  require_positive(num_blocks=num_blocks, layers_per_block=layers_per_block)
   for transition in transitions:
     if not 1 <= transition <= num_blocks:
       raise UsageError(
         f"transitions holds {transition}, but the blocks are 1 to {num_blocks}."
       )
-  layer = Layer(2.0 if activation == "relu" else 1.0)
+  fields = method.activated_block_fields(
+    num_blocks=num_blocks,
+    branch_layers=layers_per_block,
+    train=True,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+  )
+  inits = [fields["kernel_init"]] * (layers_per_block - 1) + [
+    fields["last_kernel_init"]
+  ]
+  module, _ = _unbind(method.dense)
+  *layers, projection = (
+    _with_weights(module, init, method.activation, Layer())
+    for init in (*inits, method.kernel_init)
+  )
   projects = [index in transitions for index in range(1, num_blocks + 1)]
-  variances = method.expected_variances(projects)
+  variances = _expected_variances(method, projects)
   return Network(
     tuple(
-      block(
+      _block(
         method,
         num_blocks,
-        [layer] * layers_per_block,
-        projection=layer if projects[index] else None,
-        activation=activation,
+        layers,
+        projection=projection if projects[index] else None,
         expected_variance=variances[index],
         name=str(index + 1),
       )
@@ -255,7 +295,8 @@ def describe(
       centered nor Gaussian in front of its activation, and has no recursion in second
       moments alone.
   """
-  layers: dict[tuple[str, ...], Layer] = {}
+  modules: dict[tuple[str, ...], tuple[nn.Conv | nn.Dense, int]] = {}
+  activations: dict[tuple[str, ...], Activation] = {}
   grids: dict[tuple[str, ...], tuple[int, int]] = {}
   repeats: dict[tuple[str, ...], int] = {}
 
@@ -276,34 +317,32 @@ def describe(
         )
       if isinstance(module, DepthStack) and module.scan:
         repeats[path] = module.num_blocks
-      elif isinstance(module, ResidualBlock):
+      elif isinstance(module, ActivatedBlock):
+        activations[path] = module.activation
         grids[path] = _grid(args[0].shape)
       elif isinstance(module, nn.Conv | nn.Dense):
-        layers[path] = _layer(module, args[0].shape[-1])
+        modules[path] = module, args[0].shape[-1]
         grids[path] = _grid(args[0].shape)
     return run(*args, **kwargs)
 
   with nn.intercept_methods(record):
     inputs = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
     jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), inputs)
-  inside: dict[tuple[str, ...], list[tuple[str, Layer]]] = {
-    path: [] for path in grids if path not in layers
-  }
-  for path, layer in layers.items():
-    if path[:-1] in inside:
-      inside[path[:-1]].append((path[-1], layer))
   found: list[tuple[str, list[Layer], Layer | None]] = []
-  for path, named in inside.items():
-    branch = [layer for name, layer in named if name != "projection"]
-    projections = [layer for name, layer in named if name == "projection"]
-    projection = projections[0] if projections else None
-    for name in block_names(path, repeats.get(path[:-1])):
-      found.append((name, branch, projection))
-  variances = model.method.expected_variances(
-    [projection is not None for _, _, projection in found]
+  for block, activation in activations.items():
+    layers = {
+      path[-1]: _layer(*module, activation)
+      for path, module in modules.items()
+      if path[:-1] == block
+    }
+    projection = layers.pop("projection", None)
+    for name in block_names(block, repeats.get(block[:-1])):
+      found.append((name, list(layers.values()), projection))
+  variances = _expected_variances(
+    model.method, [projection is not None for _, _, projection in found]
   )
   blocks = [
-    block(
+    _block(
       model.method,
       len(found),
       branch,
@@ -313,29 +352,12 @@ def describe(
     )
     for (name, branch, projection), variance in zip(found, variances, strict=True)
   ]
-  first_layer, first_block = next(iter(layers)), next(iter(inside))
-  stem = layers[first_layer]
+  first_layer, first_block = next(iter(modules)), next(iter(activations))
+  stem = _layer(*modules[first_layer], None)
   if stem.output_grid(grids[first_layer]) != grids[first_block]:
     return Network(tuple(blocks), None, grids[first_block])
-  if model.method.initialization == "fixup":
-    stem = _by_fan_out(stem, 2.0)
-  if model.method.weight_standardization:
-    stem = _standardized(stem, "linear")
   return Network(tuple(blocks), stem, grids[first_layer])
 
 
 def _grid(shape: Sequence[int]) -> tuple[int, int]:
   return (shape[1], shape[2]) if len(shape) == 4 else (1, 1)
-
-
-def _layer(module: nn.Conv | nn.Dense, channels: int) -> Layer:
-  widening = module.features / channels
-  if isinstance(module, nn.Dense):
-    return Layer(widening=widening)
-  # The models' windows are square.
-  size, strides = module.kernel_size, module.strides
-  return Layer(
-    widening=widening,
-    size=size if isinstance(size, int) else size[0],
-    strides=strides if isinstance(strides, int) else strides[0] if strides else 1,
-  )

@@ -176,7 +176,7 @@ def predict_model(
     )
   if network.grid == (1, 1):
     x = x.reshape(len(x), -1)
-  if not model.method.weight_standardization:
+  if not stem.standardized:
     return predict(network, Kernel.of(x), len(x))
   behind_stem = _standardized_stem(stem, x)
   network = dataclasses.replace(network, stem=None, grid=behind_stem.grid)
