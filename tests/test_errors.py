@@ -1,6 +1,8 @@
 """Errors that a user can correct."""
 
-from skipinit_jax.errors import UsageError, unknown_name
+import pytest
+
+from skipinit_jax.errors import UsageError, require_positive, unknown_name
 
 
 def test_usage_error_is_a_value_error():
@@ -30,3 +32,9 @@ def test_unknown_name_lists_many_only_where_it_suggests_none():
 
 def test_unknown_name_accepts_what_is_no_string():
   assert "Unknown version 3: choose" in str(unknown_name("version", 3, ("1", "2")))
+
+
+def test_require_positive():
+  require_positive(width=1, depth=10)
+  with pytest.raises(UsageError, match="depth is 0: it must be at least 1"):
+    require_positive(width=1, depth=0)

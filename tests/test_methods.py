@@ -4,15 +4,37 @@ import dataclasses
 import functools
 import math
 
+import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import GhostBatchNorm, LayerScale, SkipInit
+from skipinit_jax.layers import (
+  Conv,
+  GhostBatchNorm,
+  LayerScale,
+  SkipInit,
+  WeightStandardizedConv,
+  WeightStandardizedDense,
+  fixup,
+  he_normal,
+  he_normal_fan_out,
+  identity,
+  scaled_relu,
+)
 
 SQRT_HALF = math.sqrt(0.5)
+FIXUP = {
+  "alpha": 1.0,
+  "kernel_init": he_normal_fan_out,
+  "branch_init": fixup,
+  "last_init": nn.initializers.zeros,
+  "classifier_init": nn.initializers.zeros,
+  "scalar_biases": True,
+  "resnet_version": 1,
+}
 
 # What sets a method apart from a network with He initialization and nothing else.
 # For alpha: its value in a network of 25 blocks.
@@ -25,21 +47,18 @@ PROPERTIES = {
   "unnormalized": {},
   "skipinit_biases": {"alpha": 0.0, "use_bias": True},
   "regularized_skipinit": {"alpha": 0.0, "use_bias": True, "dropout_rate": 0.2},
-  "fixup": {"alpha": 1.0, "initialization": "fixup", "scalar_biases": True},
-  "fixup_dropout": {
-    "alpha": 1.0,
-    "initialization": "fixup",
-    "scalar_biases": True,
-    "dropout_rate": 0.2,
-  },
+  "fixup": FIXUP,
+  "fixup_dropout": FIXUP | {"dropout_rate": 0.2},
   "batch_norm_divide_by_sqrt2": {"normalizer": nn.BatchNorm, "sum_scale": SQRT_HALF},
-  "output_batch_norm": {"normalizer": nn.BatchNorm, "output_normalizer_only": True},
+  "output_batch_norm": {"output_normalizer": nn.BatchNorm},
   # Brock, De & Smith (2021).
   "nf_resnet": {
     "alpha": 0.2,
     "learnable_alpha": False,
     "divide_by_expected_std": True,
-    "weight_standardization": True,
+    "conv": WeightStandardizedConv,
+    "dense": WeightStandardizedDense,
+    "activation": scaled_relu,
     "use_bias": True,
   },
   "rezero": {"alpha": 0.0},
@@ -47,17 +66,23 @@ PROPERTIES = {
 }
 PLAIN = {
   "normalizer": None,
-  "output_normalizer_only": False,
+  "output_normalizer": None,
   "alpha": None,
   "learnable_alpha": True,
   "branch_scale": SkipInit,
   "sum_scale": 1.0,
   "divide_by_expected_std": False,
-  "weight_standardization": False,
-  "initialization": "he",
+  "conv": Conv,
+  "dense": nn.Dense,
+  "activation": nn.relu,
+  "kernel_init": he_normal,
+  "branch_init": None,
+  "last_init": None,
+  "classifier_init": None,
   "scalar_biases": False,
   "use_bias": False,
   "dropout_rate": 0.0,
+  "resnet_version": None,
 }
 
 
@@ -71,8 +96,9 @@ def test_properties(name):
   method = methods.get(name)
   actual = {field: getattr(method, field) for field in PLAIN}
   actual["alpha"] = method.initial_alpha(25)
-  if isinstance(method.normalizer, functools.partial):
-    actual["normalizer"] = method.normalizer.func
+  for field in ("normalizer", "output_normalizer"):
+    if isinstance(actual[field], functools.partial):
+      actual[field] = actual[field].func
   expected = PLAIN | PROPERTIES[name]
   assert actual.pop("sum_scale") == pytest.approx(expected.pop("sum_scale"), rel=1e-12)
   assert actual == expected
@@ -193,8 +219,6 @@ def test_a_new_method_from_a_known_one():
     ({"alpha": math.nan}, r"alpha is nan: it must be finite"),
     ({"alpha": np.float32("inf")}, r"alpha is inf"),
     ({"sum_scale": math.inf}, r"sum_scale is inf: it must be finite"),
-    ({"initialization": "xavier"}, r"Unknown initialization 'xavier'.*fixup, he"),
-    ({"output_normalizer_only": True}, r"normalizer is None"),
   ],
 )
 def test_bad_values(changes, message):
@@ -202,16 +226,38 @@ def test_bad_values(changes, message):
     dataclasses.replace(methods.get("unnormalized"), **changes)
 
 
-def test_ghost_batches_keep_the_normalizer_s_settings():
-  method = methods.with_ghost_batches(methods.get("batch_norm"), 8)
-  normalizer = method.normalizer(use_running_average=False)
-  assert isinstance(normalizer, GhostBatchNorm)
+@pytest.mark.parametrize(
+  ("name", "field"),
+  [("batch_norm", "normalizer"), ("output_batch_norm", "output_normalizer")],
+)
+def test_ghost_batches_keep_the_normalizer_s_settings(name, field):
+  method = methods.get(name)
+  ghost = methods.with_ghost_batches(method, 8)
+  module = getattr(ghost, field)(use_running_average=False)
+  assert isinstance(module, GhostBatchNorm)
   settings = methods.batch_normalizer.keywords
-  assert (normalizer.momentum, normalizer.epsilon, normalizer.ghost_batch_size) == (
+  assert (module.momentum, module.epsilon, module.ghost_batch_size) == (
     settings["momentum"],
     settings["epsilon"],
     8,
   )
-  for name in ("skipinit", "fixup"):
-    with pytest.raises(UsageError, match=f"'{name}' has no batch normalization"):
-      methods.with_ghost_batches(methods.get(name), 8)
+  assert dataclasses.replace(ghost, **{field: methods.batch_normalizer}) == method
+
+
+@pytest.mark.parametrize("name", ["skipinit", "fixup", "layer_norm"])
+def test_ghost_batches_need_batch_norm(name):
+  with pytest.raises(UsageError, match=f"'{name}' has no batch normalization"):
+    methods.with_ghost_batches(methods.get(name), 8)
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_linear_networks_keep_the_second_moment(name):
+  method = methods.linear(methods.get(name))
+  assert method.activation is identity
+  fields = method.activated_block_fields(
+    num_blocks=9, branch_layers=3, train=True, dtype=np.float32, param_dtype=np.float32
+  )
+  kernel = fields["kernel_init"](jax.random.key(0), (400, 300))
+  np.testing.assert_allclose(400 * kernel.var(), 1, rtol=0.02)
+  last = fields["last_kernel_init"](jax.random.key(0), (400, 300))
+  assert np.any(last) == (not name.startswith("fixup"))

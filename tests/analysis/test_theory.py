@@ -21,8 +21,9 @@ from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 LARGE = 10**6  # a batch so large that its size does not matter
 
 
-def predict(name, depth, *, batch_size=LARGE, cosine=0.0, **keywords):
+def predict(name, depth, *, batch_size=LARGE, cosine=0.0, linear=False, **keywords):
   method = methods.get(name) if isinstance(name, str) else name
+  method = methods.linear(method) if linear else method
   network = theory.uniform(method, depth, **keywords)
   return theory.predict(network, Kernel.uniform(1.0, cosine), batch_size)
 
@@ -32,10 +33,10 @@ def with_alpha(alpha):
 
 
 class TestClosedForms:
-  @pytest.mark.parametrize("activation", ["linear", "relu"])
+  @pytest.mark.parametrize("linear", [True, False])
   @pytest.mark.parametrize("layers", [1, 3])
-  def test_unnormalized_doubles_in_both_directions(self, activation, layers):
-    signal = predict("unnormalized", 5, activation=activation, layers_per_block=layers)
+  def test_unnormalized_doubles_in_both_directions(self, linear, layers):
+    signal = predict("unnormalized", 5, linear=linear, layers_per_block=layers)
     np.testing.assert_allclose(signal.second_moment, [1, 2, 4, 8, 16, 32])
     np.testing.assert_allclose(signal.gradient_second_moment, [32, 16, 8, 4, 2, 1])
     np.testing.assert_allclose(signal.branch_share, 0.5)
@@ -60,7 +61,7 @@ class TestClosedForms:
     assert 2.71 < signal.gradient_second_moment[0] < math.e
 
   def test_linear_batch_norm_grows_by_one_a_block(self):
-    signal = predict("batch_norm", 50, activation="linear")
+    signal = predict("batch_norm", 50, linear=True)
     blocks = np.arange(1, 51)
     np.testing.assert_allclose(signal.variance, np.arange(51) + 1, rtol=1e-4)
     np.testing.assert_allclose(signal.moving_variance, blocks, rtol=1e-4)
@@ -99,7 +100,7 @@ class TestClosedForms:
     np.testing.assert_allclose(signal.cosine[:101], doubling.cosine, rtol=1e-9)
 
   def test_linear_networks_keep_angles(self):
-    signal = predict("divide_by_sqrt2", 100, cosine=0.3, activation="linear")
+    signal = predict("divide_by_sqrt2", 100, cosine=0.3, linear=True)
     np.testing.assert_allclose(signal.cosine, 0.3)
 
   @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout"])
@@ -163,7 +164,7 @@ class TestClosedForms:
     np.testing.assert_allclose(power, growth, rtol=0.02)
 
   def test_linear_nf_resnet_keeps_angles_and_gradients(self):
-    signal = predict("nf_resnet", 50, activation="linear", cosine=0.3)
+    signal = predict("nf_resnet", 50, linear=True, cosine=0.3)
     moments = 1 + 0.04 * np.arange(51)
     np.testing.assert_allclose(signal.second_moment, moments)
     np.testing.assert_allclose(signal.cosine, 0.3)
@@ -233,7 +234,7 @@ class TestOperations:
   def test_standardized_weights_do_not_see_the_mean(self):
     """Against the covariance over channels of ReLU's output, and a border."""
     kernel = ReLU().forward(Kernel.uniform(1.0, 0.6, (3, 3)), 2)
-    layer = Layer(3.0, size=3, unseen_share=1 / np.pi)
+    layer = Layer(3.0, size=3, standardized=True, mean_share=1 / np.pi)
     output = layer.forward(kernel, 2)
     # The middle sees all positions, which are alike but for their noise.
     covariances = kernel.same - 1 / (2 * np.pi)
@@ -405,8 +406,8 @@ class TestDescribe:
   def test_wide_resnet_with_standardized_weights(self):
     model = WideResNet(16, 2, 10, methods.get("nf_resnet"))
     network = theory.describe(model, (4, 9, 9, 3))
-    assert network.stem == Layer(1.0, widening=16 / 3, size=3)
-    standardized = functools.partial(Layer, unseen_share=1 / np.pi)
+    assert network.stem == Layer(1.0, widening=16 / 3, size=3, standardized=True)
+    standardized = functools.partial(Layer, standardized=True, mean_share=1 / np.pi)
     gain = 2 / (1 - 1 / np.pi)
     first = [block.branch[-3].weight_variance for block in network.blocks]
     np.testing.assert_allclose(first, gain / np.array([1, 1.04, *[1.08, 1.04] * 2]))
@@ -442,12 +443,21 @@ class TestBadInput:
       theory.uniform(method, 3)
 
   @pytest.mark.parametrize(
+    ("field", "value"),
+    [("activation", nn.gelu), ("kernel_init", nn.initializers.lecun_normal())],
+  )
+  def test_unknown_parts(self, field, value):
+    method = dataclasses.replace(methods.get("skipinit_one"), **{field: value})
+    kind = "activation" if field == "activation" else "initializer"
+    with pytest.raises(UsageError, match=f"does not know the {kind}"):
+      theory.uniform(method, 3)
+
+  @pytest.mark.parametrize(
     ("keywords", "message"),
     [
       ({"num_blocks": 0}, "num_blocks is 0"),
       ({"num_blocks": 2, "layers_per_block": 0}, "layers_per_block is 0"),
       ({"num_blocks": 2, "transitions": {3}}, "transitions holds 3"),
-      ({"num_blocks": 2, "activation": "rely"}, "did you mean 'relu'"),
     ],
   )
   def test_networks(self, keywords, message):

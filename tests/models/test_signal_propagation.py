@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from skipinit_jax.models.common import block_fields
 
 from skipinit_jax import methods
 from skipinit_jax.layers import Conv
@@ -127,8 +126,7 @@ LINEAR = ("batch_norm", lambda blocks: 1.0 + blocks)
 def test_convolutional_blocks(block, width, name, theory):
   depth = 4
   layers = {BasicBlock: 2, BottleneckBlock: 3}[block]
-  fields = block_fields(
-    methods.get(name),
+  fields = methods.get(name).activated_block_fields(
     num_blocks=depth,
     branch_layers=layers,
     train=True,

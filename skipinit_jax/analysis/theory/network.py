@@ -156,7 +156,7 @@ def _with_weights(
     layer,
     weight_variance=variance if gain is None else variance * gain**2,
     standardized=standardized,
-    mean_share=0.0 if gain is None else 1 / math.pi,
+    mean_share=1 / math.pi if standardized and gain is not None else 0.0,
   )
 
 

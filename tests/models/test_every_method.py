@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from skipinit_jax.models.common import (
-  Head,
-  block_fields,
-  branch_scale,
-  normalizer,
-  require_positive,
-)
 
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import LayerScale, SkipInit
+from skipinit_jax.layers import Conv, LayerScale, SkipInit
+from skipinit_jax.methods import bind_normalizer
 from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models.head import Head
 
 CLASSES = 7
 # Model, and its number of residual blocks.
@@ -79,7 +74,7 @@ def test_every_method_in_every_model(model, name):
   kernels = set(leaves(params, "kernel"))
   standardized = {path for path in scales if path in kernels}
   assert standardized == (
-    kernels - {("head", "classifier")} if method.weight_standardization else set()
+    set() if method.conv is Conv else kernels - {("head", "classifier")}
   )
   by_channel = {path for path in scales if path[-1] == "branch_scale"}
   assert bool(by_channel) == (method.branch_scale is LayerScale)
@@ -87,7 +82,7 @@ def test_every_method_in_every_model(model, name):
   statistics = leaves(variables.get("batch_stats", {}), "var")
   by_batch = method.normalizer is not nn.LayerNorm
   assert statistics.keys() == (normalizers.keys() if by_batch else set())
-  if method.output_normalizer_only:
+  if method.output_normalizer is not None:
     assert set(normalizers) == {("head", "norm")}
   elif method.normalizer is None:
     assert not normalizers
@@ -132,9 +127,8 @@ def test_a_method_of_ones_own(model, factory, has_statistics):
 
 
 def bind(factory, train=True):
-  method = dataclasses.replace(methods.get("unnormalized"), normalizer=factory)
-  bound = normalizer(method, train=train, dtype=jnp.bfloat16, param_dtype=jnp.float32)
-  return bound(name=None)
+  dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}
+  return bind_normalizer(factory, train=train, **dtypes)(name=None)
 
 
 def test_normalizer_gets_what_it_accepts():
@@ -153,17 +147,17 @@ def test_what_a_partial_sets_stays():
   assert module.dtype == jnp.float32
 
 
+def branch_scale(method, num_blocks=4, param_dtype=jnp.float32):
+  fields = method.block_fields(
+    num_blocks=num_blocks, train=True, dtype=jnp.float32, param_dtype=param_dtype
+  )
+  return fields["branch_scale"]
+
+
 @pytest.mark.parametrize("num_blocks", [1, 4, 333])
 def test_inverse_sqrt_depth_counts_all_blocks(num_blocks):
-  fields = block_fields(
-    methods.get("skipinit_inverse_sqrt_depth"),
-    num_blocks=num_blocks,
-    branch_layers=2,
-    train=True,
-    dtype=jnp.float32,
-    param_dtype=jnp.float32,
-  )
-  assert fields["branch_scale"]().initial_value == pytest.approx(num_blocks**-0.5)
+  factory = branch_scale(methods.get("skipinit_inverse_sqrt_depth"), num_blocks)
+  assert factory().initial_value == pytest.approx(num_blocks**-0.5)
 
 
 def test_fixed_alpha_is_no_parameter():
@@ -200,7 +194,7 @@ def test_a_branch_scale_of_ones_own(model):
 def test_what_a_branch_scale_is_given():
   def scale(**changes):
     method = dataclasses.replace(methods.get("skipinit_one"), **changes)
-    return branch_scale(method, 4, param_dtype=jnp.bfloat16)()
+    return branch_scale(method, param_dtype=jnp.bfloat16)()
 
   assert scale() == SkipInit(1.0, True, jnp.bfloat16)
   assert scale(learnable_alpha=False) == SkipInit(1.0, False, jnp.bfloat16)
@@ -208,7 +202,7 @@ def test_what_a_branch_scale_is_given():
   assert scale(branch_scale=ChannelScale) == ChannelScale(1.0)
   bound = functools.partial(LayerScale, param_dtype=jnp.float32)
   assert scale(branch_scale=bound) == LayerScale(1.0, True, jnp.float32)
-  assert branch_scale(methods.get("unnormalized"), 4, param_dtype=jnp.float32) is None
+  assert branch_scale(methods.get("unnormalized")) is None
 
 
 @pytest.mark.parametrize(
@@ -320,9 +314,3 @@ def test_fixup_starts_with_logits_of_zero(model, num_stacks):
   assert len(stacks) == num_stacks
   for features in stacks:
     assert np.std(features) > 0.1
-
-
-def test_require_positive():
-  require_positive(width=1, depth=10)
-  with pytest.raises(UsageError, match="depth is 0: it must be at least 1"):
-    require_positive(width=1, depth=0)
