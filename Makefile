@@ -29,7 +29,7 @@ bench: $(INSTALLED)
 	  $(VENV)/bin/python -m benchmarks.$$name > results/performance/$$name.tmp && \
 	    mv results/performance/$$name.tmp results/performance/$$name.json || exit 1; \
 	done
-	$(VENV)/bin/python -m benchmarks.page
+	$(VENV)/bin/python -m experiments.pages
 
 # The site: docs/_build/html/index.html. A page without a place, a dead link or a docstring
 # that cannot be read fails it.

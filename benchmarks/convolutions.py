@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import machine, output
+from benchmarks import machine, tables
 from experiments import program
 
 _LIBRARIES = ("skipinit_jax", "PyTorch")
@@ -206,25 +206,11 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-  """Prints a table to standard error, and one JSON object to standard output."""
+  """Prints tables to standard error, and one JSON object to standard output."""
   if _LIBRARY.value is not None:
     print(json.dumps(_measure_library(_LIBRARY.value)))
     return
-  results = measure()
-  table = output.make_table(
-    "convolution",
-    *_PASSES,
-    title=f"GFLOP/s here / in PyTorch, batch {_BATCH_SIZE}",
-  )
-  for row in results["convolutions"]:
-    table.add_row(
-      row["name"],
-      *(
-        " / ".join(f"{speed['median']:g}" for speed in libraries.values())
-        for libraries in row["gflops_per_second"].values()
-      ),
-    )
-  output.show(results, table)
+  tables.show("convolutions", measure())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
-from benchmarks import machine, output
+from benchmarks import machine, tables
 from experiments import program
 from skipinit_jax.data import decode, streaming
 from skipinit_jax.data.decode import Window
@@ -260,22 +260,8 @@ def main() -> None:
       "cores": math.ceil(needed / per_core),
     }
 
-  decoding = output.make_table(
-    "way", "images per core second", "min", "max", title="Decode and crop"
-  )
-  for name, row in images_per_core_second.items():
-    decoding.add_row(name, *map(str, row.values()))
-  loading = output.make_table(
-    "workers", "images/s", "images per core second", title="Whole pipeline (medians)"
-  )
-  for name, rows in whole.items():
-    loading.add_row(name, *(str(row["median"]) for row in rows.values()))
-  feeding = output.make_table(
-    "chip", "images/s (assumed)", "cores", title="Cores that feed a chip"
-  )
-  for name, row in chips.items():
-    feeding.add_row(name, *map(str, row.values()))
-  output.show(
+  tables.show(
+    "decode",
     {
       "machine": f"{os.cpu_count()} x {machine.cpu_name()}",
       "versions": {
@@ -291,9 +277,6 @@ def main() -> None:
       "pipeline_by_workers": whole,
       "chips": chips,
     },
-    decoding,
-    loading,
-    feeding,
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import activations, machine, output, side_by_side
+from benchmarks import activations, machine, side_by_side, tables
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -78,40 +78,7 @@ def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   # Compile times are those of programs that were never compiled before.
   jax.config.update("jax_enable_compilation_cache", False)
-  results = measure()
-  tables = []
-  for case in results["comparison"]:
-    ours = case["peers"][side_by_side.SKIPINIT_JAX.name]
-    table = output.make_table(
-      *("peer", "step, s", "ours takes", "first step, s", "ours takes", "GB"),
-      title=case["name"],
-    )
-    for name, row in case["peers"].items():
-      seconds, first = row["step_seconds"]["median"], row["seconds_to_first_step"]
-      table.add_row(
-        name,
-        f"{seconds:g}",
-        f"{ours['step_seconds']['median'] / seconds:.2f} of it",
-        f"{first:g}",
-        f"{ours['seconds_to_first_step'] / first:.2f} of it",
-        f"{row['peak_gigabytes']:g}",
-      )
-    tables.append(table)
-  table = output.make_table(
-    *("layers", "step, s", "first step, s", "compile, s"),
-    *("MB of activations", "with remat"),
-    title=f"skipinit_jax by depth (activations: batch {_BATCH_SIZES[-1]})",
-  )
-  for case in results["by_depth"]:
-    (row,) = case["peers"].values()
-    table.add_row(
-      f"{case['case']['depth']:,}",
-      f"{row['step_seconds']['median']:g}",
-      f"{row['seconds_to_first_step']:g}",
-      f"{case['compile_seconds']:g}",
-      *(f"{size:g}" for size in case["activation_megabytes"].values()),
-    )
-  output.show(results, *tables, table)
+  tables.show("depth", measure())
 
 
 if __name__ == "__main__":

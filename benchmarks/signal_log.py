@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import output
+from benchmarks import tables
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
@@ -111,19 +111,15 @@ def measure(config: TrainConfig) -> dict[str, object]:
 
 
 def main() -> None:
-  """Prints a table to standard error, and one JSON object to standard output."""
-  results = [measure(config) for config in _CONFIGS]
-  table = output.make_table(*(name.replace("_", " ") for name in results[0]))
-  for result in results:
-    table.add_row(*map(str, result.values()))
+  """Prints tables to standard error, and one JSON object to standard output."""
   devices = jax.devices()
-  output.show(
+  tables.show(
+    "signal_log",
     {
       "device": f"{len(devices)} x {devices[0].device_kind}",
       "largest_share": _LARGEST_SHARE,
-      "results": results,
+      "results": [measure(config) for config in _CONFIGS],
     },
-    table,
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import activations, machine, output, side_by_side
+from benchmarks import activations, machine, side_by_side, tables
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -61,29 +61,7 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
-  results = measure()
-  by_batch_size = output.make_table(
-    *("batch", "library", "skipinit, s", "/ unnormalized", "/ batch_norm"),
-    title=results["network"],
-  )
-  for row in results["by_batch_size"]:
-    for library, methods in row["step_seconds"].items():
-      seconds = {method: step["median"] for method, step in methods.items()}
-      by_batch_size.add_row(
-        str(row["batch_size"]),
-        library,
-        f"{seconds['skipinit']:g}",
-        f"{seconds['skipinit'] / seconds['unnormalized']:.2f}",
-        f"{seconds['skipinit'] / seconds['batch_norm']:.2f}",
-      )
-  memory = output.make_table(
-    *_METHODS,
-    title=f"MB of activations, batch {results['activations']['batch_size']}",
-  )
-  memory.add_row(
-    *(f"{each:g}" for each in results["activations"]["megabytes"].values())
-  )
-  output.show(results, by_batch_size, memory)
+  tables.show("skipinit_cost", measure())
 
 
 if __name__ == "__main__":

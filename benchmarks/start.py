@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, output
+from benchmarks import machine, tables
 from experiments import program
 from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
@@ -245,27 +245,7 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
   results = [measure(config) for config in _CONFIGS]
-  starts = output.make_table("network", "cache", "first step starts (s)", "ends (s)")
-  names = {"empty_cache": "empty", "filled_cache": "filled"}
-  for result in results:
-    for key, name in names.items():
-      starts.add_row(
-        result["network"],
-        name,
-        f"{result[key]['seconds_to_start_of_step']['median']:.2f}",
-        f"{result[key]['seconds_to_end_of_step']['median']:.2f}",
-      )
-  columns = [(result, key) for result in results for key in names]
-  parts = output.make_table(
-    "part (s)",
-    *(f"{result['network']}, {names[key]}" for result, key in columns),
-    title="Where the time goes",
-  )
-  for part in results[0]["filled_cache"]["parts"]:
-    parts.add_row(
-      part, *(f"{result[key]['parts'][part]:.2f}" for result, key in columns)
-    )
-  output.show({"machine": machine.description(), "results": results}, starts, parts)
+  tables.show("start", {"machine": machine.description(), "results": results})
 
 
 if __name__ == "__main__":

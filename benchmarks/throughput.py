@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, output, side_by_side
+from benchmarks import machine, side_by_side, tables
 from benchmarks.side_by_side import Case, Peer
 from experiments import program
 
@@ -52,26 +52,7 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
   """Prints tables to standard error, and one JSON object to standard output."""
-  results = measure()
-  tables = []
-  product = results["matrix_product_gflops_per_second"]
-  for case in results["cases"]:
-    ours = case["peers"][side_by_side.SKIPINIT_JAX.name]["images_per_second"]
-    table = output.make_table(
-      *("peer", "images/s", "ours is", "of matrix product", "first step, s", "GB"),
-      title=case["name"],
-    )
-    for name, row in case["peers"].items():
-      table.add_row(
-        name,
-        f"{row['images_per_second']:g}",
-        f"{ours / row['images_per_second']:.2f} x",
-        f"{row['gflops_per_second'] / product:.0%}",
-        f"{row['seconds_to_first_step']:g}",
-        f"{row['peak_gigabytes']:g}",
-      )
-    tables.append(table)
-  output.show(results, *tables)
+  tables.show("throughput", measure())
 
 
 if __name__ == "__main__":

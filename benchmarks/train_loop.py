@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks import machine, output
+from benchmarks import machine, tables
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
@@ -188,23 +188,9 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Prints a table to standard error, and one JSON object to standard output."""
+  """Prints tables to standard error, and one JSON object to standard output."""
   cases = [measure(config) for config in _CONFIGS]
-  table = output.make_table(
-    "network", "train loop with", "epoch (s)", "images/s", "bare step's", "share"
-  )
-  for case in cases:
-    bare = case["bare_step"]["images_per_second"]["median"]
-    for name, loop in case["loop"].items():
-      table.add_row(
-        case["network"],
-        name,
-        f"{loop['epoch_seconds']['median']:.3g}",
-        f"{loop['images_per_second']['median']:,.0f}",
-        f"{bare:,.0f}",
-        f"{100 * loop['share_of_bare_step']['median']:.1f} %",
-      )
-  output.show({"machine": machine.description(), "cases": cases}, table)
+  tables.show("train_loop", {"machine": machine.description(), "cases": cases})
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.table
 from absl import flags
 
-from benchmarks import machine, output
+from benchmarks import machine, tables
 from experiments import program
 from skipinit_jax import studies
 from skipinit_jax.cores import num_cores
@@ -67,12 +66,6 @@ class Way:
   workers: int
   threads: int
   default: bool = False
-
-  @property
-  def name(self) -> str:
-    """What it is, for people."""
-    default = ", the default" if self.default else ""
-    return f"{self.workers} x {self.threads} thread{'s' * (self.threads > 1)}{default}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,21 +159,6 @@ def _summary(way: Way, searches: Sequence[Searched]) -> dict[str, Any]:
   }
 
 
-def _table(results: Mapping[str, dict[str, Any]]) -> rich.table.Table:
-  networks = next(iter(results.values()))["seconds_of_a_trial"]
-  table = output.make_table(
-    "processes", "trials/h", "min", "max", "from the command on", *networks
-  )
-  for name, result in results.items():
-    table.add_row(
-      name,
-      *(f"{number:.0f}" for number in result["trials_per_hour"].values()),
-      f"{result['trials_per_hour_from_command']['median']:.0f}",
-      *(f"{s['median']:.2f} s" for s in result["seconds_of_a_trial"].values()),
-    )
-  return table
-
-
 def main() -> None:
   """Prints a table to standard error, and one JSON object to standard output."""
   if _RATES.value <= _num_first_rates():
@@ -200,14 +178,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as copy:
           shutil.copytree(cache, copy, dirs_exist_ok=True)
           searches[way].append(search(way, _RATES.value, copy))
-  results = {way.name: _summary(way, searches[way]) for way in ways}
-  output.show(
+  tables.show(
+    "trials",
     {
       "machine": machine.description(),
       "trials_per_search": len(_NETWORKS) * _RATES.value,
-      "ways": list(results.values()),
+      "ways": [_summary(way, searches[way]) for way in ways],
     },
-    _table(results),
   )
 
 

@@ -9,6 +9,7 @@ from skipinit_jax.document.document import (
   Table,
   command_line,
 )
+from skipinit_jax.document.pages import fill
 from skipinit_jax.document.report import FORMATS, write
 from skipinit_jax.document.tables import markdown, print_findings, print_table
 
@@ -21,6 +22,7 @@ __all__ = [
   "Section",
   "Table",
   "command_line",
+  "fill",
   "markdown",
   "print_findings",
   "print_table",

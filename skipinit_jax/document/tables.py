@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import TextIO
 
 import rich.box
 import rich.console
@@ -48,8 +49,13 @@ def latex(table: Table) -> str:
   return f"{needs}\n{text}\n"
 
 
-def print_table(table: Table) -> None:
-  """Prints the table to standard output."""
+def print_table(table: Table, file: TextIO | None = None) -> None:
+  """Prints the table.
+
+  Args:
+    table: with its title above and its note below.
+    file: where to; None is standard output.
+  """
   # Text, where a string would be read as markup: "[bold]" is a legal entry.
   view = rich.table.Table(
     title=rich.text.Text(table.title),
@@ -68,7 +74,7 @@ def print_table(table: Table) -> None:
     )
   for row in rows:
     view.add_row(*(rich.text.Text(entry.text, _STYLES[entry.mark]) for entry in row))
-  rich.console.Console().print(view, crop=False)
+  rich.console.Console(file=file).print(view, crop=False)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -10,7 +10,6 @@ import pytest
 from benchmarks import compiled_step, scaling_model, scaling_report
 from benchmarks.compiled_step import StepCost
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import markdown
 from skipinit_jax.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -204,15 +203,6 @@ def test_a_step_is_the_slower_of_computation_and_memory_and_its_waits():
   assert time.waiting_share == pytest.approx(time.waiting / (10 + 16 * one))
   memory_bound = dataclasses.replace(cost, num_bytes=3 * cost.num_bytes)
   assert scaling_model.step_time(memory_bound, H100, 8).local == pytest.approx(3)
-
-
-def test_tables_of_the_page_are_those_of_the_committed_costs():
-  page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-  tables = scaling_report.make_tables(
-    scaling_report.read_costs(ROOT / "results/scaling")
-  )
-  assert len(tables) == 7
-  assert [name for name in tables if markdown(tables[name]) not in page] == []
 
 
 def test_costs_of_a_batch_are_linear_through_those_that_were_compiled():

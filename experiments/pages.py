@@ -1,0 +1,112 @@
+"""Fills the tables of README.md and docs/ with the results in results/.
+
+A place for a result stands between two comments, of which the first names the folder
+of results/ and the table:
+
+  <!-- results: digits/accuracy -->
+  <!-- end -->
+
+Examples:
+  python -m experiments.pages
+  python -m experiments.pages --check
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+
+from absl import flags
+
+from benchmarks import scaling_report
+from benchmarks import tables as benchmark_tables
+from experiments import program
+from skipinit_jax import document, studies
+from skipinit_jax.document import Table
+from skipinit_jax.errors import UsageError, unknown_name
+
+_CHECK = flags.DEFINE_bool(
+  "check", False, "Changes nothing, and fails if a page differs from the results."
+)
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  throughput = json.loads((folder / "throughput.json").read_text("utf-8"))
+  machine = benchmark_tables.describe_machine(throughput)
+  return {**benchmark_tables.read(folder), "machine": machine}
+
+
+def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  return scaling_report.make_tables(scaling_report.read_costs(folder))
+
+
+def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  cells = json.loads((folder / "diagnosis.json").read_text("utf-8"))["cells"]
+  judged = [cell for cell in cells if cell["part"] == "judged"]
+  agree = sum(cell["healthy"] == cell["trains"] for cell in judged)
+  return {"agreement": f"{agree} of {len(judged)}"}
+
+
+def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  return {"accuracy": studies.accuracy_table(studies.read_results(folder))}
+
+
+_FOLDERS = {
+  "decode": benchmark_tables.read,
+  "diagnosis": _diagnosis,
+  "performance": _performance,
+  "scaling": _scaling,
+}
+
+
+def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
+  """Fills README.md and all pages in docs/.
+
+  Args:
+    root: the folder that has them, and results/.
+    check: whether to fail where a page would change.
+
+  Returns:
+    The pages that have changed.
+
+  Raises:
+    UsageError: a page names a result that there is none of, or it differs from the
+      results and is only checked.
+  """
+
+  @functools.cache
+  def results(folder: str) -> Mapping[str, Table | str]:
+    return _FOLDERS.get(folder, _study)(root / "results" / folder)
+
+  def find(place: str) -> Table | str:
+    folder, _, name = place.partition("/")
+    found = results(folder)
+    if name not in found:
+      raise unknown_name(f"result of results/{folder}", name, found)
+    return found[name]
+
+  changed = []
+  for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+    page, different = document.fill(path.read_text("utf-8"), find)
+    if not different:
+      continue
+    if check:
+      raise UsageError(
+        f"In {path.relative_to(root)}, {', '.join(different)} differ from the results: "
+        "run `python -m experiments.pages`."
+      )
+    path.write_text(page, "utf-8")
+    changed.append(path)
+  return changed
+
+
+def main() -> None:
+  """Runs the program."""
+  for path in fill(_ROOT, check=_CHECK.value):
+    print(f"Filled: {path.relative_to(_ROOT)}")
+
+
+if __name__ == "__main__":
+  program.run(main)

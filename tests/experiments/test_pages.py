@@ -1,0 +1,47 @@
+"""README.md and docs/ show the committed results."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import pages
+from skipinit_jax.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_pages_have_the_committed_results():
+  assert pages.fill(ROOT, check=True) == []
+  written = "".join(
+    path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+  )
+  shown = {path.name for path in (ROOT / "results").iterdir()}
+  assert [name for name in shown if f"results/{name}" not in written] == []
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A checkout with one page, whose one number is wrong."""
+  (tmp_path / "docs").mkdir()
+  shutil.copytree(ROOT / "results/diagnosis", tmp_path / "results/diagnosis")
+  page = tmp_path / "README.md"
+  page.write_text("In <!-- results: diagnosis/agreement -->0 of 1<!-- end --> cells.\n")
+  return page
+
+
+def test_a_page_that_differs(copy):
+  with pytest.raises(UsageError, match=r"^In README\.md, diagnosis/agreement differ"):
+    pages.fill(copy.parent, check=True)
+  assert "0 of 1" in copy.read_text()
+  assert pages.fill(copy.parent) == [copy]
+  assert copy.read_text() == (
+    "In <!-- results: diagnosis/agreement -->38 of 40<!-- end --> cells.\n"
+  )
+  assert pages.fill(copy.parent, check=True) == []
+
+
+def test_a_result_that_there_is_none_of(copy):
+  copy.write_text("<!-- results: diagnosis/agrement -->\n<!-- end -->\n")
+  with pytest.raises(UsageError, match=r"'agrement' \(did you mean 'agreement'"):
+    pages.fill(copy.parent)
