@@ -1,6 +1,6 @@
-"""Signal propagation in theory and in networks, a verdict, and equal trainings."""
+"""Signal propagation in theory and in networks, and a verdict."""
 
-from skipinit_jax.analysis import equivalence, figures, measure, theory
+from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.diagnose import (
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
@@ -21,7 +21,6 @@ __all__ = [
   "Signal",
   "diagnose",
   "diagnose_signal",
-  "equivalence",
   "figures",
   "measure",
   "theory",

@@ -1,128 +1,123 @@
-"""The program of equivalences from its flags to its files."""
+"""The equivalences in float64, against plain optax, and the program's files."""
 
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments.configs.equivalence import EquivalenceConfig
+from experiments import equivalence
+from experiments.equivalence import EquivalenceConfig, Run, decay_root
+from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResidualMLP
 
-PROGRAM = "experiments.equivalence"
-SMALL = ["--config.depth=2", "--config.width=8", "--config.batch_size=16"]
+SMALL = {"depth": 2, "width": 8, "batch_size": 16, "steps": 20}
+REPARAMETERIZATION = EquivalenceConfig(**SMALL, l2=0.05, constants=(4.0, 3.0))
+WEIGHT_DECAY = EquivalenceConfig("weight_decay", **SMALL, l2=0.08, learning_rate=2**-5)
 
 
-def test_reparameterization(run_program, tmp_path):
-  done = run_program(
-    [
-      PROGRAM,
-      f"--workdir={tmp_path}",
-      *SMALL,
-      "--config.steps=24",
-      "--config.constants=(8, 3)",
-    ],
-    status=0,
+def plain_losses(config, method):
+  """The losses of a run as one writes it with optax, in float64."""
+  dataset = data.load("digits")
+  labels = dataset.train.labels
+  pixels = jnp.asarray(dataset.train.images)
+  images = data.augmentation.normalize(pixels, dataset.mean, dataset.std)
+  images = np.asarray(images, "float64")
+  rng = np.random.default_rng(config.seed)
+  sizes = config.depth, config.width, 10, method
+  variables = jax.jit(functools.partial(ResidualMLP(*sizes).init, train=False))(
+    jax.random.key(config.seed), jnp.zeros((1, 8, 8, 1))
   )
-  assert "[holds] Powers of two, which are exact in binary, change not one bit." in (
-    done.stdout
-  )
-  assert "[holds] Other constants change nothing but rounding." in done.stdout
-  assert "[holds] The rate has to be c²η: with cη the trajectory is another." in (
-    done.stdout
-  )
-  for name in ("trajectories", "losses", "rates"):
-    assert (tmp_path / f"{name}.png").stat().st_size > 0
-  assert "| c = 8 | 0 | 0 " in (tmp_path / "distance.md").read_text()
-  assert "Powers of two" in (tmp_path / "report.html").read_text()
-  numbers = json.loads((tmp_path / "equivalence.json").read_text())
-  assert numbers["config"]["constants"] == [8, 3]
-  runs = numbers["trajectories"]["float64, rate 0.0625"]
-  assert len(numbers["steps"]) == len(runs["c = 8"]["loss"]) == 24
-  assert runs["c = 8"]["loss"] == runs["c = 1"]["loss"]
-  assert 0 < max(runs["c = 3"]["distance"]) < 1e-12
-  assert max(runs["c = 3, rate cη"]["distance"]) > 1e-3
-  final = numbers["final_loss"]
-  assert final["c = 8"]["loss"] == final["c = 1"]["loss"]
-  rates = zip(
-    final["c = 8"]["learning_rate"], final["c = 1"]["learning_rate"], strict=True
-  )
-  assert {own / original for own, original in rates} == {64.0}
+  losses = []
+  with jax.enable_x64(True):
+    model = ResidualMLP(*sizes, dtype="float64", param_dtype="float64")
+    state = jax.tree.map(lambda leaf: leaf.astype("float64"), variables)
+    params = state.pop("params")
+    optimizer = optax.chain(
+      optax.add_decayed_weights(config.l2),
+      optax.sgd(config.learning_rate, config.momentum),
+    )
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, opt_state, images, labels):
+      def loss(params):
+        logits, new_state = model.apply(
+          {"params": params, **state}, images, train=True, mutable=[*state]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), new_state
+
+      (value, state_), grads = jax.value_and_grad(loss, has_aux=True)(params)
+      updates, opt_state = optimizer.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), state_, opt_state, value
+
+    for _ in range(config.steps):
+      rows = rng.permutation(len(labels))[: config.batch_size]
+      params, state, opt_state, value = step(
+        params, state, opt_state, images[rows], labels[rows]
+      )
+      losses.append(float(value))
+  return np.array(losses)
 
 
-def test_weight_decay(run_program, tmp_path):
-  done = run_program(
-    [
-      PROGRAM,
-      f"--workdir={tmp_path}",
-      "--config=weight_decay",
-      *SMALL,
-      "--config.steps=40",
-    ],
-    status=0,
-  )
-  holding = [line for line in done.stdout.splitlines() if line.startswith("[holds] ")]
-  for words in ("are the same function at every step.", "begin with a velocity."):
-    assert any(line.endswith(words) for line in holding)
-  assert "[holds] Batch norm's default epsilon ends the equivalence." in holding
-  # What only a longer run would show.
-  assert "[cannot tell]" in done.stdout
-  report = (tmp_path / "report.html").read_text()
-  assert "The loss is finite in all 40 steps." in report
-  for name in ("functions", "runs"):
-    assert (tmp_path / f"{name}.png").stat().st_size > 0
-  assert (tmp_path / "difference.md").stat().st_size > 0
-  numbers = json.loads((tmp_path / "equivalence.json").read_text())
-  runs = numbers["runs"]["float64"]
-  assert max(runs["growth"]["difference"]) < 1e-10
-  assert max(runs["growth"]["difference_in_evaluation"]) > 1e-3
-  assert max(numbers["runs"]["float32"]["growth"]["difference"][:10]) < 1e-3
-  # The same function, from parameters of which one is a growing multiple.
-  scale = numbers["rho"] ** np.array(numbers["steps"])
-  np.testing.assert_allclose(
-    scale * runs["growth"]["norm"], runs["decay"]["norm"], rtol=1e-5
-  )
-  growth = np.array(numbers["growing_rate"])
-  np.testing.assert_allclose(growth * scale**2, growth[0], rtol=1e-5)
+def test_divided_parameters_at_a_multiplied_rate_train_alike(tmp_path):
+  config = REPARAMETERIZATION
+  run = Run(np.full(config.steps, 9 * config.learning_rate), config.l2, c=3.0)
+  method = methods.get("skipinit")
+  (done,) = equivalence.train(config, method, "float64", {"": run}).values()
+  expected = plain_losses(config, method)
+  assert expected[-1] < 0.9 * expected[0]
+  np.testing.assert_allclose(done.loss, expected, rtol=1e-11)
+
+  largest = largest_differences(config, tmp_path, "rates.png")
+  # A power of two is exact.
+  assert largest["c = 4, float64"] == largest["c = 4, float32"] == 0
+  assert 0 < largest["c = 3, float64"] < 1e-11 < largest["c = 3, float32"]
+  assert largest["rate cη, float64"] > 0.1
 
 
-def test_bad_input_is_one_sentence(run_program, tmp_path):
-  workdir = tmp_path / "equivalence"
-  for flags, words in (
-    (["--config=weight_decay", "--config.l2=0.1"], "l2 is 0.1: with learning_rate"),
-    (["--config.batch_size=2000"], "not between 1 and 1472"),
-    (
-      [*SMALL, "--config.steps=8", "--config.learning_rate=1e6"],
-      "the original run diverges in step",
-    ),
-  ):
-    done = run_program([PROGRAM, f"--workdir={workdir}", *flags], status=1)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-  assert not workdir.exists()
+def test_a_growing_rate_is_weight_decay(tmp_path):
+  largest = largest_differences(WEIGHT_DECAY, tmp_path, "functions.png")
+  assert largest.pop("float64") < 1e-11
+  assert len(largest) == 5
+  assert min(largest.values()) > 1e-7
+
+
+def largest_differences(config, folder, figure):
+  equivalence.main(config, str(folder))
+  assert (folder / figure).stat().st_size > 0
+  return json.loads((folder / "equivalence.json").read_text())["largest_difference"]
+
+
+@pytest.mark.parametrize(
+  ("rate", "momentum", "l2"), [(0.125, 0.9, 0.02), (0.1, 0.5, 1e-3), (2.0, 0.0, 0.1)]
+)
+def test_decay_root_solves_the_equation(rate, momentum, l2):
+  rho = decay_root(rate, momentum, l2)
+  roots = np.roots([1, -(1 + momentum - rate * l2), momentum])
+  assert rho == pytest.approx(max(roots), rel=1e-12)
+  assert 0 < rho < 1
 
 
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
     ({"experiment": "weight_decy"}, "did you mean 'weight_decay'"),
-    ({"model": "resnet"}, "choose one of residual_mlp, wide_resnet"),
-    ({"steps": 1}, "steps is 1"),
-    ({"learning_rate": 0.0}, "learning_rate is 0"),
-    ({"learning_rate": float("nan")}, "learning_rate is nan"),
-    ({"momentum": 1.0}, "momentum is 1"),
-    ({"l2": -1.0}, "l2 is -1"),
-    ({"seed": -1}, "seed is -1"),
-    ({"constants": ()}, "constants is empty"),
-    ({"constants": (3.0, 1.0)}, "constants has 1"),
-    ({"constants": (0.0,)}, "constants has 0"),
-    ({"constants": ("3",)}, "constants has '3'"),
-    ({"constants": (3.0, 3.0)}, "constants has one twice"),
-    ({"experiment": "weight_decay", "l2": 0.0}, "l2 is 0"),
-    ({"experiment": "weight_decay", "momentum": 0.0}, "momentum is 0"),
-    ({"experiment": "weight_decay", "batch_size": 2}, "batch_size is 2"),
-    ({"experiment": "weight_decay", "l2": 0.1}, "only below 0.0421"),
+    ({"steps": 1}, "steps has 1: it must be"),
+    ({"learning_rate": float("nan")}, "learning_rate has nan"),
+    ({"constants": (3.0, 0.0)}, "constants has 0"),
+    ({"batch_size": 2}, "batch_size has 2"),
+    ({"batch_size": 2000}, "not between 1 and 1472"),
+    ({"experiment": "weight_decay", "l2": 0.5}, "l2 is 0.5: .* only below 0.0421"),
+    (SMALL | {"learning_rate": 1e6}, "the original run diverges"),
   ],
 )
-def test_fields(fields, words):
+def test_bad_values(fields, words, tmp_path):
   with pytest.raises(UsageError, match=words):
-    EquivalenceConfig(**fields).validate()
+    equivalence.main(EquivalenceConfig(**fields), str(tmp_path / "workdir"))
+  assert not (tmp_path / "workdir").exists()
