@@ -96,7 +96,7 @@ def _throughput(results: Results) -> list[Table]:
     for case, name, peer, ours in _peers(results["cases"])
   ]
   header = [
-    *("network and peer", "images/s", "ours / its", "seconds a step"),
+    *("network and peer", "images/s", "speedup", "seconds a step"),
     *("of matrix product", "seconds to first step", "peak GB"),
   ]
   return [Table("throughput", "Train steps", header, rows)]
@@ -125,7 +125,7 @@ def _depth(results: Results) -> list[Table]:
     for case, _, peer, _ in _peers(results["by_depth"])
   ]
   peers = [
-    *("peer", "seconds a step", "its / ours", "seconds to first step", "its / ours"),
+    *("peer", "seconds a step", "speedup", "seconds to first step", "speedup"),
     "peak GB",
   ]
   depths = [
