@@ -5,6 +5,7 @@ counts its operations and bytes, and its text has every collective.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -25,7 +26,7 @@ from skipinit_jax.training import (
   make_mesh,
   make_optimizer,
   make_train_step,
-  replicated,
+  state_sharding,
 )
 from skipinit_jax.training.compilation import compiler_options
 
@@ -128,13 +129,14 @@ def count(
     )
   mesh = make_mesh(devices)
   model = config.make_model(num_classes)
-  optimizer = make_optimizer(config, steps_per_epoch=1000)
-  init = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
-  state = jax.eval_shape(init, np.uint32(0))
+  optimizer = functools.partial(make_optimizer, config, 1000)
+  init, _ = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
+  state = jax.eval_shape(init, np.uint32(0), np.float32(0))
+  sharding = state_sharding(state, mesh, shard_params=False)
   step = jax.jit(
-    make_train_step(model, optimizer, mesh=mesh),
-    in_shardings=(replicated(mesh), batch_sharding(mesh), batch_sharding(mesh)),
-    out_shardings=replicated(mesh),
+    make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
+    in_shardings=(sharding, batch_sharding(mesh), batch_sharding(mesh)),
+    out_shardings=sharding,
     donate_argnums=0,
   )
   images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)

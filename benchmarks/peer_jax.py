@@ -1,5 +1,6 @@
 """Steps of this package, as its programs take them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ from skipinit_jax.training import (
   make_mesh,
   make_optimizer,
   make_train_step,
-  replicated,
 )
 from skipinit_jax.training.compilation import compiler_options
 
@@ -55,20 +55,21 @@ def make_train(
   )
   mesh = make_mesh()
   model = config.make_model(_NUM_CLASSES)
-  optimizer = make_optimizer(config, steps_per_epoch=1000)
+  optimizer = functools.partial(make_optimizer, config, 1000)
   shape = (image_size, image_size, 3)
-  init = make_init(model, optimizer, shape, mesh=mesh)
+  init, state_sharding = make_init(model, optimizer, shape, mesh=mesh)
+  start = np.uint32(0), np.float32(config.learning_rate)
   train_step = jax.jit(
-    make_train_step(model, optimizer, mesh=mesh),
+    make_train_step(model, optimizer(), mesh=mesh, sharding=state_sharding),
     donate_argnums=0,
-    out_shardings=replicated(mesh),
+    out_shardings=state_sharding,
     compiler_options=compiler_options(),
   )
   sharding = batch_sharding(mesh)
   if shapes:
     images = jax.ShapeDtypeStruct((batch_size, *shape), np.float32, sharding=sharding)
     labels = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding)
-    return train_step, (jax.eval_shape(init, np.uint32(0)), images, labels)
+    return train_step, (jax.eval_shape(init, *start), images, labels)
   rng = np.random.default_rng(0)
   batch = jax.device_put(
     (
@@ -77,7 +78,7 @@ def make_train(
     ),
     sharding,
   )
-  return train_step, (init(np.uint32(0)), *batch)
+  return train_step, (init(*start), *batch)
 
 
 def make_step(**case: Any) -> Callable[[], None]:

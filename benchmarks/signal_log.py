@@ -15,32 +15,27 @@ import tempfile
 import time
 
 import jax
-import numpy as np
 
 from benchmarks import tables
 from experiments import program
 from skipinit_jax import data
-from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.studies.names import network_name
-from skipinit_jax.training import (
-  TrainConfig,
-  make_init,
-  make_mesh,
-  make_optimizer,
-  make_train_step,
-  make_train_steps,
-  replicated,
-)
+from skipinit_jax.training import TrainConfig, Trainer, make_mesh
 from skipinit_jax.training.metrics import MetricsWriter
-from skipinit_jax.training.signal_log import SignalLog, make_measure_signal
-from skipinit_jax.training.step import make_next_batch
+from skipinit_jax.training.signal_log import SignalLog
 
 _CONFIGS = [
   dataclasses.replace(network, method=method)
   for network in (
-    TrainConfig(depth=100, batch_size=32),
+    TrainConfig(depth=100, batch_size=32, signal_every_steps=1),
     # At the default rate it diverges, and training stops.
-    TrainConfig(model="residual_mlp", depth=1000, width=64, learning_rate=2**-9),
+    TrainConfig(
+      model="residual_mlp",
+      depth=1000,
+      width=64,
+      learning_rate=2**-9,
+      signal_every_steps=1,
+    ),
   )
   for method in ("skipinit", "batch_norm")
 ]
@@ -52,45 +47,26 @@ _LARGEST_SHARE = 0.02
 def measure(config: TrainConfig) -> dict[str, object]:
   """Returns the times of a step and of a row, in seconds, for one network."""
   dataset = data.load(config.dataset)
-  num_examples = dataset.train.num_examples
-  steps_per_epoch = in_memory.steps_per_epoch(num_examples, config.batch_size)
-  mesh = make_mesh()
   model = config.make_model(dataset.num_classes)
-  optimizer = make_optimizer(config, steps_per_epoch)
-
-  def augment(_: jax.Array, images: jax.Array) -> jax.Array:
-    return augmentation.normalize(images, dataset.mean, dataset.std)
-
-  train_steps = make_train_steps(
-    make_train_step(model, optimizer, mesh=mesh),
-    augment,
-    num_examples=num_examples,
-    batch_size=config.batch_size,
-    mesh=mesh,
-  )
-  next_batch = make_next_batch(
-    augment, num_examples=num_examples, batch_size=config.batch_size
-  )
-  measure_signal = make_measure_signal(model, next_batch, mesh=mesh)
-  split = in_memory.put(dataset.train, replicated(mesh))
-  state = make_init(model, optimizer, dataset.image_shape, mesh=mesh)(np.uint32(0))
 
   step_seconds, row_seconds = [], []
   with (
     tempfile.TemporaryDirectory() as workdir,
     MetricsWriter(workdir, resume_step=None) as writer,
+    Trainer(config, dataset, model, make_mesh()) as trainer,
   ):
     log = SignalLog(
       writer,
-      lambda state: measure_signal(state, split),
+      trainer.measure_signal,
       every_steps=1,
-      total_steps=steps_per_epoch,
-      steps_per_epoch=steps_per_epoch,
+      total_steps=trainer.steps_per_epoch,
+      steps_per_epoch=trainer.steps_per_epoch,
     )
-    # The first round compiles.
+    state = trainer.initial_state
+    # The first round is slower.
     for _ in range(1 + _ROUNDS):
       begin = time.perf_counter()
-      state, is_finite = train_steps(state, split, _STEPS_PER_ROUND)
+      state, is_finite = trainer.train_steps(state, _STEPS_PER_ROUND)
       assert bool(is_finite), "The run diverges: its steps are no steps."
       trained = time.perf_counter()
       log.write_if_due(int(state.step), state)

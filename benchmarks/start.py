@@ -65,7 +65,7 @@ marks = [("interpreter", time.time())]
 def mark(part):
   marks.append((part, time.time()))
 
-import contextlib, json, os
+import json, os
 import jax
 mark("import of JAX")
 from experiments import program
@@ -85,28 +85,28 @@ def add(event, seconds, **_):
 
 jax.monitoring.register_event_duration_secs_listener(add)
 load_dataset = config.TrainConfig.load_dataset
-make_programs = loop.make_programs
+Trainer = loop.Trainer
 
 def marked_load(config):
   dataset = load_dataset(config)
   mark("flags, devices, data")
   return dataset
 
-@contextlib.contextmanager
-def marked_programs(*args):
-  mark("network, checkpoints")
-  with make_programs(*args) as programs:
+class MarkedTrainer(Trainer):
+  def __init__(self, *args):
+    mark("network, checkpoints")
+    super().__init__(*args)
     mark("programs, first state")
-    def train_steps(state, num_steps):
-      mark("metrics, progress")
-      jax.block_until_ready(programs.train_steps(state, num_steps))
-      mark("first step")
-      print(json.dumps({"marks": marks, "programs": work}), flush=True)
-      os._exit(0)
-    yield programs._replace(train_steps=train_steps)
+
+  def train_steps(self, state, num_steps):
+    mark("metrics, progress")
+    jax.block_until_ready(super().train_steps(state, num_steps))
+    mark("first step")
+    print(json.dumps({"marks": marks, "programs": work}), flush=True)
+    os._exit(0)
 
 config.TrainConfig.load_dataset = marked_load
-loop.make_programs = marked_programs
+loop.Trainer = MarkedTrainer
 """
 
 

@@ -15,6 +15,7 @@ Example:
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -76,7 +77,7 @@ class BareStep:
     self.steps_per_epoch = in_memory.steps_per_epoch(
       dataset.train.num_examples, config.batch_size
     )
-    optimizer = make_optimizer(config, self.steps_per_epoch)
+    optimizer = functools.partial(make_optimizer, config, self.steps_per_epoch)
     images, labels = jax.device_put(
       (
         dataset.train.images[: config.batch_size],
@@ -85,11 +86,10 @@ class BareStep:
       replicated(mesh),
     )
     self._batch = augmentation.normalize(images, dataset.mean, dataset.std), labels
-    self._state = make_init(model, optimizer, dataset.image_shape, mesh=mesh)(
-      np.uint32(config.seed)
-    )
+    init, sharding = make_init(model, optimizer, dataset.image_shape, mesh=mesh)
+    self._state = init(np.uint32(config.seed), np.float32(config.learning_rate))
     self._step = jax.jit(
-      make_train_step(model, optimizer, mesh=mesh),
+      make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
       donate_argnums=0,
       compiler_options=compiler_options(),
     )

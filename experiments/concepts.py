@@ -147,7 +147,6 @@ def _train() -> tuple[dict[str, figures.SignalHistory | str], dict[str, float | 
     with tempfile.TemporaryDirectory() as folder:
       result = train(config, folder)
       history = read_signal(make_history(read_metrics(folder)))
-    assert history is not None
     histories[methods.get(name).title] = history
     accuracies[name] = result.test_accuracy
   return histories, accuracies
@@ -156,7 +155,10 @@ def _train() -> tuple[dict[str, figures.SignalHistory | str], dict[str, float | 
 def _trained_numbers(history: Any) -> Mapping[str, float]:
   """Returns what the page says of a training: median over blocks, first and last."""
   numbers = {}
-  for name, values in history.values.items():
+  for name in figures.SIGNAL_QUANTITIES:
+    if name not in history:
+      continue
+    values = history[name]
     for when, of_blocks in (("first", values[0]), ("last", values[-1])):
       numbers[f"{name}_{when}"] = float(f"{np.median(np.abs(of_blocks)):.3g}")
       numbers[f"{name}_{when}_max"] = float(f"{np.abs(of_blocks).max():.3g}")

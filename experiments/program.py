@@ -173,7 +173,7 @@ def run(main: Callable[[], int | None]) -> None:
           traceback.print_exc()
         from skipinit_jax.training import distributed
 
-        distributed.leave(status or 1)
+        distributed.exit_process(status or 1)
       if status is None:
         raise
       return status

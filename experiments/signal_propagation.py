@@ -199,7 +199,7 @@ def _numbers(result: Result) -> dict[str, Any]:
 
   def plain(signal: Signal) -> dict[str, Any]:
     fields = [field.name for field in dataclasses.fields(Signal)]
-    names = [name for name in fields if name != "names"]
+    names = [name for name in fields if name not in ("names", "alpha")]
     with np.errstate(all="ignore"):
       derived = ("branch_to_skip", "relative_gradient")
       return {name: np.asarray(getattr(signal, name)).tolist() for name in names} | {

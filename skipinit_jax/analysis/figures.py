@@ -16,7 +16,6 @@ __all__ = [
   "SIGNAL_QUANTITIES",
   "Curve",
   "Panel",
-  "SignalHistory",
   "branch_figure",
   "cosine_figure",
   "gradient_figure",
@@ -48,7 +47,7 @@ SIGNAL_QUANTITIES: dict[str, str] = {
   "branch_to_skip": "branch-to-skip ratio",
   "gradient_rms": "gradient (RMS)",
 }
-"""Names for people of what training logs of each block, in the order of the figures."""
+"""What training logs of each block, a property of `Signal`, and its name in figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +63,6 @@ class Curve:
   label: str
   measured: Ensemble
   theory: Signal | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class SignalHistory:
-  """The signal of one network during training.
-
-  Attributes:
-    step: the steps at which it was measured, [t], ascending.
-    block: the numbers of the blocks, from 1, [d], ascending.
-    values: of each quantity in `SIGNAL_QUANTITIES` that the network has, [t, d].
-  """
-
-  step: np.ndarray
-  block: np.ndarray
-  values: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +241,15 @@ def measured_path_weights(
   return weights.mean(0), weights.std(0, ddof=1) / len(weights) ** 0.5
 
 
+SignalHistory = Mapping[str, np.ndarray]
+"""The signal of a network during training, as arrays by name.
+
+"step" has the steps at which it was measured, [t], and "block" the numbers of the
+blocks, from 1, [d]; both ascend. Each quantity of `SIGNAL_QUANTITIES` that the network
+has is an array [t, d].
+"""
+
+
 def heat_map_figures(networks: Mapping[str, SignalHistory | str]) -> list["Figure"]:
   """Draws what training logged by block and step, with a color for each value.
 
@@ -271,16 +264,16 @@ def heat_map_figures(networks: Mapping[str, SignalHistory | str]) -> list["Figur
   Returns:
     A figure for every three networks; none if nothing was logged of any.
   """
-  histories = [each for each in networks.values() if isinstance(each, SignalHistory)]
+  histories = [each for each in networks.values() if not isinstance(each, str)]
   scales = {}
   for name in SIGNAL_QUANTITIES:
-    values = [each.values[name].ravel() for each in histories if name in each.values]
+    values = [each[name].ravel() for each in histories if name in each]
     if values:
       scales[name] = _color_scale(np.concatenate(values), around_zero=name == "alpha")
   if not scales:
     return []
-  steps = np.concatenate([_edges(each.step) for each in histories])
-  blocks = np.concatenate([_edges(each.block) for each in histories])
+  steps = np.concatenate([_edges(each["step"]) for each in histories])
+  blocks = np.concatenate([_edges(each["block"]) for each in histories])
   limits = {"xlim": (steps.min(), steps.max()), "ylim": (blocks.min(), blocks.max())}
   titles = list(networks)
   # Figures of nearly equal numbers of columns.
@@ -331,7 +324,7 @@ def _heat_maps(
     for axes, network in zip(row, networks.values(), strict=True):
       if isinstance(network, str):
         _write_in(axes, network)
-      elif name not in network.values:
+      elif name not in network:
         learnable = "learnable " if name == "alpha" else ""
         _write_in(axes, f"no {learnable}{SIGNAL_QUANTITIES[name]}")
       else:
@@ -359,13 +352,13 @@ def _draw_heat_map(
   name: str,
   scale: "tuple[Normalize, Colormap]",
 ) -> None:
-  values = np.ma.masked_invalid(history.values[name])
+  values = np.ma.masked_invalid(history[name])
   if name != "alpha":
     # A zero would get the color of the lowest value.
     values = np.ma.masked_equal(values, 0)
   axes.pcolormesh(
-    _edges(history.step),
-    _edges(history.block),
+    _edges(history["step"]),
+    _edges(history["block"]),
     values.T,
     norm=scale[0],
     cmap=scale[1],

@@ -42,6 +42,8 @@ class Signal:
     moving_variance: what the moving variance of the block's first batch
       normalization converges to, its mean over channels; NaN in a block without,
       [..., d].
+    alpha: the learnable scalar at the end of the branch, [..., d]; None where the
+      blocks have none, or where it was not asked for.
   """
 
   names: tuple[str, ...] = struct.field(pytree_node=False)
@@ -54,10 +56,14 @@ class Signal:
   branch_second_moment: Values
   branch_variance: Values
   moving_variance: Values
+  alpha: Values | None = None
 
   @property
   def branch_to_skip(self) -> Values:
-    """Variance of the branch over that of the skip path, [..., d]."""
+    """Variance of the branch over that of the skip path, [..., d].
+
+    Batch normalization makes it about 1 / l in block l (De & Smith, 2020, section 2).
+    """
     return self.branch_variance / self.skip_variance
 
   @property
@@ -68,6 +74,14 @@ class Signal:
     """
     total = self.skip_second_moment + self.branch_second_moment
     return self.branch_second_moment / total
+
+  @property
+  def gradient_rms(self) -> Values:
+    """Root mean square of the derivative with respect to a block's output, [..., d].
+
+    It is the gradient of the features, not that of the block's parameters.
+    """
+    return self.gradient_second_moment[..., 1:] ** 0.5
 
   @property
   def relative_gradient(self) -> Values:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from skipinit_jax.analysis.figures import SIGNAL_QUANTITIES, SignalHistory
+from skipinit_jax.analysis.figures import SIGNAL_QUANTITIES
 
 # A heat map in a figure of several has about as many pixels.
 _MOST_CELLS = 48
@@ -51,27 +51,21 @@ def make_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
   return history
 
 
-def read_signal(history: Mapping[str, Mapping[str, Any]]) -> SignalHistory | None:
-  """Returns the signal that `make_history` kept.
+def read_signal(history: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Returns the signal that `make_history` kept, as `heat_map_figures` takes it.
 
   Args:
-    history: of a run.
+    history: the curves of a run.
 
   Returns:
-    The signal; None if it was not logged.
+    Arrays by name; none if the signal was not logged.
   """
-  if "signal" not in history:
-    return None
-  signal = history["signal"]
-  return SignalHistory(
-    step=np.array(signal["step"]),
-    block=np.array(signal["block"]),
-    values={
-      name: np.array([[float(text) for text in line.split()] for line in signal[name]])
-      for name in SIGNAL_QUANTITIES
-      if name in signal
-    },
-  )
+  return {
+    name: np.array(values)
+    if name in ("step", "block")
+    else np.array([line.split() for line in values], np.float64)
+    for name, values in history.get("signal", {}).items()
+  }
 
 
 def _thin(count: int) -> list[int]:

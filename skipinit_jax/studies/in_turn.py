@@ -46,7 +46,7 @@ def run_in_turn(study: Study, workdir: str | os.PathLike[str]) -> StudyResults:
       search.config.validate(jax.device_count())
     except UsageError as error:
       raise UsageError(f"{search.title}: {error}") from None
-  with distributed.together():
+  with distributed.share_errors():
     threshold = trains_above(study)
   first = distributed.is_first()
   runs: dict[Key, Run] = {}

@@ -115,7 +115,7 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
     ),
   ]
   signal = read_signal(history)
-  if signal is not None:
+  if signal:
     maps = signal_figures("signal", "Signal by block and step", {title: signal})
     sections.append(Section("Signal during training", "", maps))
   return Document(

@@ -6,26 +6,34 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from skipinit_jax.training.optimizer import make_optimizer, parameter_roles
-from skipinit_jax.training.state import Keys, Sums, TrainState, make_init
+from skipinit_jax.training.state import (
+  EpochMetrics,
+  Keys,
+  TrainState,
+  make_init,
+  state_sharding,
+)
 from skipinit_jax.training.step import (
-  EvalSums,
+  EvalMetrics,
   make_evaluate,
   make_train_step,
   make_train_steps,
 )
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trained import Trained, load_trained
+from skipinit_jax.training.trainer import Trainer
 
 __all__ = [
   "Checkpoints",
-  "EvalSums",
+  "EpochMetrics",
+  "EvalMetrics",
   "Keys",
   "Result",
   "StopRequest",
-  "Sums",
   "TrainConfig",
   "TrainState",
   "Trained",
+  "Trainer",
   "batch_sharding",
   "compilation",
   "distributed",
@@ -38,5 +46,6 @@ __all__ = [
   "make_train_steps",
   "parameter_roles",
   "replicated",
+  "state_sharding",
   "train",
 ]

@@ -72,18 +72,18 @@ class Checkpoints:
       UsageError: the workdir cannot be written, is in use, or was made with another
         config.
     """
-    with distributed.together():
+    with distributed.share_errors():
       self._workdir = workdir_path(directory)
     self._directory = self._workdir / CHECKPOINTS
     with contextlib.ExitStack() as stack:
-      with distributed.together():
+      with distributed.share_errors():
         if distributed.is_first():
           _make_directory(self._workdir)
           if not in_bucket(self._workdir):
             stack.enter_context(lock(self._workdir / LOCK))
           _check_config(self._workdir, config)
           _make_directory(self._directory)
-      with distributed.together():
+      with distributed.share_errors():
         _check_shared(self._workdir)
       self._manager = _open_manager(self._directory, keep)
       self._lock = stack.pop_all()
@@ -115,7 +115,7 @@ class Checkpoints:
 
   def _check_space(self, state: Any) -> None:
     """Checks before a save what is an error of many lines in the middle of one."""
-    with distributed.together():
+    with distributed.share_errors():
       if not distributed.is_first() or in_bucket(self._workdir):
         return
       needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -1,10 +1,10 @@
 """One run on several processes: how they start, agree and end together.
 
-JAX's multi-controller runtime: each process, usually one a host, runs the same program
-and drives its own devices, and computations span the devices of all. So all processes
-must take the same steps in the same order: what one of them alone can know, such as
-the time or a signal, they exchange first. In a run of one process every function here
-returns at once.
+In JAX's multi-controller runtime each process, usually one a host, runs the same
+program and drives its own devices, and computations span the devices of all. So all
+processes must take the same steps in the same order. What one of them alone can know,
+such as the time or a signal, they exchange first. In a run of one process every
+function here returns at once.
 """
 
 import collections
@@ -34,21 +34,22 @@ from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 __all__ = [
   "check_same",
+  "exit_process",
   "from_first",
   "gather",
   "in_slurm_step",
   "in_tpu_pod",
   "initialize",
   "is_first",
-  "leave",
-  "together",
+  "share_errors",
 ]
 
 # How long processes wait for the last one to start.
 _START_SECONDS = 300
-# After which a silent process counts as dead, and the runtime ends the others. Its
-# default is 100. Threads of their own send heartbeats, so that only a dead, cut off or
-# frozen machine is silent; shorter would end runs for a hiccup of the network.
+# A process that is silent for so long counts as dead, and the runtime ends the others.
+# JAX's default is 100. Threads of their own send heartbeats, so that only a machine
+# that is dead, cut off or frozen is silent. A shorter time would end runs for a hiccup
+# of the network.
 _HEARTBEAT_SECONDS = 60
 # How long a process that fails waits for the others to fail too.
 _LEAVE_SECONDS = 5.0
@@ -218,7 +219,7 @@ def gather(value: Any) -> list[Any]:
   """Exchanges a value among all processes, each of which calls this.
 
   Args:
-    value: this process's value, of what JSON can hold.
+    value: this process's value, which JSON can hold.
 
   Returns:
     The values of all processes, in their order.
@@ -242,17 +243,17 @@ def from_first(value: Any) -> Any:
   """Returns process 0's value on all processes, each of which calls this.
 
   Args:
-    value: of what JSON can hold; that of the other processes does not count.
+    value: what JSON can hold; the values of the other processes do not count.
   """
   return gather(value if is_first() else None)[0]
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-  """Makes a `UsageError` of one process in the block one of all of them.
+def share_errors() -> Iterator[None]:
+  """Raises a `UsageError` of one process in the block on all of them.
 
   The processes leave the block together. Within it they may not exchange anything,
-  because one that fails would not take part.
+  because a process that fails would not take part.
   """
   own = None
   try:
@@ -301,7 +302,7 @@ def _code_digests() -> dict[str, str]:
   return digests
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
   """Ends this process after an error, without waiting for the others for long.
 
   An ordinary exit of one process waits for all, which wait for it in a computation.

@@ -27,11 +27,10 @@ from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import MetricsWriter
-from skipinit_jax.training.programs import make_programs
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.signal_log import SignalLog
-from skipinit_jax.training.state import TrainState
 from skipinit_jax.training.stop import StopRequest
+from skipinit_jax.training.trainer import Trainer
 
 # Long enough that the host's part of a dispatch does not count, short enough for a
 # live display and for a checkpoint before a machine is taken away.
@@ -59,10 +58,10 @@ class Result:
       None if it took no step.
     num_parameters: size of the network.
     config: the configuration, as plain values of JSON.
-    versions: of the packages that decide the result.
+    versions: versions of the packages that decide the result.
     device: kind and number of the devices.
     test_top5_accuracy: share of the test set whose label is among the five largest
-      logits, from 0 to 1; None unless completed, or of an older version.
+      logits, from 0 to 1; None unless completed.
   """
 
   status: Literal["completed", "diverged", "interrupted"]
@@ -77,7 +76,7 @@ class Result:
   config: dict[str, Any]
   versions: dict[str, str]
   device: str
-  test_top5_accuracy: float | None = None
+  test_top5_accuracy: float | None
 
 
 def train(
@@ -110,14 +109,14 @@ def train(
     UsageError: the configuration, the data or the workdir cannot be used, another
       run is using the workdir, or processes differ in configuration or version.
   """
-  start = time.monotonic()
+  stopwatch = _Stopwatch(config.batch_size)
   first = distributed.is_first()
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   settings = dataclasses.asdict(config)
   for name in ("data_dir", "data_workers"):
     settings.pop(name)
   distributed.check_same({**settings, "versions": versions})
-  with distributed.together():
+  with distributed.share_errors():
     directory = workdir_path(workdir)
     mesh = make_mesh(devices)
     config.validate(mesh.size)
@@ -127,7 +126,6 @@ def train(
       dataset.train.num_examples, config.batch_size
     )
     finished = _finished_result(directory, config) if first else None
-  total_steps = config.epochs * steps_per_epoch
   finished = distributed.from_first(finished)
   if finished is not None:
     return Result(**finished)
@@ -136,14 +134,13 @@ def train(
     full_disk_errors(workdir),
     Checkpoints(workdir, config=config.identity()) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
-    make_programs(config, dataset, model, mesh) as programs,
+    Trainer(config, dataset, model, mesh) as trainer,
   ):
-    restored = checkpoints.restore_latest(programs.state)
-    step, state = restored or (0, programs.state)
+    total_steps = config.epochs * steps_per_epoch
+    restored = checkpoints.restore_latest(trainer.initial_state)
+    step, state = restored or (0, trainer.initial_state)
     finite = True
     test: dict[str, float] = {}
-    stopwatch = _Stopwatch(start, config.batch_size)
-    saved_at = time.monotonic()
     with (
       MetricsWriter(
         workdir, resume_step=step if restored else None, enabled=first
@@ -154,7 +151,7 @@ def train(
     ):
       signal_log = SignalLog(
         writer,
-        programs.measure_signal,
+        trainer.measure_signal,
         every_steps=config.signal_every_steps,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -163,10 +160,10 @@ def train(
         progress.message(f"resumed from step {step}")
       else:
         signal_log.write_if_due(step, state)
+      saved_at = time.monotonic()
       while step < total_steps and finite:
-        left_in_epoch = steps_per_epoch - step % steps_per_epoch
         num_steps = min(
-          left_in_epoch,
+          steps_per_epoch - step % steps_per_epoch,
           signal_log.steps_to_next(step),
           stopwatch.steps_in(_DISPATCH_SECONDS),
         )
@@ -176,16 +173,17 @@ def train(
         if num_steps == 0:
           break
         begin, first_step = time.monotonic(), step
-        state, is_finite = programs.train_steps(state, num_steps)
+        state, is_finite = trainer.train_steps(state, num_steps)
         finite, step = bool(is_finite), int(state.step)
         stopwatch.add(step - first_step, time.monotonic() - begin)
-        means = _epoch_means(state)
+
+        means = state.sums.means()
         speed = stopwatch.images_per_second
         progress.update(step, means["loss"], means["accuracy"], speed or 0.0)
         epoch, ends_epoch = step // steps_per_epoch, step % steps_per_epoch == 0
         if ends_epoch or not finite:
           row = {"epoch": step / steps_per_epoch, **means}
-          row["learning_rate"] = programs.learning_rate(step - 1)
+          row["learning_rate"] = trainer.learning_rate(step - 1)
           if speed is not None:
             row["images_per_second"] = speed
           writer.write(step, "train", row)
@@ -194,19 +192,19 @@ def train(
         if ends_epoch and (
           epoch % config.eval_every_epochs == 0 or epoch == config.epochs
         ):
-          test = programs.evaluate(state)
+          test = trainer.evaluate(state)
           writer.write(step, "eval", {"epoch": float(epoch), **test})
-        # Before the step's checkpoint, from which a resumed run only goes on.
+        # Before the checkpoint of this step: a resumed run starts behind it.
         signal_log.write_if_due(step, state)
         seconds = config.checkpoint_every_seconds
         due = time.monotonic() - saved_at >= seconds and (ends_epoch or seconds > 0)
-        # The first epoch's in any case: a run that diverges later keeps at least that.
+        # The first epoch is saved in any case: a run that diverges later keeps that.
         due = due or (ends_epoch and checkpoints.latest_step() is None)
         if distributed.from_first(due):
           writer.flush()
           checkpoints.save(step, state)
           saved_at = time.monotonic()
-      # After the loop, so that no signal comes between its last look and the save.
+      # After the loop: no signal can come between its last look and this save.
       if finite and step > 0:
         writer.flush()
         checkpoints.save(step, state)
@@ -215,8 +213,8 @@ def train(
     completed = step == total_steps and finite
     if completed and not test:
       # The run was killed after its last checkpoint: only this was left to do.
-      test = programs.evaluate(state)
-    means = _epoch_means(state)
+      test = trainer.evaluate(state)
+    means = state.sums.means()
     result = Result(
       status="completed" if completed else "interrupted" if finite else "diverged",
       step=step,
@@ -224,13 +222,13 @@ def train(
       train_accuracy=means["accuracy"],
       test_loss=test["loss"] if completed else None,
       test_accuracy=test["accuracy"] if completed else None,
-      test_top5_accuracy=test["top5_accuracy"] if completed else None,
       images_per_second=stopwatch.images_per_second,
       seconds_to_first_step=stopwatch.seconds_to_first_step,
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
       config=to_json(dataclasses.asdict(config)),
       versions=versions,
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+      test_top5_accuracy=test["top5_accuracy"] if completed else None,
     )
     if first:
       write_json(directory / RESULT, dataclasses.asdict(result))
@@ -250,26 +248,16 @@ def _finished_result(workdir: Path, config: TrainConfig) -> dict[str, Any] | Non
     raise UsageError(
       f"The file {path} is not a result of this version's: use another --workdir."
     ) from None
-  # Of another configuration, the workdir's own guard says what differs.
+  # If it is of another configuration, `Checkpoints` says what differs.
   same = identity == to_json(config.identity())
   return result if same and result["status"] != "interrupted" else None
-
-
-def _epoch_means(state: TrainState) -> dict[str, float]:
-  sums = jax.device_get(state.sums)
-  steps = max(float(sums.steps), 1.0)
-  return {
-    "loss": float(sums.loss) / steps,
-    "accuracy": float(sums.accuracy) / steps,
-    "grad_norm": float(sums.grad_norm) / steps,
-  }
 
 
 class _Stopwatch:
   """Measures training, first step apart, because that includes compilation."""
 
-  def __init__(self, start: float, batch_size: int):
-    self._start = start
+  def __init__(self, batch_size: int):
+    self._start = time.monotonic()
     self._batch_size = batch_size
     self._steps = 0
     self._seconds = 0.0

@@ -17,11 +17,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the mesh of one axis, `data`.
-
-  Args:
-    devices: the devices; None: all.
-  """
+  """Returns the mesh of one axis, `data`, over some devices, or over all of them."""
   devices = jax.devices() if devices is None else devices
   # `jax.make_mesh` would order the chips of a TPU slice by their place in it: then no
   # host had consecutive rows of a batch, and ghost batches would depend on the slice.
@@ -70,18 +66,21 @@ def fsdp_sharding(tree: chex.ArrayTree, mesh: Mesh) -> Any:
 
 
 def sharded_activations(
-  mesh: Mesh, batch_size: int, *, enabled: bool
+  mesh: Mesh, batch_size: int, params_sharding: Any
 ) -> contextlib.AbstractContextManager[None]:
   """Keeps what a network's modules return in this context sharded over the batch.
 
   Where a layer's parameters are sharded too, XLA may gather either these or the
-  activations. In this context it gathers the parameters, just before their use.
+  activations. In this context it gathers the parameters, just before their use. Where
+  they are whole on every device, the context does nothing.
 
   Args:
     mesh: the mesh.
     batch_size: number of examples, a multiple of the mesh's devices.
-    enabled: False does nothing, as where parameters are whole on every device.
+    params_sharding: how the network's parameters lie on the mesh.
   """
+  if all(each.is_fully_replicated for each in jax.tree.leaves(params_sharding)):
+    return contextlib.nullcontext()
 
   def constrain(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
     output = run(*args, **kwargs)
@@ -89,4 +88,4 @@ def sharded_activations(
       return jax.lax.with_sharding_constraint(output, batch_sharding(mesh))
     return output
 
-  return nn.intercept_methods(constrain) if enabled else contextlib.nullcontext()
+  return nn.intercept_methods(constrain)

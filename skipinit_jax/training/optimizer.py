@@ -60,7 +60,9 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-  config: TrainConfig, steps_per_epoch: int
+  config: TrainConfig,
+  steps_per_epoch: int,
+  learning_rate: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
   """Returns the configured optimizer.
 
@@ -71,7 +73,11 @@ def make_optimizer(
   Args:
     config: the configuration.
     steps_per_epoch: optimizer steps of an epoch.
+    learning_rate: the schedule's highest rate, which may be traced; None: the
+      configuration's.
   """
+  if learning_rate is None:
+    learning_rate = config.learning_rate
 
   def has_l2(params: Any) -> Any:
     roles = parameter_roles(params)
@@ -87,7 +93,5 @@ def make_optimizer(
     optax.add_decayed_weights(config.l2, mask=has_l2),
     optax.trace(decay=config.momentum, nesterov=config.nesterov),
     optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
-    optax.inject_hyperparams(optax.scale_by_learning_rate)(
-      learning_rate=config.learning_rate
-    ),
+    optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
   )

@@ -1,5 +1,6 @@
 """The signal in a network while it trains: alphas, branches and gradients by block."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -9,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import struct
 from jax.sharding import Mesh
 
-from skipinit_jax.analysis import measure
+from skipinit_jax.analysis import Signal, figures, measure
 from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import (
   batch_sharding,
@@ -21,42 +21,7 @@ from skipinit_jax.training.mesh import (
 )
 from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.state import TrainState
-
-
-class BlockSignal(struct.PyTreeNode):
-  """What is logged of d residual blocks, in the order of the network.
-
-  Attributes:
-    names: the blocks' names, d of them.
-    branch_to_skip: variance of the branch over that of the skip path, [d]: what batch
-      normalization makes about 1 / l in block l (De & Smith, 2020, section 2). See
-      `analysis.Signal.branch_to_skip`.
-    gradient_rms: root mean square of the loss's derivative with respect to the block's
-      output, over examples, positions and channels, [d]: the root of
-      `analysis.Signal.gradient_second_moment`. It is the gradient of the features, not
-      that of the block's parameters.
-    alpha: the learnable scalar at the end of the branch, [d]; None where the blocks
-      have none.
-  """
-
-  names: tuple[str, ...] = struct.field(pytree_node=False)
-  branch_to_skip: jax.Array
-  gradient_rms: jax.Array
-  alpha: jax.Array | None
-
-  def to_row(self, *, with_names: bool) -> dict[str, list[Any]]:
-    """Returns the values by name, as lists, for `metrics.jsonl`.
-
-    Args:
-      with_names: whether the blocks' names are there too, as `blocks`.
-    """
-    row: dict[str, list[Any]] = {"blocks": list(self.names)} if with_names else {}
-    for name in ("alpha", "branch_to_skip", "gradient_rms"):
-      values = getattr(self, name)
-      if values is not None:
-        # More digits would say nothing about a batch, and double the file.
-        row[name] = [float(f"{value:.5g}") for value in np.asarray(values)]
-    return row
+from skipinit_jax.training.step import Batches
 
 
 class SignalLog:
@@ -69,7 +34,7 @@ class SignalLog:
   def __init__(
     self,
     writer: MetricsWriter,
-    measure_signal: Callable[[TrainState], BlockSignal],
+    measure_signal: Callable[[TrainState], Signal],
     *,
     every_steps: int,
     total_steps: int,
@@ -78,7 +43,7 @@ class SignalLog:
     """Makes the log of a run.
 
     Args:
-      writer: where to write.
+      writer: gets the rows.
       measure_signal: measures the signal at a state.
       every_steps: steps between rows; 0: there are none.
       total_steps: steps of the run.
@@ -105,47 +70,50 @@ class SignalLog:
     """
     every = self._every_steps
     if every and (step % every == 0 or step == self._total_steps):
-      row = self._measure_signal(state).to_row(
-        with_names="signal" not in self._writer.kinds
-      )
-      self._writer.write(step, "signal", {"epoch": step / self._steps_per_epoch, **row})
-
-
-NextBatch = Callable[[TrainState, Any], tuple[jax.Array, jax.Array]]
+      signal = self._measure_signal(state)
+      row: dict[str, Any] = {"epoch": step / self._steps_per_epoch}
+      if "signal" not in self._writer.kinds:
+        row["blocks"] = list(signal.names)
+      for name in figures.SIGNAL_QUANTITIES:
+        values = getattr(signal, name)
+        if values is not None:
+          # More digits would say nothing about a batch, and double the file.
+          row[name] = [float(f"{value:.5g}") for value in np.asarray(values)]
+      self._writer.write(step, "signal", row)
 
 
 def make_measure_signal(
   model: nn.Module,
-  next_batch: NextBatch,
+  batches: Batches,
   *,
   mesh: Mesh,
+  sharding: TrainState,
   accumulation_steps: int = 1,
-  sharding: TrainState | None = None,
-) -> Callable[[TrainState, Any], BlockSignal]:
+) -> jax.stages.Wrapped:
   """Returns a jitted function that measures the signal of a run's network.
 
   Args:
     model: the network, called as `model(images, train)`.
-    next_batch: maps the state and the data, traced, to what the state's next step
-      trains on: the network's input [B, H, W, C] and labels [B].
+    batches: gives the batch of the state's next step.
     mesh: the mesh whose axis `data` shares the batch.
+    sharding: how the state lies on the mesh.
     accumulation_steps: parts of a batch. Only the first one is measured, so that the
       memory of a step suffices.
-    sharding: how the state lies on the mesh; None: whole on every device.
 
   Returns:
-    A function of the state, which it leaves as it is, and the data that returns a
-    `BlockSignal`. It is measured in training mode, with a dropout mask of its own.
+    A function of the state, which it leaves as it is, and the data that `batches`
+    takes. It returns a `Signal` of what is logged; the rest of it is None. It is
+    measured in training mode, with a dropout mask of its own.
   """
 
-  def measure_signal(state: TrainState, data: Any) -> BlockSignal:
+  def measure_signal(state: TrainState, data: Any) -> Signal:
     keys = state.random_keys()
-    images, labels = next_batch(state, data)
+    images, labels = batches(state, data)(state.step)
     part = len(images) // accumulation_steps
     images, labels = jax.lax.with_sharding_constraint(
       (images[:part], labels[:part]), batch_sharding(mesh)
     )
-    with sharded_activations(mesh, part, enabled=sharding is not None):
+    with sharded_activations(mesh, part, sharding.params):
       signal = measure.signal(
         model,
         {"params": state.params, **state.model_state},
@@ -157,16 +125,20 @@ def make_measure_signal(
         train=True,
       )
     # XLA drops the statistics that are not returned: a third of the time.
-    return BlockSignal(
-      names=signal.names,
-      branch_to_skip=signal.branch_to_skip,
-      gradient_rms=jnp.sqrt(signal.gradient_second_moment[1:]),
+    return dataclasses.replace(
+      signal,
+      second_moment=None,
+      variance=None,
+      cosine=None,
+      skip_second_moment=None,
+      branch_second_moment=None,
+      moving_variance=None,
       alpha=block_alphas(state.params, signal.names),
     )
 
   return jax.jit(
     measure_signal,
-    in_shardings=(replicated(mesh) if sharding is None else sharding, None),
+    in_shardings=(sharding, None),
     out_shardings=replicated(mesh),
     compiler_options=compiler_options(),
   )

@@ -1,6 +1,7 @@
 """The state of a training run: all that a checkpoint holds."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import chex
 import jax
@@ -14,8 +15,8 @@ from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import fsdp_sharding, replicated
 
 
-class Sums(struct.PyTreeNode):
-  """Sums over the steps of the current epoch, from which its means are made.
+class EpochMetrics(struct.PyTreeNode):
+  """Metrics of the current epoch, as sums over its steps.
 
   They are part of the state, so that a resumed epoch reports the same means.
 
@@ -32,18 +33,24 @@ class Sums(struct.PyTreeNode):
   grad_norm: jax.Array
 
   @classmethod
-  def zero(cls) -> "Sums":
+  def zero(cls) -> Self:
     """Returns the sums at the start of an epoch."""
     return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
 
+  def means(self) -> dict[str, float]:
+    """Returns the means over the epoch's steps, by name."""
+    steps, *sums = map(float, jax.device_get(jax.tree.leaves(self)))
+    names = ("loss", "accuracy", "grad_norm")
+    return {n: total / max(steps, 1.0) for n, total in zip(names, sums, strict=True)}
+
 
 class Keys(NamedTuple):
-  """Independent random keys; the epoch or the step is folded into each.
+  """Independent random keys.
 
   Attributes:
-    order: of the order of the examples, by epoch.
-    augment: of augmentation, by step.
-    dropout: of dropout, by step.
+    order: for the order of the examples; the epoch is folded in.
+    augment: for augmentation; the step is folded in.
+    dropout: for dropout; the step is folded in.
   """
 
   order: jax.Array
@@ -60,7 +67,7 @@ class TrainState(struct.PyTreeNode):
     model_state: the other variables of the model, such as batch statistics.
     opt_state: the optimizer's state.
     key_data: the run's random key, as `jax.random.key_data` gives it.
-    sums: what the current epoch's metrics are made of.
+    sums: the current epoch's metrics.
   """
 
   step: jax.Array
@@ -68,7 +75,7 @@ class TrainState(struct.PyTreeNode):
   model_state: Any
   opt_state: optax.OptState
   key_data: jax.Array
-  sums: Sums
+  sums: EpochMetrics
 
   def random_keys(self) -> Keys:
     """Returns the run's independent random keys."""
@@ -82,10 +89,10 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> Trai
     state: a state, or the `jax.ShapeDtypeStruct`s of one.
     mesh: the mesh.
     shard_params: whether parameters and the optimizer's state are cut among the devices
-      (see `mesh.fsdp_sharding`), or whole on each of them, as all else is in any case.
+      (see `mesh.fsdp_sharding`). Everything else is whole on each device.
 
   Returns:
-    A state of shardings.
+    A state whose leaves are shardings.
   """
   shardings: TrainState = jax.tree.map(lambda _: replicated(mesh), state)
   if not shard_params:
@@ -98,26 +105,28 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> Trai
 
 def make_init(
   model: nn.Module,
-  optimizer: optax.GradientTransformation,
+  make_optimizer: Callable[[Any], optax.GradientTransformation],
   image_shape: tuple[int, ...],
   *,
   mesh: Mesh,
   shard_params: bool = False,
-) -> jax.stages.Wrapped:
-  """Returns a jitted function that initializes the state on the mesh.
+) -> tuple[jax.stages.Wrapped, TrainState]:
+  """Returns a jitted function that initializes the state, and the state's sharding.
 
   Args:
     model: the network, called as `model(images, train)`.
-    optimizer: the optimizer.
+    make_optimizer: returns the optimizer for a learning rate, which is traced: runs
+      that differ in their rate share one compiled program.
     image_shape: height, width and channels.
     mesh: the mesh.
     shard_params: how the state lies on it; see `state_sharding`.
 
   Returns:
-    A function of the run's seed, a uint32 scalar, that returns a `TrainState`.
+    A function of the run's seed, a uint32 scalar, and its learning rate, a float32
+    scalar, that returns a `TrainState`; and that state's sharding.
   """
 
-  def init(seed: jax.Array) -> TrainState:
+  def init(seed: jax.Array, learning_rate: jax.Array) -> TrainState:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
     params = variables.pop("params")
@@ -125,14 +134,13 @@ def make_init(
       step=jnp.zeros((), jnp.int32),
       params=params,
       model_state=variables,
-      opt_state=optimizer.init(params),
+      opt_state=make_optimizer(learning_rate).init(params),
       key_data=jax.random.key_data(run_key),
-      sums=Sums.zero(),
+      sums=EpochMetrics.zero(),
     )
 
-  shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32))
+  shapes = jax.eval_shape(init, jnp.uint32(0), jnp.float32(0))
+  sharding = state_sharding(shapes, mesh, shard_params=shard_params)
   return jax.jit(
-    init,
-    out_shardings=state_sharding(shapes, mesh, shard_params=shard_params),
-    compiler_options=compiler_options(),
-  )
+    init, out_shardings=sharding, compiler_options=compiler_options()
+  ), sharding

@@ -16,20 +16,29 @@ from skipinit_jax.training.mesh import (
   replicated,
   sharded_activations,
 )
-from skipinit_jax.training.state import Sums, TrainState
+from skipinit_jax.training.state import EpochMetrics, TrainState
 
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], TrainState]
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+Batch = tuple[jax.Array, jax.Array]
+"""What a step trains on: the network's input [B, H, W, C], and labels [B]."""
+
+Batches = Callable[[TrainState, Any], Callable[[jax.Array], Batch]]
+"""Gives the batches of a state's epoch, in a traced function.
+
+It takes the state and the data of a dispatch, and returns a function of the step's
+number that returns the batch which this step trains on.
+"""
 
 
-class EvalSums(NamedTuple):
-  """Sums over examples, of which those of several batches can be added up.
+class EvalMetrics(NamedTuple):
+  """Metrics of evaluated examples, as sums, so that batches can be added up.
 
   Attributes:
-    examples: their number.
+    examples: number of examples.
     loss: sum of their cross-entropies.
-    correct: number of those whose largest logit is the label's.
-    top5_correct: number of those where it is among the five largest.
+    correct: number of examples whose largest logit is the label's.
+    top5_correct: number of examples whose label is among the five largest logits.
   """
 
   examples: jax.Array
@@ -37,14 +46,23 @@ class EvalSums(NamedTuple):
   correct: jax.Array
   top5_correct: jax.Array
 
+  def means(self) -> dict[str, float]:
+    """Returns the means over the examples, by name."""
+    examples, loss, correct, top5_correct = map(float, jax.device_get(self))
+    return {
+      "loss": loss / examples,
+      "accuracy": correct / examples,
+      "top5_accuracy": top5_correct / examples,
+    }
+
 
 def make_train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   *,
   mesh: Mesh,
+  sharding: TrainState,
   accumulation_steps: int = 1,
-  sharding: TrainState | None = None,
 ) -> TrainStep:
   """Returns one optimizer step, to be called under `jax.jit`.
 
@@ -52,22 +70,22 @@ def make_train_step(
     model: the network, called as `model(images, train)`.
     optimizer: the optimizer.
     mesh: the mesh whose axis `data` shares the batch.
+    sharding: how the state lies on the mesh, from `state_sharding`. Gradients lie as
+      the parameters do.
     accumulation_steps: parts of the batch, in order, whose gradients are added up
       one after the other. Normalization sees one part at a time, and each part's
       running statistics follow those of the part before.
-    sharding: how the state lies on the mesh, from `state_sharding`; None: whole on
-      every device. Gradients lie as the parameters do.
 
   Returns:
     A function of the state, images [B, H, W, C] and labels [B] that returns the
-    next state. Its sums grow by the step's mean loss, accuracy and the global norm
-    of the gradient (without L2).
+    next state. The epoch's metrics grow by the step's mean loss, accuracy and the
+    global norm of the gradient (without L2).
   """
 
   def loss_and_aux(
     params: Any, model_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
   ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-    with sharded_activations(mesh, len(images), enabled=sharding is not None):
+    with sharded_activations(mesh, len(images), sharding.params):
       logits, model_state = model.apply(
         {"params": params, **model_state},
         images,
@@ -93,8 +111,7 @@ def make_train_step(
       (part_loss, (model_state, part_accuracy)), part_grads = gradient(
         state.params, model_state, jax.random.fold_in(key, index), images, labels
       )
-      if sharding is not None:
-        part_grads = jax.lax.with_sharding_constraint(part_grads, sharding.params)
+      part_grads = jax.lax.with_sharding_constraint(part_grads, sharding.params)
       grads = jax.tree.map(jnp.add, grads, part_grads)
       return (grads, loss + part_loss, accuracy + part_accuracy, model_state), None
 
@@ -126,7 +143,7 @@ def make_train_step(
       params=optax.apply_updates(state.params, updates),
       model_state=model_state,
       opt_state=opt_state,
-      sums=Sums(
+      sums=EpochMetrics(
         steps=sums.steps + 1,
         loss=sums.loss + loss / accumulation_steps,
         accuracy=sums.accuracy + accuracy / accumulation_steps,
@@ -139,58 +156,18 @@ def make_train_step(
 
 def is_finite(state: TrainState) -> jax.Array:
   """Tells whether the losses of this epoch and the parameters are finite."""
-  # Not the norms: their squares overflow where the numbers themselves do not.
+  # Norms would not do: their squares overflow where the numbers do not.
   leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
   return jnp.stack([jnp.isfinite(state.sums.loss), *leaves]).all()
 
 
-def _start_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
-  """Returns a state whose sums begin anew if its next step is an epoch's first."""
-  starts_epoch = state.step % steps_per_epoch == 0
-  return state.replace(
-    sums=jax.tree.map(lambda x: jnp.where(starts_epoch, 0, x), state.sums)
-  )
-
-
-def make_next_batch(
-  augment: Augment, *, num_examples: int, batch_size: int
-) -> Callable[[TrainState, in_memory.DeviceSplit], tuple[jax.Array, jax.Array]]:
-  """Returns a function, to be traced, that gives what a state's next step trains on.
-
-  Args:
-    augment: maps a key and uint8 images to the network's input.
-    num_examples: size of the training set.
-    batch_size: examples of one step.
-
-  Returns:
-    A function of the state and the training set that returns images, augmented as that
-    step does, and labels.
-  """
-  steps_per_epoch = in_memory.steps_per_epoch(num_examples, batch_size)
-
-  def next_batch(
-    state: TrainState, split: in_memory.DeviceSplit
-  ) -> tuple[jax.Array, jax.Array]:
-    keys = state.random_keys()
-    permutation = in_memory.epoch_permutation(
-      keys.order, state.step // steps_per_epoch, num_examples
-    )
-    images, labels = in_memory.train_batch(
-      split, permutation, state.step % steps_per_epoch, batch_size
-    )
-    return augment(jax.random.fold_in(keys.augment, state.step), images), labels
-
-  return next_batch
-
-
 def make_train_steps(
   train_step: TrainStep,
-  augment: Augment,
+  batches: Batches,
   *,
-  num_examples: int,
-  batch_size: int,
+  steps_per_epoch: int,
   mesh: Mesh,
-  sharding: TrainState | None = None,
+  sharding: TrainState,
 ) -> jax.stages.Wrapped:
   """Returns a jitted function that takes many steps of one epoch in one dispatch.
 
@@ -199,100 +176,41 @@ def make_train_steps(
 
   Args:
     train_step: one step.
-    augment: maps a key and uint8 images to the network's input.
-    num_examples: size of the training set.
-    batch_size: examples of one step.
+    batches: gives the batches of the steps.
+    steps_per_epoch: number of steps in an epoch.
     mesh: the mesh.
-    sharding: how the state lies on it, before and after; None: whole on every device.
+    sharding: how the state lies on the mesh, before and after.
 
   Returns:
-    A function of the state (donated), the training set and the number of steps,
-    which must not pass the end of the epoch. It returns the next state and whether
-    that is finite; it stops after the first step that is not.
+    A function of the state (donated), the data that `batches` takes, and the number of
+    steps, which must not pass the end of the epoch. It returns the next state and
+    whether that is finite; it stops after the first step that is not.
   """
-  steps_per_epoch = in_memory.steps_per_epoch(num_examples, batch_size)
 
   def train_steps(
-    state: TrainState, split: in_memory.DeviceSplit, num_steps: jax.Array
+    state: TrainState, data: Any, num_steps: jax.Array
   ) -> tuple[TrainState, jax.Array]:
-    keys = state.random_keys()
-    permutation = in_memory.epoch_permutation(
-      keys.order, state.step // steps_per_epoch, num_examples
-    )
+    batch_of = batches(state, data)
     last = state.step + num_steps
-    state = _start_epoch(state, steps_per_epoch)
+    starts_epoch = state.step % steps_per_epoch == 0
+    state = state.replace(
+      sums=jax.tree.map(lambda x: jnp.where(starts_epoch, 0, x), state.sums)
+    )
 
     def body(carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
       state, _ = carry
-      images, labels = jax.lax.with_sharding_constraint(
-        in_memory.train_batch(
-          split, permutation, state.step % steps_per_epoch, batch_size
-        ),
-        batch_sharding(mesh),
-      )
-      images = augment(jax.random.fold_in(keys.augment, state.step), images)
-      state = train_step(state, images, labels)
+      state = train_step(state, *batch_of(state.step))
       return state, is_finite(state)
 
     return jax.lax.while_loop(
       lambda carry: (carry[0].step < last) & carry[1], body, (state, is_finite(state))
     )
 
-  state_sharding = replicated(mesh) if sharding is None else sharding
   return jax.jit(
     train_steps,
     donate_argnums=0,
-    in_shardings=(state_sharding, replicated(mesh), replicated(mesh)),
-    out_shardings=(state_sharding, replicated(mesh)),
-    compiler_options=compiler_options(),
-  )
-
-
-def make_streamed_step(
-  train_step: TrainStep,
-  preprocess: Callable[[jax.Array], jax.Array],
-  *,
-  steps_per_epoch: int,
-  mesh: Mesh,
-  sharding: TrainState | None = None,
-) -> jax.stages.Wrapped:
-  """Returns a jitted function that takes one step on a batch from the host.
-
-  Args:
-    train_step: one step.
-    preprocess: maps uint8 images to the network's input.
-    steps_per_epoch: number of steps in an epoch.
-    mesh: the mesh.
-    sharding: how the state lies on it, before and after; None: whole on every device.
-
-  Returns:
-    A function of the state (donated), whether that is finite, images [B, H, W, C] and
-    labels [B], that returns the next state and whether that is finite. A state that is
-    not stays as it is, so that calls need not wait for each other.
-  """
-
-  def streamed_step(
-    state: TrainState, finite: jax.Array, images: jax.Array, labels: jax.Array
-  ) -> tuple[TrainState, jax.Array]:
-    def step(state: TrainState) -> TrainState:
-      return train_step(
-        _start_epoch(state, steps_per_epoch), preprocess(images), labels
-      )
-
-    state = jax.lax.cond(finite, step, lambda state: state, state)
-    return state, finite & is_finite(state)
-
-  state_sharding = replicated(mesh) if sharding is None else sharding
-  return jax.jit(
-    streamed_step,
-    donate_argnums=0,
-    in_shardings=(
-      state_sharding,
-      replicated(mesh),
-      batch_sharding(mesh),
-      batch_sharding(mesh),
-    ),
-    out_shardings=(state_sharding, replicated(mesh)),
+    in_shardings=(sharding, None, replicated(mesh)),
+    out_shardings=(sharding, replicated(mesh)),
     compiler_options=compiler_options(),
   )
 
@@ -302,33 +220,35 @@ def make_evaluate(
   preprocess: Callable[[jax.Array], jax.Array],
   *,
   mesh: Mesh,
-  sharding: TrainState | None = None,
-) -> Callable[[TrainState, in_memory.EvalBatches], EvalSums]:
+  sharding: TrainState,
+) -> Callable[[TrainState, in_memory.EvalBatches], EvalMetrics]:
   """Returns a jitted function that evaluates a split, or a part of one.
 
   Args:
     model: the network, called as `model(images, train)`.
     preprocess: maps uint8 images to the network's input.
     mesh: the mesh.
-    sharding: how the state lies on it; None: whole on every device.
+    sharding: how the state lies on the mesh.
 
   Returns:
     A function of the state and the split's batches that counts every example once.
   """
 
-  def evaluate(state: TrainState, batches: in_memory.EvalBatches) -> EvalSums:
+  def evaluate(state: TrainState, batches: in_memory.EvalBatches) -> EvalMetrics:
     variables = {"params": state.params, **state.model_state}
 
-    def add(sums: EvalSums, batch: in_memory.EvalBatches) -> tuple[EvalSums, None]:
+    def add(
+      sums: EvalMetrics, batch: in_memory.EvalBatches
+    ) -> tuple[EvalMetrics, None]:
       images = preprocess(batch.images)
-      with sharded_activations(mesh, len(images), enabled=sharding is not None):
+      with sharded_activations(mesh, len(images), sharding.params):
         logits: Any = model.apply(variables, images, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
       correct = logits.argmax(-1) == batch.labels
       of_label = jnp.take_along_axis(logits, batch.labels[:, None], axis=-1)
       # A logit that is not a number is above none and below none: no answer is right.
       in_top5 = ((logits > of_label).sum(-1) < 5) & jnp.isfinite(losses)
-      parts = EvalSums(
+      parts = EvalMetrics(
         examples=batch.mask,
         loss=jnp.where(batch.mask, losses, 0),
         correct=correct & batch.mask,
@@ -337,15 +257,12 @@ def make_evaluate(
       return jax.tree.map(lambda total, part: total + part.sum(), sums, parts), None
 
     zero = jnp.zeros((), jnp.int32)
-    sums, _ = jax.lax.scan(add, EvalSums(zero, jnp.zeros(()), zero, zero), batches)
+    sums, _ = jax.lax.scan(add, EvalMetrics(zero, jnp.zeros(()), zero, zero), batches)
     return sums
 
   return jax.jit(
     evaluate,
-    in_shardings=(
-      replicated(mesh) if sharding is None else sharding,
-      batch_sharding(mesh, axis=1),
-    ),
+    in_shardings=(sharding, batch_sharding(mesh, axis=1)),
     out_shardings=replicated(mesh),
     compiler_options=compiler_options(),
   )

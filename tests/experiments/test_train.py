@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from skipinit_jax.files import read_json
-from skipinit_jax.training import Checkpoints, TrainConfig, make_init, make_mesh
+from skipinit_jax.training import Checkpoints, TrainConfig
 from skipinit_jax.training.metrics import read_metrics
-from skipinit_jax.training.optimizer import make_optimizer
-from tests.training.runs import rows_of
+from tests.training.runs import make_step, rows_of
 
 # Normalization, dropout and augmentation: everything that a state can hold.
 COMMON = {"method": "batch_norm", "dropout_rate": 0.1, "crop_padding": 1, "flip": True}
@@ -40,12 +39,7 @@ def command(workdir, **fields):
 def saved_state(workdir, fields):
   """Returns the step and the bits of the newest checkpoint's state."""
   config = TrainConfig(**fields)
-  template = make_init(
-    config.make_model(10),
-    make_optimizer(config, 1472 // config.batch_size),
-    (8, 8, 1),
-    mesh=make_mesh(jax.devices()[:1]),
-  )(np.uint32(config.seed))
+  _, template, _ = make_step(config)
   with Checkpoints(workdir, config=read_json(workdir / "config.json")) as checkpoints:
     step, state = checkpoints.restore_latest(template)
   return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
-from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
+from skipinit_jax.analysis.figures import heat_map_figures
 from skipinit_jax.studies import (
   Optimum,
   RateSummary,
@@ -455,11 +455,11 @@ def make_signal(num_steps=3, num_blocks=4, **changes):
   grid = 10.0 ** np.arange(num_steps)[:, None] * np.ones(num_blocks)
   values = {"alpha": grid / 100 - 0.5, "branch_to_skip": grid, "gradient_rms": grid}
   values |= changes
-  return SignalHistory(
-    step=np.arange(num_steps) * 5000,
-    block=np.arange(1, num_blocks + 1),
-    values={name: each for name, each in values.items() if each is not None},
-  )
+  return {
+    "step": np.arange(num_steps) * 5000,
+    "block": np.arange(1, num_blocks + 1),
+    **{name: each for name, each in values.items() if each is not None},
+  }
 
 
 def maps_of(figure):
@@ -491,7 +491,7 @@ def test_heat_maps_have_a_column_for_each_network_and_a_row_for_each_quantity():
   labels = [axes.get_ylabel() for axes in figure.axes if axes not in panels]
   assert labels == ["α", "branch-to-skip ratio", "gradient (RMS)"]
   # Blocks go up, steps to the right; each value has a cell around its place.
-  np.testing.assert_allclose(maps[0][0].get_array(), whole.values["alpha"].T)
+  np.testing.assert_allclose(maps[0][0].get_array(), whole["alpha"].T)
   corners = maps[0][0].get_coordinates()
   assert corners[0, :, 0].tolist() == [-2500, 2500, 7500, 12500]
   assert corners[:, 0, 1].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]

@@ -181,7 +181,7 @@ def test_runs_in_turn_stop_and_go_on(tmp_path, monkeypatch, capsys):
   printed = capsys.readouterr().out
   assert "Run 4 of 4: SkipInit, α = 0, batch 64, seed 0" in printed
   # What is finished is not trained again, and the report is made from it.
-  monkeypatch.setattr("skipinit_jax.training.loop.make_programs", None)
+  monkeypatch.setattr("skipinit_jax.training.loop.Trainer", None)
   again = run_in_turn(study, tmp_path / "study")
   assert again == results
   write_report(again, tmp_path / "report")

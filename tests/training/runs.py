@@ -1,19 +1,21 @@
-"""What tests of runs and of their steps share: digits, dispatches and comparisons."""
+"""What tests of runs and of their steps share: digits, trainers and comparisons."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
 from skipinit_jax import data
-from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.data import augmentation
+from skipinit_jax.data.datasets import Split
 from skipinit_jax.training import (
+  Trainer,
+  loop,
   make_init,
   make_mesh,
   make_optimizer,
   make_train_step,
-  make_train_steps,
-  replicated,
 )
 from skipinit_jax.training.metrics import read_metrics
 
@@ -36,85 +38,84 @@ class StopAt:
     return self._left < 0
 
 
-def rows_of(workdir):
-  """Returns the rows of a run without what no two runs share."""
+def train(config, workdir, num_devices=2, stop=None):
+  """Trains on the first devices."""
+  devices = jax.devices()[:num_devices]
+  return loop.train(config, workdir, show_progress=False, devices=devices, stop=stop)
+
+
+def rows_of(workdir, *kinds):
+  """Returns the rows of a run, of some kinds or all, without what no two runs share."""
   return [
     {name: value for name, value in row.items() if name != "images_per_second"}
     for row in read_metrics(workdir)
+    if not kinds or row["kind"] in kinds
   ]
 
 
 @functools.cache
-def digits():
-  return data.load("digits")
+def digits(num_examples=1472):
+  """The digits, of which the first are the training set."""
+  dataset = data.load("digits")
+  train = dataset.train
+  return dataclasses.replace(
+    dataset, train=Split(train.images[:num_examples], train.labels[:num_examples])
+  )
 
 
-def preprocess(images):
-  return augmentation.normalize(images, digits().mean, digits().std)
+def preprocess(images, dataset=None):
+  dataset = dataset or digits()
+  return np.asarray(augmentation.normalize(images, dataset.mean, dataset.std))
 
 
-class Trainer:
-  """A configuration's initialization, step and dispatch on the first devices.
+def make_trainer(config, num_devices=1, num_examples=1472):
+  """Returns a configuration's trainer on the first devices and some of the digits."""
+  config.validate(num_devices)
+  mesh = make_mesh(jax.devices()[:num_devices])
+  return Trainer(config, digits(num_examples), config.make_model(10), mesh)
 
-  An epoch is `num_examples` of the digits, those of an incomplete batch left out.
+
+def make_step(
+  config, num_devices=1, image_shape=(8, 8, 1), steps_per_epoch=23, shapes=False
+):
+  """Returns a configuration's step, to be compiled, and the state that it begins with.
+
+  The state's sharding comes third. `shapes` leaves the state at its shapes.
   """
+  mesh = make_mesh(jax.devices()[:num_devices])
+  model = config.make_model(10)
+  optimizer = functools.partial(make_optimizer, config, steps_per_epoch)
+  init, sharding = make_init(
+    model, optimizer, image_shape, mesh=mesh, shard_params=config.shard_params
+  )
+  step = make_train_step(
+    model,
+    optimizer(),
+    mesh=mesh,
+    sharding=sharding,
+    accumulation_steps=config.accumulation_steps,
+  )
+  seed, rate = np.uint32(config.seed), np.float32(config.learning_rate)
+  state = jax.eval_shape(init, seed, rate) if shapes else init(seed, rate)
+  return step, state, sharding
 
-  def __init__(
-    self,
-    config,
-    num_devices,
-    *,
-    num_examples,
-    augment=lambda key, images: preprocess(images),
-  ):
-    config.validate(num_devices)
-    self.mesh = make_mesh(jax.devices()[:num_devices])
-    self.model = config.make_model(10)
-    optimizer = make_optimizer(config, num_examples // config.batch_size)
-    self.init = make_init(
-      self.model,
-      optimizer,
-      (8, 8, 1),
-      mesh=self.mesh,
-      shard_params=config.shard_params,
-    )
-    sharding = (
-      jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-      if config.shard_params
-      else None
-    )
-    self.step = make_train_step(
-      self.model,
-      optimizer,
-      mesh=self.mesh,
-      accumulation_steps=config.accumulation_steps,
-      sharding=sharding,
-    )
-    self.train_steps = make_train_steps(
-      self.step,
-      augment,
-      num_examples=num_examples,
-      batch_size=config.batch_size,
-      mesh=self.mesh,
-      sharding=sharding,
-    )
-    self.split = in_memory.put(digits().train, replicated(self.mesh))
 
-  @functools.cached_property
-  def shapes(self):
-    """Shapes and shardings of the state."""
-    return self.init.trace(np.uint32(0)).out_info
-
-  def dispatch(self, state, *dispatches):
-    """Returns the state after dispatches of so many steps each."""
-    for num_steps in dispatches:
-      state, finite = self.train_steps(state, self.split, num_steps)
-      assert finite
-    return state
+def dispatch(trainer, *dispatches):
+  """Returns the state after dispatches of so many steps each, from the start."""
+  state = jax.tree.map(lambda x: x.copy(), trainer.initial_state)
+  for num_steps in dispatches:
+    state, finite = trainer.train_steps(state, num_steps)
+    assert finite
+  return state
 
 
 def bits(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def largest_change(after, before):
+  changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), after, before)
+  return max(jax.tree.leaves(jax.device_get(changes)))
 
 
 def assert_close(actual, expected, *, rtol=1e-4, atol=1e-5):

@@ -130,7 +130,7 @@ def test_bucket_has_what_a_directory_has(resumed, undisturbed, objects):
 
 
 def test_finished_run_is_not_repeated(resumed, objects, monkeypatch):
-  monkeypatch.setattr("skipinit_jax.training.loop.make_programs", None)
+  monkeypatch.setattr("skipinit_jax.training.loop.Trainer", None)
   assert train(CONFIG, RUN, show_progress=False) == resumed
 
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
@@ -17,6 +16,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.files import read_json
 from skipinit_jax.training import Checkpoints, TrainConfig, checkpoints, loop
 from skipinit_jax.training.checkpoints import read_latest
+from tests.training import runs
 from tests.training.runs import StopAt, rows_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,9 +33,7 @@ NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def train(workdir, stop=None):
-  return loop.train(
-    CONFIG, workdir, show_progress=False, devices=jax.devices()[:1], stop=stop
-  )
+  return runs.train(CONFIG, workdir, num_devices=1, stop=stop)
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,11 @@ from skipinit_jax import data
 from skipinit_jax.data import augmentation
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import read_json
-from skipinit_jax.training import loop, programs
+from skipinit_jax.training import loop
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import read_metrics
-from skipinit_jax.training.optimizer import make_optimizer
-from skipinit_jax.training.state import make_init
-from tests.training.runs import StopAt, bits, rows_of
+from tests.training.runs import StopAt, bits, make_step, rows_of, train
 
 # 1472 training examples make 23 steps an epoch.
 STEPS_PER_EPOCH = 23
@@ -51,26 +48,16 @@ DIVERGING = dataclasses.replace(
 )
 
 
-def train(config, workdir):
-  return loop.train(config, workdir, show_progress=False, devices=jax.devices()[:2])
-
-
-@functools.cache
-def template(method):
-  """Returns a state of a run's shapes, on one device."""
-  config = dataclasses.replace(CONFIG, method=method)
-  return make_init(
-    config.make_model(10),
-    make_optimizer(config, STEPS_PER_EPOCH),
-    (8, 8, 1),
-    mesh=make_mesh(jax.devices()[:1]),
-  )(np.uint32(config.seed))
-
-
 def saved_state(workdir, config=CONFIG):
   """Returns the step and the state of a run's newest checkpoint."""
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
-    return jax.device_get(checkpoints.restore_latest(template(config.method)))
+    return jax.device_get(checkpoints.restore_latest(initial_state(config.method)))
+
+
+@functools.cache
+def initial_state(method):
+  _, state, _ = make_step(dataclasses.replace(CONFIG, method=method))
+  return state
 
 
 def files_of(folder):
@@ -174,7 +161,7 @@ def test_metrics(finished):
 def test_finished_run_is_not_repeated(finished, monkeypatch):
   result, workdir = finished
   before = files_of(workdir)
-  monkeypatch.setattr(loop, "make_programs", None)
+  monkeypatch.setattr(loop, "Trainer", None)
   assert train(CONFIG, workdir) == result
   assert files_of(workdir) == before
 
@@ -233,11 +220,9 @@ def test_damaged_checkpoint(finished, copied, caplog):
 
 # Whenever the request comes, between any two lines: the loop asks once a dispatch.
 @pytest.mark.parametrize("asked", [0, 2, 3])
-def test_stopped_run_is_saved_and_resumed(finished, tmp_path, monkeypatch, asked):
+def test_stopped_run_is_saved_and_resumed(finished, tmp_path, asked):
   expected, workdir = finished
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, "StopRequest", lambda: StopAt(asked))
-    result = train(CONFIG, tmp_path)
+  result = train(CONFIG, tmp_path, stop=StopAt(asked))
   assert result.status == "interrupted"
   assert result.test_accuracy is None
   if asked == 0:
@@ -272,7 +257,7 @@ def test_diverged_run(tmp_path, monkeypatch):
 
   before = files_of(tmp_path)
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "make_programs", None)
+    patch.setattr(loop, "Trainer", None)
     again = train(DIVERGING, tmp_path)
   assert (again.status, again.step) == ("diverged", result.step)
   assert files_of(tmp_path) == before
@@ -286,7 +271,6 @@ def test_diverged_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "fields",
   [
-    {"method": "batchnorm"},
     {"model": "wide_resnet", "depth": 17},
     {"batch_size": 2048},
     {"batch_size": 63},
@@ -315,19 +299,11 @@ def test_file_that_is_no_result(content, tmp_path):
     train(CONFIG, tmp_path)
 
 
-def test_evaluation_batches_divide_by_the_devices():
-  for num_examples in (1, 325, 512, 10_000):
-    for num_devices in (1, 3, 8):
-      size = programs._eval_batch_size(num_examples, num_devices)
-      assert size % num_devices == 0
-      # Large sets are cut, small ones are one batch.
-      assert size - num_devices < min(num_examples, 512) <= size
-
-
 def test_stopwatch(monkeypatch):
   now = [10.0]
   monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-  stopwatch = loop._Stopwatch(start=4.0, batch_size=8)
+  stopwatch = loop._Stopwatch(batch_size=8)
+  now[0] += 6
   assert stopwatch.steps_in(0.5) == 1
   assert stopwatch.images_per_second is None
   now[0] += 20

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from skipinit_jax.training import (
-  TrainConfig,
-  batch_sharding,
-  make_init,
-  make_mesh,
-  make_optimizer,
-  make_train_step,
-  replicated,
-)
+from skipinit_jax.training import TrainConfig, batch_sharding
 from skipinit_jax.training.compilation import compiler_options
-from tests.training.runs import assert_close
+from tests.training.runs import assert_close, make_step
 
 MLP = TrainConfig(
   model="residual_mlp", depth=3, width=16, batch_size=64, learning_rate=0.05
@@ -42,17 +34,12 @@ class Step:
 
   def __init__(self, config, num_devices=1):
     config.validate(num_devices)
-    mesh = make_mesh(jax.devices()[:num_devices])
-    self.model, optimizer = config.make_model(10), make_optimizer(config, 100)
     self.images, self.labels = batches(config, 8)
-    self.start = make_init(self.model, optimizer, SHAPE, mesh=mesh)(np.uint32(0))
-    self.step = make_train_step(
-      self.model, optimizer, mesh=mesh, accumulation_steps=config.accumulation_steps
-    )
-    batch = batch_sharding(mesh)
+    self.step, self.start, sharding = make_step(config, num_devices, SHAPE)
+    batch = batch_sharding(sharding.step.mesh)
     jitted = jax.jit(
       self.step,
-      in_shardings=(replicated(mesh), batch, batch),
+      in_shardings=(sharding, batch, batch),
       compiler_options=compiler_options(),
     )
     self.compiled = jitted.lower(self.start, self.images[0], self.labels[0]).compile()

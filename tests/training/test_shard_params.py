@@ -13,13 +13,20 @@ from skipinit_jax.training import (
   Checkpoints,
   TrainConfig,
   load_trained,
-  loop,
   make_mesh,
 )
 from skipinit_jax.training.mesh import fsdp_sharding
 from skipinit_jax.training.metrics import read_metrics
 from tests.training import runs
-from tests.training.runs import StopAt, assert_same_training, bits, digits, preprocess
+from tests.training.runs import (
+  StopAt,
+  assert_same_training,
+  bits,
+  digits,
+  dispatch,
+  largest_change,
+  preprocess,
+)
 
 # 1472 training examples make 4 steps an epoch.
 MLP = TrainConfig(
@@ -34,21 +41,13 @@ MLP = TrainConfig(
 WRN = dataclasses.replace(MLP, model="wide_resnet", depth=10, width=1, batch_size=32)
 
 
-class Trainer(runs.Trainer):
-  """Four steps an epoch."""
-
-  def __init__(self, config, num_devices=8):
-    super().__init__(config, num_devices, num_examples=4 * config.batch_size)
-
-  def compiled(self):
-    return self.train_steps.lower(self.shapes, self.split, 1).compile()
-
-  def run(self, *dispatches):
-    return self.dispatch(self.init(np.uint32(0)), *dispatches)
-
-
 def shard(config):
   return dataclasses.replace(config, shard_params=True)
+
+
+def make_trainer(config, num_devices=8):
+  """Returns a trainer of four steps an epoch."""
+  return runs.make_trainer(config, num_devices, 4 * config.batch_size)
 
 
 def bytes_on(device, tree):
@@ -105,8 +104,8 @@ def test_axis(shape, stacked, spec):
 
 
 def test_one_device_holds_everything():
-  shapes = Trainer(shard(MLP), num_devices=1).shapes
-  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(shapes))
+  _, state, _ = runs.make_step(shard(MLP))
+  assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize(
@@ -129,29 +128,28 @@ def test_one_device_holds_everything():
 )
 def test_is_the_same_training(config, fields):
   config = dataclasses.replace(config, **fields)
-  whole, cut = Trainer(config), Trainer(shard(config))
-  start = cut.init(np.uint32(0))
+  whole, cut = make_trainer(config), make_trainer(shard(config))
+  start = cut.initial_state
   assert_is_cut(start)
-  assert bits(start) == bits(whole.init(np.uint32(0)))
-  expected, state = whole.run(3, 2), cut.run(3, 2)
+  assert bits(start) == bits(whole.initial_state)
+  expected, state = dispatch(whole, 3, 2), dispatch(cut, 3, 2)
   assert int(state.step) == 5
   assert_same_training(state, expected)
   # What follows steps lies as what precedes them: nothing became whole on the way.
   assert_is_cut(state)
   # The comparison would hold for steps that change nothing.
-  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, start.params)
-  assert max(jax.tree.leaves(moved)) > 1e-2
+  assert largest_change(state.params, start.params) > 1e-2
 
 
 def test_memory():
   config = dataclasses.replace(
     MLP, method="batch_norm", width=256, depth=16, batch_size=128
   )
-  whole, cut = Trainer(config), Trainer(shard(config))
+  trainers = {"whole": make_trainer(config), "cut": make_trainer(shard(config))}
   stack_bytes = 16 * 256 * 256 * 4
-  programs = {"whole": whole.compiled(), "cut": cut.compiled()}
+  programs = {name: trainer._train_steps for name, trainer in trainers.items()}
   memory = {name: program.memory_analysis() for name, program in programs.items()}
-  split_bytes = sum(leaf.nbytes for leaf in cut.split)
+  split_bytes = sum(leaf.nbytes for leaf in trainers["cut"]._source.data_shapes())
   state_bytes = {
     name: analysis.argument_size_in_bytes - split_bytes
     for name, analysis in memory.items()
@@ -159,7 +157,7 @@ def test_memory():
   # Parameters and momentum.
   assert state_bytes["whole"] > 2 * stack_bytes
   assert state_bytes["cut"] < 0.15 * state_bytes["whole"]
-  state = cut.run()
+  state = trainers["cut"].initial_state
   for device in jax.devices():
     assert bytes_on(device, state) == pytest.approx(state_bytes["cut"], rel=0.01)
   # Donated: the step's result lies where its argument lay.
@@ -179,16 +177,6 @@ def test_memory():
   assert not any("f32[128," in line or "f32[16," in line for line in gathered)
 
 
-def state_of(workdir, config, num_devices):
-  """Returns the newest checkpoint in the sharding of a configuration and devices."""
-  template = Trainer(config, num_devices).init(np.uint32(0))
-  with Checkpoints(workdir, config=config.identity()) as checkpoints:
-    step, state = checkpoints.restore_latest(template)
-  for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
-    assert leaf.sharding == like.sharding
-  return step, state
-
-
 @pytest.mark.parametrize(
   ("before", "after"),
   [((True, 8), (False, 8)), ((False, 4), (True, 8)), ((True, 8), (True, 4))],
@@ -197,14 +185,20 @@ def state_of(workdir, config, num_devices):
 def test_checkpoints_go_between_settings_and_devices(before, after, tmp_path):
   config = dataclasses.replace(MLP, method="batch_norm")
   configs = [dataclasses.replace(config, shard_params=f) for f, _ in (before, after)]
-  saved = Trainer(configs[0], before[1]).init(np.uint32(0))
+  _, saved, _ = runs.make_step(configs[0], before[1])
   # The momentum starts at zero.
   saved = saved.replace(opt_state=jax.tree.map(lambda x: x + 1, saved.opt_state))
   with Checkpoints(tmp_path, config=configs[0].identity()) as checkpoints:
     checkpoints.save(3, saved)
-  step, restored = state_of(tmp_path, configs[1], after[1])
+  _, template, _ = runs.make_step(configs[1], after[1])
+  with Checkpoints(tmp_path, config=configs[1].identity()) as checkpoints:
+    step, restored = checkpoints.restore_latest(template)
   assert step == 3
   assert bits(restored) == bits(saved)
+  for leaf, like in zip(
+    jax.tree.leaves(restored), jax.tree.leaves(template), strict=True
+  ):
+    assert leaf.sharding == like.sharding
 
 
 RUN = dataclasses.replace(
@@ -218,8 +212,7 @@ RUN = dataclasses.replace(
 
 
 def train(config, workdir, num_devices=8, stop=None):
-  devices = jax.devices()[:num_devices]
-  return loop.train(config, workdir, show_progress=False, devices=devices, stop=stop)
+  return runs.train(config, workdir, num_devices, stop)
 
 
 @pytest.fixture(scope="module")

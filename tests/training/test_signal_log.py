@@ -11,20 +11,16 @@ import optax
 import pytest
 
 from skipinit_jax import data
-from skipinit_jax.analysis import measure
-from skipinit_jax.data import augmentation, in_memory
-from skipinit_jax.training import TrainConfig, loop, make_init, make_mesh, replicated
+from skipinit_jax.analysis import Signal, measure
+from skipinit_jax.data import augmentation
+from skipinit_jax.training import TrainConfig, loop
 from skipinit_jax.training.checkpoints import Checkpoints
-from skipinit_jax.training.metrics import read_metrics
-from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.signal_log import (
-  BlockSignal,
   SignalLog,
   block_alphas,
   make_measure_signal,
 )
-from skipinit_jax.training.step import make_next_batch
-from tests.training.runs import StopAt, bits
+from tests.training.runs import StopAt, bits, make_step, preprocess, rows_of, train
 
 # 1472 training examples make 4 steps an epoch.
 BATCH_SIZE = 368
@@ -45,33 +41,15 @@ WITHOUT = dataclasses.replace(CONFIG, signal_every_steps=0)
 NAMES = [f"stack/blocks/{index}" for index in range(3)]
 
 
-def train(config, workdir, num_devices=2):
-  devices = jax.devices()[:num_devices]
-  return loop.train(config, workdir, show_progress=False, devices=devices)
-
-
 def signals(workdir):
-  return [row for row in read_metrics(workdir) if row["kind"] == "signal"]
-
-
-def other_rows(workdir):
-  return [
-    {name: value for name, value in row.items() if name != "images_per_second"}
-    for row in read_metrics(workdir)
-    if row["kind"] != "signal"
-  ]
+  return rows_of(workdir, "signal")
 
 
 def saved_state(workdir, config=CONFIG):
   """Returns the last state of a run."""
-  make = make_init(
-    config.make_model(10),
-    make_optimizer(config, 4),
-    (8, 8, 1),
-    mesh=make_mesh(jax.devices()[:1]),
-  )
+  _, template, _ = make_step(config, steps_per_epoch=4)
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
-    _, state = checkpoints.restore_latest(make(np.uint32(config.seed)))
+    _, state = checkpoints.restore_latest(template)
   return jax.device_get(state)
 
 
@@ -166,7 +144,7 @@ def test_values_are_those_of_the_next_batch(
 def test_training_is_the_same_without(finished, tmp_path):
   result = train(WITHOUT, tmp_path)
   assert signals(tmp_path) == []
-  assert other_rows(tmp_path) == other_rows(finished)
+  assert rows_of(tmp_path) == rows_of(finished, "train", "eval")
   assert bits(saved_state(tmp_path)) == bits(saved_state(finished))
   # Being no part of the identity, it does not repeat a finished run either.
   assert train(CONFIG, tmp_path) == result
@@ -176,18 +154,14 @@ def test_training_is_the_same_without(finished, tmp_path):
 @pytest.mark.parametrize("asked", [0, 1, 2, 3])
 def test_resumed_run_has_each_row_once(asked, finished, tmp_path, monkeypatch):
   monkeypatch.setattr(loop._Stopwatch, "steps_in", lambda *_: 2 if asked > 1 else 1)
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, "StopRequest", lambda: StopAt(asked))
-    assert train(CONFIG, tmp_path).status == "interrupted"
+  assert train(CONFIG, tmp_path, stop=StopAt(asked)).status == "interrupted"
   assert len(signals(tmp_path)) == (2 if asked > 1 else 1)
   assert train(CONFIG, tmp_path).status == "completed"
   assert signals(tmp_path) == signals(finished)
 
 
-def test_switched_on_when_resumed(finished, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, "StopRequest", lambda: StopAt(1))
-    assert train(WITHOUT, tmp_path).step == 1
+def test_switched_on_when_resumed(finished, tmp_path):
+  assert train(WITHOUT, tmp_path, stop=StopAt(1)).step == 1
   train(CONFIG, tmp_path)
   expected = signals(finished)[1:]
   # The first of the rows names the blocks.
@@ -205,19 +179,17 @@ def test_diverged_run_has_rows_until_then(tmp_path):
 def test_devices_share_the_batch(method):
   """Also where a variance over the batch is part of the network."""
   config = dataclasses.replace(CONFIG, method=method, dropout_rate=0.0)
-  model, dataset = config.make_model(10), data.load("digits")
+  test = data.load("digits").test
+  batch = preprocess(test.images[:64]), test.labels[:64]
 
   def measured(num_devices):
-    mesh = make_mesh(jax.devices()[:num_devices])
-    state = make_init(model, make_optimizer(config, 4), (8, 8, 1), mesh=mesh)
-    next_batch = make_next_batch(
-      lambda key, images: augmentation.normalize(images, dataset.mean, dataset.std),
-      num_examples=1472,
-      batch_size=BATCH_SIZE,
-    )
-    return make_measure_signal(model, next_batch, mesh=mesh)(
-      state(np.uint32(0)), in_memory.put(dataset.train, replicated(mesh))
-    )
+    _, state, sharding = make_step(config, num_devices)
+    return make_measure_signal(
+      config.make_model(10),
+      lambda state, data: lambda step: data,
+      mesh=sharding.step.mesh,
+      sharding=sharding,
+    )(state, batch)
 
   one, four = measured(1), measured(4)
   assert one.names == four.names == tuple(NAMES)
@@ -239,23 +211,22 @@ def test_devices_share_the_batch(method):
 )
 def test_every_model_is_measured(fields):
   config = TrainConfig(**{"batch_size": 8, **fields})
-  model, mesh = config.make_model(10), make_mesh(jax.devices()[:1])
-  state = make_init(model, make_optimizer(config, 1), (8, 8, 1), mesh=mesh)
-  split = in_memory.DeviceSplit(
-    jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((8,), jnp.int32)
+  _, state, sharding = make_step(config, shapes=True)
+  program = make_measure_signal(
+    config.make_model(10),
+    lambda state, data: lambda step: data,
+    mesh=sharding.step.mesh,
+    sharding=sharding,
   )
-  next_batch = make_next_batch(
-    lambda key, images: images.astype(jnp.float32), num_examples=8, batch_size=8
-  )
-  program = make_measure_signal(model, next_batch, mesh=mesh)
-  signal = jax.eval_shape(
-    program, jax.eval_shape(state, jax.ShapeDtypeStruct((), jnp.uint32)), split
-  )
+  images = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32)
+  labels = jax.ShapeDtypeStruct((8,), jnp.int32)
+  signal = jax.eval_shape(program, state, (images, labels))
   blocks = {"wide_resnet": (config.depth - 4) // 2, "resnet": 16}.get(
     config.model, config.depth
   )
   assert len(signal.names) == blocks
-  assert signal.branch_to_skip.shape == signal.gradient_rms.shape == (blocks,)
+  assert signal.branch_variance.shape == signal.skip_variance.shape == (blocks,)
+  assert signal.gradient_second_moment.shape == (blocks + 1,)
   if config.method == "batch_norm" or config.learnable_alpha is False:
     assert signal.alpha is None
   else:
@@ -285,19 +256,45 @@ def test_alphas_are_in_the_order_of_the_network():
   assert block_alphas(by_channel, ["first"]) is None
 
 
-def test_row_has_five_digits_and_what_is_not_finite():
-  signal = BlockSignal(
-    names=("a", "b", "c"),
-    branch_to_skip=jnp.array([1 / 3, jnp.inf, jnp.nan]),
-    gradient_rms=jnp.array([1.23456789e-12, 0, 123456.7]),
-    alpha=None,
+def log_rows(signal, every_steps, steps=range(11)):
+  """Returns the rows of a log of ten steps that always sees the same signal."""
+  rows = []
+
+  def write(step, kind, values):
+    writer.kinds.add(kind)
+    rows.append({"step": step, **values})
+
+  writer = types.SimpleNamespace(kinds=set(), write=write)
+  log = SignalLog(
+    writer,
+    lambda state: signal,
+    every_steps=every_steps,
+    total_steps=10,
+    steps_per_epoch=5,
   )
-  row = signal.to_row(with_names=False)
-  assert list(row) == ["branch_to_skip", "gradient_rms"]
-  assert row["branch_to_skip"][:2] == [0.33333, math.inf]
-  assert math.isnan(row["branch_to_skip"][2])
-  assert row["gradient_rms"] == [1.2346e-12, 0, 123460]
-  assert signal.to_row(with_names=True)["blocks"] == ["a", "b", "c"]
+  for step in steps:
+    log.write_if_due(step, None)
+  return rows, log
+
+
+def make_signal(**values):
+  absent = dict.fromkeys(field.name for field in dataclasses.fields(Signal))
+  return Signal(**absent | values)
+
+
+def test_row_has_five_digits_and_what_is_not_finite():
+  signal = make_signal(
+    names=("a", "b", "c"),
+    branch_variance=jnp.array([1, jnp.inf, jnp.nan]),
+    skip_variance=jnp.array([3, 1, 1]),
+    gradient_second_moment=jnp.array([9, 1.23456789e-12**2, 0, 123456.7**2]),
+  )
+  (first, second), _ = log_rows(signal, 1, steps=range(2))
+  assert list(second) == ["step", "epoch", "branch_to_skip", "gradient_rms"]
+  assert first["blocks"] == ["a", "b", "c"]
+  assert second["branch_to_skip"][:2] == [0.33333, math.inf]
+  assert math.isnan(second["branch_to_skip"][2])
+  assert second["gradient_rms"] == [1.2346e-12, 0, 123460]
 
 
 @pytest.mark.parametrize(
@@ -310,19 +307,13 @@ def test_row_has_five_digits_and_what_is_not_finite():
   ],
 )
 def test_steps_with_a_row(every_steps, written, stops):
-  rows = []
-  writer = types.SimpleNamespace(
-    kinds=set(), write=lambda step, kind, values: rows.append(step)
+  zero = jnp.zeros(1)
+  signal = make_signal(
+    names=("a",),
+    branch_variance=zero,
+    skip_variance=zero,
+    gradient_second_moment=jnp.zeros(2),
   )
-  signal = BlockSignal((), jnp.zeros(0), jnp.zeros(0), None)
-  log = SignalLog(
-    writer,
-    lambda state: signal,
-    every_steps=every_steps,
-    total_steps=10,
-    steps_per_epoch=5,
-  )
-  for step in range(11):
-    log.write_if_due(step, None)
-  assert rows == written
+  rows, log = log_rows(signal, every_steps)
+  assert [row["step"] for row in rows] == written
   assert [step + log.steps_to_next(step) for step in [0, *stops[:-1]]] == stops

@@ -9,8 +9,8 @@ import pytest
 from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.data.prepare import sample_photos
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import TrainConfig, load_trained, loop
-from tests.training.runs import StopAt, rows_of
+from skipinit_jax.training import TrainConfig, load_trained
+from tests.training.runs import StopAt, rows_of, train
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,6 @@ def config(data_dir):
 def finished(config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("streamed")
   return train(config, workdir), workdir
-
-
-def train(config, workdir, **arguments):
-  devices = jax.devices()[:2]
-  return loop.train(config, workdir, show_progress=False, devices=devices, **arguments)
 
 
 def test_accuracy_by_hand(config, data_dir, finished):
@@ -83,7 +78,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(config, finished, tmp_path):
 
 def test_the_signal_is_logged(finished):
   _, workdir = finished
-  rows = [row for row in rows_of(workdir) if row["kind"] == "signal"]
+  rows = rows_of(workdir, "signal")
   assert [row["step"] for row in rows] == [0, 5, 10, 14]
   assert all(len(row["branch_to_skip"]) == 2 for row in rows)
 

@@ -1,6 +1,7 @@
 """The network of a run, read back on other devices than the run's."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -19,8 +20,8 @@ from skipinit_jax.training import (
   load_trained,
   make_init,
   make_mesh,
+  make_optimizer,
 )
-from skipinit_jax.training.optimizer import make_optimizer
 
 CONFIG = TrainConfig(
   model="residual_mlp",
@@ -37,8 +38,13 @@ def state():
   """A run's state, on eight devices."""
   mesh = make_mesh()
   assert mesh.size == 8
-  optimizer = make_optimizer(CONFIG, steps_per_epoch=23)
-  return make_init(CONFIG.make_model(5), optimizer, (2, 2, 1), mesh=mesh)(np.uint32(0))
+  init, _ = make_init(
+    CONFIG.make_model(5),
+    functools.partial(make_optimizer, CONFIG, 23),
+    (2, 2, 1),
+    mesh=mesh,
+  )
+  return init(np.uint32(0), np.float32(0.1))
 
 
 @pytest.fixture

@@ -1,0 +1,145 @@
+"""The programs of a run: compiled once, and fed with its data."""
+
+import concurrent.futures
+import functools
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from skipinit_jax import data
+from skipinit_jax.analysis import Signal
+from skipinit_jax.data import augmentation, in_memory
+from skipinit_jax.training.batches import make_batch_source
+from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.signal_log import make_measure_signal
+from skipinit_jax.training.state import TrainState, make_init
+from skipinit_jax.training.step import (
+  EvalMetrics,
+  make_evaluate,
+  make_train_step,
+  make_train_steps,
+)
+
+
+class Trainer:
+  """Trains and evaluates one network on a mesh.
+
+  Example::
+
+    with Trainer(config, dataset, model, make_mesh()) as trainer:
+      state, is_finite = trainer.train_steps(trainer.initial_state, 10)
+      print(trainer.evaluate(state))
+
+  Attributes:
+    initial_state: the initialized state.
+    steps_per_epoch: optimizer steps of an epoch.
+  """
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    dataset: data.Dataset | data.StreamedDataset,
+    model: nn.Module,
+    mesh: Mesh,
+  ):
+    """Compiles the programs, and initializes the state meanwhile.
+
+    Args:
+      config: the configuration.
+      dataset: its data set.
+      model: its network.
+      mesh: the devices.
+
+    Raises:
+      UsageError: the data set has fewer examples than a batch.
+    """
+    self.steps_per_epoch = in_memory.steps_per_epoch(
+      dataset.train.num_examples, config.batch_size
+    )
+    self._peak_rate = config.learning_rate
+    self._schedule = make_schedule(config, self.steps_per_epoch)
+    optimizer = functools.partial(make_optimizer, config, self.steps_per_epoch)
+    init, sharding = make_init(
+      model,
+      optimizer,
+      dataset.image_shape,
+      mesh=mesh,
+      shard_params=config.shard_params,
+    )
+    seed, rate = np.uint32(config.seed), np.float32(config.learning_rate)
+    layout: dict[str, Any] = {"mesh": mesh, "sharding": sharding}
+    parts = config.accumulation_steps
+    self._source = make_batch_source(config, dataset, mesh)
+    batches = self._source.batches
+    train_steps = make_train_steps(
+      make_train_step(model, optimizer(), **layout, accumulation_steps=parts),
+      batches,
+      **layout,
+      steps_per_epoch=self.steps_per_epoch,
+    )
+    measure = make_measure_signal(model, batches, **layout, accumulation_steps=parts)
+    self._evaluate = make_evaluate(
+      model,
+      lambda images: augmentation.normalize(images, dataset.mean, dataset.std),
+      **layout,
+    )
+    # The programs of a deep network take seconds to compile, each on one core.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
+      arguments = jax.eval_shape(init, seed, rate), self._source.data_shapes()
+      steps = beside.submit(lambda: train_steps.lower(*arguments, 1).compile())
+      if config.signal_every_steps:
+        signal = beside.submit(lambda: measure.lower(*arguments).compile())
+      self.initial_state: TrainState = init(seed, rate)
+    self._train_steps = steps.result()
+    self._measure = signal.result() if config.signal_every_steps else measure
+
+  def train_steps(
+    self, state: TrainState, num_steps: int
+  ) -> tuple[TrainState, jax.Array]:
+    """Takes steps of one epoch, up to the first after which the state is not finite.
+
+    Args:
+      state: the state, which is donated.
+      num_steps: how many; they must not pass the end of the epoch.
+
+    Returns:
+      The next state, and whether it is finite.
+    """
+    # Dispatches are not waited for: the devices work while the next batch is read.
+    for batch_data, count in self._source.dispatches(int(state.step), num_steps):
+      state, is_finite = self._train_steps(state, batch_data, count)
+    return state, is_finite
+
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    """Returns loss, accuracy and top-5 accuracy on the whole test set."""
+    parts = [self._evaluate(state, part) for part in self._source.eval_batches()]
+    metrics: EvalMetrics = functools.reduce(
+      lambda total, part: jax.tree.map(jnp.add, total, part), parts
+    )
+    return metrics.means()
+
+  def learning_rate(self, step: int) -> float:
+    """Returns the rate of a step."""
+    return self._peak_rate * float(self._schedule(step))
+
+  def measure_signal(self, state: TrainState) -> Signal:
+    """Measures the signal on the batch of a state's next step."""
+    ((batch_data, _),) = self._source.dispatches(int(state.step), 1)
+    signal: Signal = self._measure(state, batch_data)
+    return signal
+
+  def close(self) -> None:
+    """Ends what feeds the programs."""
+    self._source.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
