@@ -47,7 +47,7 @@ class Trainer:
     dataset: data.Dataset | data.StreamedDataset,
     model: nn.Module,
     mesh: Mesh,
-  ):
+  ) -> None:
     """Compiles the programs, and initializes the state meanwhile.
 
     Args:
