@@ -61,6 +61,7 @@ class ResidualBlock(nn.Module, kw_only=True):
     # A normalizer that knows no dtype may have widened it, which a scan forbids.
     return total if self.dtype is None else total.astype(self.dtype)
 
+  @nn.nowrap
   def require_features(self, x: jax.Array, features: int) -> None:
     """Raises a UsageError unless x has the features that the block returns."""
     if x.shape[-1] != features:
@@ -117,6 +118,7 @@ class ConvolutionalBlock(ActivatedBlock):
   conv: ModuleFactory = Conv
   projection_init: Initializer = he_normal
 
+  @nn.nowrap
   def convolution(
     self, features: int, size: int, strides: int = 1, *, name: str, last: bool = False
   ) -> Any:
@@ -124,6 +126,7 @@ class ConvolutionalBlock(ActivatedBlock):
     init = (self.last_kernel_init if last else None) or self.kernel_init
     return self._conv(features, size, strides, init, name)
 
+  @nn.nowrap
   def projects(self, x: jax.Array, features: int) -> bool:
     """Tells whether the block changes the shape of x, so that a shortcut projects."""
     return self.strides != 1 or x.shape[-1] != features
@@ -135,6 +138,7 @@ class ConvolutionalBlock(ActivatedBlock):
     )(x)
     return y
 
+  @nn.nowrap
   def _conv(
     self, features: int, size: int, strides: int, init: Initializer, name: str
   ) -> Any:
@@ -246,6 +250,7 @@ class FullyConnectedBlock(ActivatedBlock):
     last = self._layer(self.num_layers, self.last_kernel_init or self.kernel_init)
     return self.merge(x, self.scale(last, y))
 
+  @nn.nowrap
   def _layer(self, index: int, init: Initializer) -> Any:
     return self.dense(
       self.features,

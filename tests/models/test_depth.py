@@ -15,6 +15,7 @@ from skipinit_jax.models import (
   DepthStack,
   FullyConnectedBlock,
   ResidualMLP,
+  VisionTransformer,
   WideResNet,
   depth,
   scan_variables,
@@ -26,9 +27,10 @@ LABELS = np.array([0, 2, 1, 2])
 MODELS = {
   "wide_resnet": functools.partial(WideResNet, 22, 1, 3, methods.get("batch_norm")),
   "mlp": functools.partial(ResidualMLP, 4, 6, 3, methods.get("skipinit_one")),
+  "transformer": functools.partial(
+    VisionTransformer, 2, 8, 3, methods.get("layer_norm"), num_heads=2
+  ),
 }
-# Compiles in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def assert_close(actual, expected, tolerance=1e-4):
@@ -62,12 +64,12 @@ def scanned(request, random_variables):
   """A model's factory, its variables, and one step of it."""
   model = MODELS[request.param]
   variables = random_variables(model(), IMAGES, train=True)
-  return model, variables, jit(functools.partial(step, model()))(variables)
+  return model, variables, jax.jit(functools.partial(step, model()))(variables)
 
 
 def test_unrolled_is_the_same_function(scanned):
   model, variables, (logits, gradients, updated) = scanned
-  unrolled = jit(functools.partial(step, model(scan=False)))
+  unrolled = jax.jit(functools.partial(step, model(scan=False)))
   actual = unrolled(unroll_variables(variables))
   assert np.std(logits) > 1e-2
   assert_close(actual[0], logits)
@@ -77,14 +79,14 @@ def test_unrolled_is_the_same_function(scanned):
 
 def test_rematerialized_is_the_same_function(scanned):
   model, variables, expected = scanned
-  assert_close(jit(functools.partial(step, model(remat=True)))(variables), expected)
+  assert_close(jax.jit(functools.partial(step, model(remat=True)))(variables), expected)
 
 
 # The other model takes long to compile, and has no other code than here and above.
 @pytest.mark.parametrize("scanned", ["mlp"], indirect=True)
 def test_unrolled_and_rematerialized_is_the_same_function(scanned):
   model, variables, (logits, gradients, _) = scanned
-  both = jit(functools.partial(step, model(scan=False, remat=True)))
+  both = jax.jit(functools.partial(step, model(scan=False, remat=True)))
   actual = both(unroll_variables(variables))
   assert_close(actual[0], logits)
   assert_close(scan_variables(actual[1]), gradients, 1e-3)
@@ -158,7 +160,7 @@ def test_segments_are_the_same_function(method, random_variables):
   model = functools.partial(ResidualMLP, 12, 6, 3, methods.get(method))
   variables = random_variables(model(), IMAGES, train=True)
   expected, actual = (
-    jit(functools.partial(step, model(remat=remat)))(variables)
+    jax.jit(functools.partial(step, model(remat=remat)))(variables)
     for remat in (False, True)
   )
   assert np.std(expected[0]) > 1e-2
@@ -187,7 +189,7 @@ def test_memory_under_remat_grows_with_the_square_root_of_depth():
     stack = DepthStack(Sine, num_blocks, remat=remat)
     variables = jax.eval_shape(stack.init, jax.random.key(0), x)
     loss = lambda v: stack.apply(v, x).sum()  # noqa: E731
-    compiled = jit(jax.grad(loss)).lower(variables).compile()
+    compiled = jax.jit(jax.grad(loss)).lower(variables).compile()
     return compiled.memory_analysis().temp_size_in_bytes / x.nbytes
 
   few, many = activations(64, True), activations(1024, True)

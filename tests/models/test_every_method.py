@@ -291,13 +291,13 @@ def test_evaluation_treats_examples_one_by_one(random_variables, model, method):
   np.testing.assert_allclose(alone, together[2:3], rtol=1e-4, atol=1e-5)
 
 
-# Of the ResNets in test_resnet.py.
+# For ResNets it is in test_resnet.py.
 @pytest.mark.parametrize(("model", "num_stacks"), [("wide_resnet", 3), ("mlp", 1)])
 def test_fixup_starts_with_logits_of_zero(model, num_stacks):
   module = MODELS[model][0](method=methods.get("fixup"))
 
   # XLA compiles this generator faster than JAX's default one.
-  @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+  @jax.jit
   def run(key):
     variables = module.init(key, IMAGES, train=False)
     logits, state = module.apply(

@@ -64,11 +64,7 @@ def test_scanned_and_unrolled_nf_resnets_are_one_function(random_variables, rema
   model = functools.partial(ResidualMLP, 4, 8, 5, NF_RESNET, remat=remat)
   variables = random_variables(model(), IMAGES, train=False)
 
-  @functools.partial(
-    jax.jit,
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 1},
-  )
+  @functools.partial(jax.jit, static_argnums=0)
   def apply(model, variables):
     return model.apply(variables, IMAGES, train=False)
 
@@ -139,16 +135,13 @@ def test_the_variance_at_each_block_is_the_expected_one():
       [(y.var((0, 1, 2)).mean(), jnp.square(y).mean()) for y in features]
     )
 
-  keys = jax.random.split(jax.random.key(0, impl="rbg"), 64)
-  values = jax.jit(
-    functools.partial(jax.lax.map, moments),
-    compiler_options={"xla_backend_optimization_level": 1},
-  )(keys)
+  keys = jax.random.split(jax.random.key(0, impl="rbg"), 32)
+  values = jax.jit(functools.partial(jax.lax.map, moments))(keys)
   variance, second_moment = values.mean(0).T
   expected = [1.04, 1.08, 1.04, 1.08, 1.12]
-  np.testing.assert_allclose(variance, expected, rtol=0.012)
+  np.testing.assert_allclose(variance, expected, rtol=0.017)
   # All of the second moment is variance: the means of channels do not shift.
-  np.testing.assert_allclose(second_moment, variance, rtol=0.01)
+  np.testing.assert_allclose(second_moment, variance, rtol=0.014)
 
 
 def test_post_activation_networks_have_no_expected_variance():
