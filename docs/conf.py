@@ -44,14 +44,9 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
   ("py:obj", "(?s).*"),
-  # Without a network there are no links to the documentation of other packages,
-  ("py:.*", r"(?!skipinit_jax\.).*\..*"),
-  # which annotations also name without their modules, like some of our own aliases.
-  (
-    "py:class",
-    "Array|ArrayLike|DTypeLike(Inexact)?|Mesh|NamedSharding|OutShardingType|Path",
-  ),
-  ("py:class", "Activation|Augment|Constants|Scalar|TrainStep|Values|Variables"),
+  # Annotations name other packages, which cannot be linked without a network, and our
+  # own aliases of types.
+  ("py:.*", r"(?!skipinit_jax\.).*"),
 ]
 # Members of a module are those of its `__all__`.
 autodoc_default_options = {"members": True, "special-members": "__call__"}

@@ -2,7 +2,7 @@
 
 Pages link to each other and to files of the repository by relative paths, as GitHub
 needs them. The site has none of those files: there, a link to one leads to the
-repository. A report, being one HTML file, comes with the site instead.
+repository.
 
 The folder of notebooks is outside of docs/, which has a symbolic link to it. GitHub
 does not follow that, so links name the notebooks, and notebooks name pages, by their
@@ -54,7 +54,7 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
       if page.resolve() != page or to.resolve() != to:
         scheme = "section" if section else "page"
         path = f"{scheme}:{os.path.relpath(to.with_suffix('.html'), page.parent)}"
-    elif target.exists() and target.is_relative_to(root) and path[-5:] != ".html":
+    elif target.exists() and target.is_relative_to(root):
       kind = "tree" if target.is_dir() else "blob"
       path = f"{address.format(kind=kind)}/{target.relative_to(root).as_posix()}"
     return f"{start}{path}{section})"

@@ -11,11 +11,13 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import flax.linen as nn
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -25,8 +27,8 @@ from sphinx.util.nodes import make_refnode
 
 import skipinit_jax
 
-# What Flax adds to the fields of every module.
-_FLAX_FIELDS = ("parent", "name")
+# An annotation in quotes, which Python evaluates late.
+_QUOTED = re.compile(r"(^|: |(?<!Literal)\[)'([\w.\[\], |]+)'")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -49,114 +51,76 @@ def _signature(
   signature: str | None,
   returns: str | None,
 ) -> tuple[str, str | None] | None:
-  if inspect.isclass(obj):
-    init = obj.__dict__.get("__init__")
-    if _has_source(init):
-      return _of_function(init, method=True)
-    # The constructor of these was generated.
-    generated = dataclasses.is_dataclass(obj) or hasattr(obj, "_fields")
-    return (f"({', '.join(_fields(obj))})", None) if generated else None
-  if inspect.isfunction(inspect.unwrap(obj)) and _has_source(obj):
-    # The first argument of a classmethod is bound already.
-    return _of_function(obj, method=what == "method" and not inspect.ismethod(obj))
+  written = _parse(vars(obj).get("__init__") if inspect.isclass(obj) else obj)
+  if isinstance(written, ast.FunctionDef):
+    arguments = written.args.args
+    if arguments and arguments[0].arg in ("self", "cls"):
+      del arguments[0]
+    result = _text(written.returns) if written.returns else "None"
+    return f"({_text(written.args)})", None if result == "None" else result
+  # The constructor of these was generated.
+  if inspect.isclass(obj) and (
+    dataclasses.is_dataclass(obj) or hasattr(obj, "_fields")
+  ):
+    return f"({', '.join(_fields(obj))})", None
   return None
 
 
-def _has_source(function: Any) -> bool:
-  code = getattr(inspect.unwrap(function) if function else None, "__code__", None)
-  return code is not None and code.co_filename.endswith(".py")
-
-
-def _parse(obj: Any) -> Any:
-  return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))).body[0]
-
-
-def _of_function(function: Any, *, method: bool) -> tuple[str, str | None] | None:
-  node = _parse(function)
-  if not isinstance(node, ast.FunctionDef):
+def _parse(obj: Any) -> ast.stmt | None:
+  """Returns the definition of a function or class, if it is in a file."""
+  try:
+    source = inspect.getsource(inspect.unwrap(obj))
+  except (OSError, TypeError):
     return None
-  if method or (node.args.args and node.args.args[0].arg == "cls"):
-    del node.args.args[0]
-  node = _Unquote().visit(node)
-  returns = None if node.returns is None else ast.unparse(node.returns)
-  return f"({ast.unparse(node.args)})", None if returns == "None" else returns
+  return ast.parse(textwrap.dedent(source)).body[0]
+
+
+def _text(node: ast.AST) -> str:
+  return _QUOTED.sub(r"\1\2", ast.unparse(node))
 
 
 def _fields(cls: type) -> Iterator[str]:
   """Yields a class's fields, as arguments of its constructor."""
   written = {}
   for base in reversed(cls.__mro__):
-    if base.__module__.startswith("skipinit_jax"):
-      for node in _parse(base).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-          written[node.target.id] = _Unquote().visit(node)
+    definition = _parse(base) if base.__module__.startswith("skipinit_jax") else None
+    for node in getattr(definition, "body", ()):
+      if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        written[node.target.id] = node
   if dataclasses.is_dataclass(cls):
     names = [field.name for field in dataclasses.fields(cls) if field.init]
   else:
     names = list(written)
+  # Flax adds these two to every module.
+  flax_fields = ("parent", "name") if issubclass(cls, nn.Module) else ()
   for name in names:
-    if name in written and name not in _FLAX_FIELDS[: 2 * _is_flax(cls)]:
+    if name in written and name not in flax_fields:
       default = _default(written[name].value)
-      yield f"{name}: {ast.unparse(written[name].annotation)}" + (
+      yield f"{name}: {_text(written[name].annotation)}" + (
         f" = {default}" if default else ""
       )
 
 
-def _is_flax(cls: type) -> bool:
-  return any(base.__module__.startswith("flax.linen") for base in cls.__mro__)
-
-
 def _default(node: ast.expr | None) -> str:
-  """Returns a field's default; of `dataclasses.field(default_factory=f)`, f()."""
+  """Returns a field's default; `dataclasses.field(default_factory=f)` has f()."""
   if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("field"):
     return "" if node is None else ast.unparse(node)
-  for keyword in node.keywords:
-    if keyword.arg == "default":
-      return ast.unparse(keyword.value)
-    if keyword.arg == "default_factory":
-      if isinstance(keyword.value, ast.Lambda):
-        return ast.unparse(keyword.value.body)
-      return f"{ast.unparse(keyword.value)}()"
-  return ""
-
-
-class _Unquote(ast.NodeTransformer):
-  """Removes the quotes from annotations that are evaluated late."""
-
-  def visit_arg(self, node: ast.arg) -> ast.arg:
-    node.annotation = _unquoted(node.annotation)
-    return node
-
-  def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
-    node.annotation = _unquoted(node.annotation)
-    return node
-
-  def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-    node.returns = _unquoted(node.returns)
-    self.generic_visit(node.args)
-    return node
-
-
-def _unquoted(annotation: Any) -> Any:
-  if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-    return ast.parse(annotation.value, mode="eval").body
-  if isinstance(annotation, ast.Subscript):
-    if ast.unparse(annotation.value) != "Literal":
-      annotation.slice = _unquoted(annotation.slice)
-  elif isinstance(annotation, ast.Tuple):
-    annotation.elts = [_unquoted(each) for each in annotation.elts]
-  return annotation
+  given = {keyword.arg: keyword.value for keyword in node.keywords}
+  if "default" in given:
+    return ast.unparse(given["default"])
+  factory = given.get("default_factory")
+  if isinstance(factory, ast.Lambda):
+    return ast.unparse(factory.body)
+  return f"{ast.unparse(factory)}()" if factory else ""
 
 
 def _skip_field(
   app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
   """Skips a class's fields, which its docstring describes already."""
-  if what != "class":
-    return None
   method = isinstance(obj, types.FunctionType | types.MethodType)
   own = method and "." in obj.__qualname__ and "<locals>" not in obj.__qualname__
-  if own or isinstance(obj, property | functools.cached_property):
+  if what != "class" or own or isinstance(obj, property | functools.cached_property):
     return None
   return True
 
@@ -183,22 +147,17 @@ def _mark_blocks(
 ) -> None:
   """Marks indented blocks as literal, as reStructuredText needs it."""
   marked: list[str] = []
-  outside = 0
+  outside = last = 0
   for line in lines:
     if line.strip():
       indent = len(line) - len(line.lstrip())
       if indent < outside + 4:
         outside = indent
-      elif marked and not marked[-1] and not _in_block(marked, outside):
+      elif marked and not marked[-1] and last < outside + 4:
         marked += [" " * outside + "::", ""]
+      last = indent
     marked.append(line)
   lines[:] = marked
-
-
-def _in_block(lines: list[str], outside: int) -> bool:
-  """Whether the last line that is not blank belongs to a block already."""
-  last = next((line for line in reversed(lines) if line.strip()), "")
-  return len(last) - len(last.lstrip()) >= outside + 4
 
 
 def _resolve_by_last_name(
