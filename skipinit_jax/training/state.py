@@ -86,8 +86,7 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> Trai
   """Returns how a state lies on the mesh.
 
   Args:
-    state: a state, or the `jax.ShapeDtypeStruct`s of one.
-    mesh: the mesh.
+    state: a state, or one of `jax.ShapeDtypeStruct`.
     shard_params: whether parameters and the optimizer's state are cut among the devices
       (see `mesh.fsdp_sharding`). Everything else is whole on each device.
 
