@@ -87,6 +87,7 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> Trai
 
   Args:
     state: a state, or one of `jax.ShapeDtypeStruct`.
+    mesh: the devices that share it.
     shard_params: whether parameters and the optimizer's state are cut among the devices
       (see `mesh.fsdp_sharding`). Everything else is whole on each device.
 
