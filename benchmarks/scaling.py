@@ -4,43 +4,71 @@ The costs of a step come from the program that XLA compiles for TPU v5e, which i
 without a TPU; the time comes from `benchmarks.scaling_model`. docs/scaling.md explains
 both and has the tables.
 
-Tables and figures from the costs in results/scaling/costs.json:
+Tables from the costs in results/scaling/costs.json:
   python -m benchmarks.scaling --workdir=results/scaling
 
 The costs that the file lacks, in minutes each, with libtpu of jax[tpu]'s version:
   python -m benchmarks.scaling --workdir=results/scaling --count
 """
 
+import dataclasses
 import pathlib
+import sys
 
+import jax
 from absl import flags
 
-from benchmarks import scaling_report
+from benchmarks import compiled_step, scaling_model
 from experiments import program
 from skipinit_jax import document
 from skipinit_jax.files import write_json
+from skipinit_jax.training import TrainConfig
 
-_WORKDIR = program.define_workdir("costs.json, scaling.json, tables, figures, report")
-_COUNT = flags.DEFINE_bool(
-  "count",
-  False,
-  "Compile the steps that costs.json lacks, for TPU v5e, and add their costs to it.",
-)
+# The training of each network, height and width of its images, and its classes.
+_NETWORKS = {
+  "ResNet-50": (TrainConfig(model="resnet", depth=50), 224, 1000),
+  "Wide-ResNet 16-4": (TrainConfig(depth=16, width=4), 32, 10),
+  "Wide-ResNet 28-10": (TrainConfig(depth=28, width=10), 32, 10),
+}
 
 
-def main() -> None:
-  """Runs the program."""
-  workdir = pathlib.Path(_WORKDIR.value)
-  if _COUNT.value:
-    scaling_report.count_missing(workdir)
-  costs = scaling_report.read_costs(workdir)
-  report = scaling_report.make_document(costs)
-  page, *_ = document.write(report, workdir)
-  write_json(workdir / "scaling.json", scaling_report.numbers(costs))
-  print((workdir / "scaling.json").read_text(encoding="utf-8"), end="")
-  document.print_findings(report.findings)
-  program.print_report(page)
+def count_missing(workdir: pathlib.Path) -> None:
+  """Compiles the steps that costs.json lacks; writes it after each."""
+  # With libtpu installed, JAX would otherwise look for a TPU to run on.
+  jax.config.update("jax_platforms", "cpu")
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / "costs.json"
+  costs = scaling_model.read_costs(workdir) if path.exists() else {}
+  devices = compiled_step.tpu_devices("v5e:2x4")
+  for key in (key for key in scaling_model.KEYS if key not in costs):
+    print(f"Compiling {', '.join(map(str, key))}", file=sys.stderr)
+    config, size, num_classes = _NETWORKS[key.network]
+    config = dataclasses.replace(
+      config,
+      method=key.method,
+      scan=False,
+      dtype="bfloat16",
+      batch_size=key.batch * len(devices),
+    )
+    costs[key] = compiled_step.count(config, (size, size, 3), num_classes, devices)
+    rows = [key._asdict() | dataclasses.asdict(cost) for key, cost in costs.items()]
+    write_json(path, rows)
+
+
+def main(workdir: pathlib.Path, *, count: bool) -> None:
+  """Prints the tables of the costs in a folder."""
+  if count:
+    count_missing(workdir)
+  costs = scaling_model.read_costs(workdir)
+  for table in scaling_model.make_tables(costs).values():
+    document.print_table(table)
 
 
 if __name__ == "__main__":
-  program.run(main)
+  _WORKDIR = program.define_workdir("costs.json")
+  _COUNT = flags.DEFINE_bool(
+    "count",
+    False,
+    "Compile the steps that costs.json lacks, for TPU v5e, and add their costs to it.",
+  )
+  program.run(lambda: main(pathlib.Path(_WORKDIR.value), count=_COUNT.value))

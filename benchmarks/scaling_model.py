@@ -6,170 +6,137 @@ the all-reduce of the gradients:
     local = max(FLOPs / reachable FLOP/s, bytes / reachable memory bandwidth)
     step = parts x (local + sum of all_reduce(waited bytes)) + all_reduce(update bytes)
 
-An all-reduce is a fixed time, a time for each hop, and bytes over bandwidth.
+An all-reduce is a fixed time, a time for each hop, and bytes over bandwidth. What one
+device does was counted in compiled programs; `make_tables` has the tables of
+docs/scaling.md.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmarks.compiled_step import StepCost
+from skipinit_jax.document import Table
+from skipinit_jax.files import read_json
 
-REACHABLE_FLOPS = 0.5
-"""Share of the peak FLOP/s that convolutions reach: an assumption."""
+# Shares of the peak FLOP/s, and of the memory's bandwidth, that a program reaches:
+# assumptions.
+_REACHABLE_FLOPS = 0.5
+_REACHABLE_BANDWIDTH = 0.8
 
-REACHABLE_BANDWIDTH = 0.8
-"""Share of the memory's bandwidth that a program reaches: an assumption."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Accelerator:
+class Accelerator(NamedTuple):
   """An accelerator and what connects many of them.
 
   Devices within an island have the fast interconnect; islands have a network.
-
-  Attributes:
-    name: its name.
-    flops: peak FLOP/s in bfloat16.
-    memory_bandwidth: bytes/s.
-    memory_bytes: bytes.
-    host_devices: devices of a host.
-    shapes: shape of the torus by the number of devices of a slice; None: a switch
-      connects the devices of an island.
-    island: devices of the largest island.
-    link_bandwidth: bytes/s that a device sends over one link in one direction: along
-      an axis of the torus, or into the switch.
-    wraps: sizes of a torus' axis whose ends are connected.
-    base_seconds: time of an all-reduce without data and hops.
-    hop_seconds: time of a hop in the island.
-    network_bandwidth: bytes/s that a device sends to other islands.
-    network_hop_seconds: time of a hop between islands.
   """
 
   name: str
-  flops: float
-  memory_bandwidth: float
+  flops: float  # Peak FLOP/s in bfloat16.
+  memory_bandwidth: float  # Bytes/s.
   memory_bytes: float
   host_devices: int
+  # Shape of the torus by the number of devices; without one, a switch connects them.
   shapes: Mapping[int, tuple[int, ...]] | None
-  island: int
+  island: int  # Devices of the largest island.
+  # Bytes/s of one link in one direction: along an axis of the torus, or to the switch.
   link_bandwidth: float
-  wraps: tuple[int, ...]
-  base_seconds: float
-  hop_seconds: float
-  network_bandwidth: float
-  network_hop_seconds: float
+  wraps: tuple[int, ...]  # Sizes of a torus' axis whose ends are connected.
+  base_seconds: float  # An all-reduce without data and hops.
+  hop_seconds: float  # A hop in the island.
+  network_bandwidth: float  # Bytes/s that a device sends to other islands.
+  network_hop_seconds: float  # A hop between islands.
+
+  def slower(self, factor: float) -> "Accelerator":
+    """Returns the same with all latencies so many times as long."""
+    latencies = ("base_seconds", "hop_seconds", "network_hop_seconds")
+    return self._replace(**{name: factor * getattr(self, name) for name in latencies})
 
 
-# "How to Scale Your Model" (Austin et al., 2025, jax-ml.github.io/scaling-book) has a
-# hop at 1 us, and a measured all-gather of three hops that takes 8 us.
-_TPU_HOP = 1e-6
-_TPU_BASE = 5e-6
-# The same book: 25 GB/s a host between pods. The latency is our assumption.
-_DCN_HOST = 25e9
-_DCN_HOP = 20e-6
-_SHAPES_2D = {1: (1,), 4: (2, 2), 16: (4, 4), 64: (8, 8), 256: (16, 16)}
-_SHAPES_3D = {
-  1: (1,),
-  4: (2, 2),
-  16: (2, 2, 4),
-  64: (4, 4, 4),
-  256: (4, 8, 8),
-  1024: (8, 8, 16),
-}
-
-# Peak, memory and pods: cloud.google.com/tpu/docs/v4, /v5e and /v6e. Bandwidth of a
-# link: the book above. NVIDIA's H100 data sheet (SXM, dense bfloat16, 900 GB/s NVLink
-# in both directions together), one 400 Gb/s port of InfiniBand a GPU (DGX H100), and
-# the latencies of NCCL's own cost model (src/graph/tuning.cc: tree, protocol LL).
-ACCELERATORS = (
-  Accelerator(
-    name="TPU v4",
-    flops=275e12,
-    memory_bandwidth=1200e9,
-    memory_bytes=32 * 2**30,
-    host_devices=4,
-    shapes=_SHAPES_3D,
-    island=4096,
-    link_bandwidth=45e9,
-    wraps=(4, 8, 16),
-    base_seconds=_TPU_BASE,
-    hop_seconds=_TPU_HOP,
-    network_bandwidth=_DCN_HOST / 4,
-    network_hop_seconds=_DCN_HOP,
-  ),
-  Accelerator(
-    name="TPU v5e",
-    flops=197e12,
-    memory_bandwidth=819e9,
-    memory_bytes=16e9,
-    host_devices=8,
-    shapes=_SHAPES_2D,
-    island=256,
-    link_bandwidth=50e9,
-    wraps=(16,),
-    base_seconds=_TPU_BASE,
-    hop_seconds=_TPU_HOP,
-    network_bandwidth=_DCN_HOST / 8,
-    network_hop_seconds=_DCN_HOP,
-  ),
-  Accelerator(
-    name="TPU v6e",
-    flops=918e12,
-    memory_bandwidth=1638e9,
-    memory_bytes=32e9,
-    host_devices=8,
-    shapes=_SHAPES_2D,
-    island=256,
-    link_bandwidth=100e9,
-    wraps=(16,),
-    base_seconds=_TPU_BASE,
-    hop_seconds=_TPU_HOP,
-    network_bandwidth=_DCN_HOST / 8,
-    network_hop_seconds=_DCN_HOP,
-  ),
-  Accelerator(
-    name="H100",
-    flops=989e12,
-    memory_bandwidth=3350e9,
-    memory_bytes=80e9,
-    host_devices=8,
-    shapes=None,
-    island=8,
-    link_bandwidth=450e9,
-    wraps=(),
-    base_seconds=6.8e-6,
-    hop_seconds=0.6e-6,
-    network_bandwidth=50e9,
-    network_hop_seconds=5e-6,
-  ),
+# Peak, memory and pods: cloud.google.com/tpu/docs/v4, /v5e and /v6e. Links, and 25 GB/s
+# from a host to other pods: "How to Scale Your Model" (Austin et al., 2025,
+# jax-ml.github.io/scaling-book). It has a hop at 1 us, and a measured all-gather of
+# three hops that takes 8 us. The latency between pods is our assumption.
+_V5E = Accelerator(
+  name="TPU v5e",
+  flops=197e12,
+  memory_bandwidth=819e9,
+  memory_bytes=16e9,
+  host_devices=8,
+  shapes={1: (1,), 4: (2, 2), 16: (4, 4), 64: (8, 8), 256: (16, 16)},
+  island=256,
+  link_bandwidth=50e9,
+  wraps=(16,),
+  base_seconds=5e-6,
+  hop_seconds=1e-6,
+  network_bandwidth=25e9 / 8,
+  network_hop_seconds=20e-6,
 )
+_V6E = _V5E._replace(
+  name="TPU v6e",
+  flops=918e12,
+  memory_bandwidth=1638e9,
+  memory_bytes=32e9,
+  link_bandwidth=100e9,
+)
+_V4 = _V5E._replace(
+  name="TPU v4",
+  flops=275e12,
+  memory_bandwidth=1200e9,
+  memory_bytes=32 * 2**30,
+  host_devices=4,
+  shapes={
+    **{1: (1,), 4: (2, 2), 16: (2, 2, 4), 64: (4, 4, 4), 256: (4, 8, 8)},
+    1024: (8, 8, 16),
+  },
+  island=4096,
+  link_bandwidth=45e9,
+  wraps=(4, 8, 16),
+  network_bandwidth=25e9 / 4,
+)
+# NVIDIA's data sheet (SXM, dense bfloat16, 900 GB/s of NVLink both ways together), one
+# 400 Gb/s port of InfiniBand a GPU (DGX H100), and the latencies of NCCL's own cost
+# model (src/graph/tuning.cc: tree, protocol LL).
+_H100 = Accelerator(
+  name="H100",
+  flops=989e12,
+  memory_bandwidth=3350e9,
+  memory_bytes=80e9,
+  host_devices=8,
+  shapes=None,
+  island=8,
+  link_bandwidth=450e9,
+  wraps=(),
+  base_seconds=6.8e-6,
+  hop_seconds=0.6e-6,
+  network_bandwidth=50e9,
+  network_hop_seconds=5e-6,
+)
+ACCELERATORS = (_V4, _V5E, _V6E, _H100)
 
 
 def all_reduce_seconds(
   accelerator: Accelerator, num_devices: int, num_bytes: float
 ) -> float:
-  """Returns the time of one all-reduce.
+  """Returns the time of one all-reduce of a power of four of devices.
 
   On a torus it is a reduce-scatter and an all-gather along every axis at once, each
   in both directions. Behind a switch the hops are those of NCCL's tree: a chain within
   the host, both ways. Between islands, each device exchanges its share of the sum with
   those at its place in the others, in a tree.
-
-  Args:
-    accelerator: the accelerator.
-    num_devices: devices that sum, a power of four.
-    num_bytes: bytes of the sum.
   """
   if num_devices == 1:
     return 0.0
   inner = min(num_devices, accelerator.island)
   islands = num_devices // inner
-  if accelerator.shapes is None:
-    hops = 2 * (inner - 1)
-    bandwidth = accelerator.link_bandwidth
-  else:
+  hops, bandwidth = 2 * (inner - 1), accelerator.link_bandwidth
+  if accelerator.shapes is not None:
     hops, bandwidth = 0, 0.0
     for size in accelerator.shapes[inner]:
       wraps = size in accelerator.wraps
@@ -186,13 +153,7 @@ def all_reduce_seconds(
 
 
 class StepTime(NamedTuple):
-  """Where the time of a step goes, in seconds.
-
-  Attributes:
-    local: computation and memory.
-    waiting: all-reduces within forward and backward pass.
-    update: the all-reduce of the gradients, behind them.
-  """
+  """Seconds of a step's computation, its waits, and the sum of the gradients."""
 
   local: float
   waiting: float
@@ -216,18 +177,222 @@ def step_time(
 
   Args:
     cost: what one device does in one part of the batch.
-    accelerator: the accelerator.
+    accelerator: what runs it.
     num_devices: devices that share the batch, a power of four.
     parts: parts of the batch whose gradients are added up one after the other.
   """
-  compute = cost.flops / (REACHABLE_FLOPS * accelerator.flops)
-  memory = cost.num_bytes / (REACHABLE_BANDWIDTH * accelerator.memory_bandwidth)
+  compute = cost.flops / (_REACHABLE_FLOPS * accelerator.flops)
+  memory = cost.num_bytes / (_REACHABLE_BANDWIDTH * accelerator.memory_bandwidth)
   waiting = sum(
-    all_reduce_seconds(accelerator, num_devices, num_bytes)
-    for num_bytes in cost.waited_bytes
+    all_reduce_seconds(accelerator, num_devices, each) for each in cost.waited_bytes
   )
-  return StepTime(
-    local=parts * max(compute, memory),
-    waiting=parts * waiting,
-    update=all_reduce_seconds(accelerator, num_devices, cost.update_bytes),
-  )
+  update = all_reduce_seconds(accelerator, num_devices, cost.update_bytes)
+  return StepTime(parts * max(compute, memory), parts * waiting, update)
+
+
+_GLOBAL_BATCH = 4096
+_DEVICES = (1, 4, 16, 64, 256, 1024)
+_BATCHES = (4, 16, 64, 256)
+_SMALL_BATCH, _BATCH = 4, 64
+_NETWORKS = ("ResNet-50", "Wide-ResNet 16-4", "Wide-ResNet 28-10")
+_METHODS = {"batch_norm": "Batch norm", "skipinit": "SkipInit"}
+
+
+class Key(NamedTuple):
+  """What a cost is of: a network, a method, and the images of a device."""
+
+  network: str
+  method: str
+  batch: int
+
+
+Costs = Mapping[Key, StepCost]
+
+KEYS = (
+  *(Key(*each, _BATCH) for each in itertools.product(_NETWORKS, _METHODS)),
+  *(Key("ResNet-50", method, _SMALL_BATCH) for method in _METHODS),
+)
+"""The costs that the tables need."""
+
+
+def read_costs(workdir: str | os.PathLike[str]) -> dict[Key, StepCost]:
+  """Returns the costs of a folder's costs.json."""
+  costs = {}
+  for row in read_json(pathlib.Path(workdir, "costs.json")):
+    key = Key(*(row.pop(name) for name in Key._fields))
+    costs[key] = StepCost(**row | {"waited_bytes": tuple(row["waited_bytes"])})
+  return {key: costs[key] for key in KEYS if key in costs}
+
+
+def resnet_cost(costs: Costs, method: str, batch: int) -> StepCost:
+  """Returns what a device does in ResNet-50's step with any batch.
+
+  FLOPs and bytes are taken as linear in the batch: a fixed part, such as the
+  parameters' update, and a part for each image. The collectives stay the same.
+  """
+  small = costs[Key("ResNet-50", method, _SMALL_BATCH)]
+  usual = costs[Key("ResNet-50", method, _BATCH)]
+  weight = (batch - _SMALL_BATCH) / (_BATCH - _SMALL_BATCH)
+  changed = {
+    name: getattr(small, name) + weight * (getattr(usual, name) - getattr(small, name))
+    for name in ("flops", "num_bytes")
+  }
+  return dataclasses.replace(usual, **changed)
+
+
+def _weak(costs: Costs, chip: Accelerator, num_devices: int, batch: int) -> StepTime:
+  """Returns the time of ResNet-50's step with batch norm and a batch a device."""
+  return step_time(resnet_cost(costs, "batch_norm", batch), chip, num_devices)
+
+
+def _share(costs: Costs, chip: Accelerator, num_devices: int, batch: int) -> str:
+  return f"{_weak(costs, chip, num_devices, batch).waiting_share:.0%}"
+
+
+def _ms(seconds: float) -> str:
+  return f"{1e3 * seconds:.1f}"
+
+
+def _first_batch(
+  costs: Costs, chip: Accelerator, num_devices: int, share: float
+) -> str:
+  """Returns from how many images of a device on the waits take less than a share."""
+  times = [_weak(costs, chip, num_devices, batch) for batch in _BATCHES]
+  local = [time.local for time in times]
+  # waiting / (local + waiting + update) = share
+  wanted = times[0].waiting * (1 / share - 1) - times[0].update
+  if wanted <= local[0]:
+    return f"≤ {_BATCHES[0]}"
+  if wanted > local[-1]:
+    return f"> {_BATCHES[-1]}"
+  return f"{np.interp(wanted, local, _BATCHES):.0f}"
+
+
+def _strong(costs: Costs, method: str, chip: Accelerator, num_devices: int) -> StepTime:
+  """Returns the time of ResNet-50's step with the batch of all devices fixed."""
+  local = _GLOBAL_BATCH // num_devices
+  # More images at once would not fit, or gain nothing.
+  parts = max(1, local // _BATCHES[-1])
+  return step_time(resnet_cost(costs, method, local // parts), chip, num_devices, parts)
+
+
+def make_tables(costs: Costs) -> dict[str, Table]:
+  """Returns the tables of docs/scaling.md by name."""
+  chips = {chip.name: (chip,) for chip in ACCELERATORS}
+  slices = {
+    f"{chip.name}, {num_devices}": (chip, num_devices)
+    for chip, num_devices in itertools.product(ACCELERATORS, _DEVICES)
+  }
+  # By name: the first column's title, what each row is of, and the other columns.
+  tables: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Callable[..., str]]]] = {
+    "costs": (
+      "network and method",
+      {
+        f"{key.network}, {_METHODS[key.method]}": (cost,)
+        for key, cost in costs.items()
+        if key.batch == _BATCH
+      },
+      {
+        "million parameters": lambda cost: f"{cost.parameters / 1e6:.2f}",
+        "GFLOP/image": lambda cost: f"{cost.flops / _BATCH / 1e9:.2f}",
+        "MB/image": lambda cost: f"{cost.num_bytes / _BATCH / 1e6:.0f}",
+        "GB of memory": lambda cost: f"{cost.memory_bytes / 1e9:.1f}",
+        "all-reduces waited for": lambda cost: str(len(cost.waited_bytes)),
+        "MB all-reduced": lambda cost: (
+          f"{(sum(cost.waited_bytes) + cost.update_bytes) / 1e6:.1f}"
+        ),
+      },
+    ),
+    "accelerators": (
+      "accelerator",
+      chips,
+      {
+        "TFLOP/s (bfloat16)": lambda chip: f"{chip.flops / 1e12:.0f}",
+        "memory GB/s": lambda chip: f"{chip.memory_bandwidth / 1e9:.0f}",
+        "memory GB": lambda chip: f"{chip.memory_bytes / 1e9:.0f}",
+        "devices of an island": lambda chip: str(chip.island),
+        "GB/s a link and direction": lambda chip: f"{chip.link_bandwidth / 1e9:.0f}",
+        "GB/s to other islands": lambda chip: f"{chip.network_bandwidth / 1e9:.1f}",
+        "devices of a host": lambda chip: str(chip.host_devices),
+      },
+    ),
+    "latency": (
+      "accelerator",
+      chips,
+      {
+        str(n): lambda chip, n=n: f"{1e6 * all_reduce_seconds(chip, n, 2048):.0f}"
+        for n in _DEVICES[1:]
+      },
+    ),
+    "waiting_share": (
+      "accelerator, devices",
+      {name: each for name, each in slices.items() if each[1] > 1},
+      {
+        str(batch): lambda chip, n, batch=batch: _share(costs, chip, n, batch)
+        for batch in _BATCHES
+      }
+      | {
+        f"below {share:.0%} from": lambda chip, n, share=share: _first_batch(
+          costs, chip, n, share
+        )
+        for share in (0.2, 0.05)
+      },
+    ),
+    "strong_scaling": (
+      "accelerator, devices",
+      {
+        name: (n, *(_strong(costs, method, chip, n) for method in _METHODS), chip)
+        for name, (chip, n) in slices.items()
+      },
+      {
+        "images a device": lambda n, *_: str(min(_GLOBAL_BATCH // n, _BATCHES[-1])),
+        "batch norm: local": lambda n, b, s, chip: _ms(b.local),
+        "waiting": lambda n, b, s, chip: _ms(b.waiting),
+        "gradients": lambda n, b, s, chip: _ms(b.update),
+        "step": lambda n, b, s, chip: _ms(b.total),
+        "SkipInit: step": lambda n, b, s, chip: _ms(s.total),
+        "SkipInit is faster by": lambda n, b, s, chip: f"{b.total / s.total:.2f}",
+        "images/s": lambda n, b, s, chip: f"{_GLOBAL_BATCH / s.total:,.0f}",
+        "images/s a host": lambda n, b, s, chip: (
+          f"{_GLOBAL_BATCH / s.total / max(1, n // chip.host_devices):,.0f}"
+        ),
+      },
+    ),
+    "networks": (
+      "network and accelerator",
+      {
+        f"{network}, {chip.name}": [
+          step_time(costs[Key(network, method, _BATCH)], chip, 256)
+          for method in _METHODS
+        ]
+        for network, chip in itertools.product(_NETWORKS, ACCELERATORS)
+      },
+      {
+        "batch norm": lambda b, s: _ms(b.total),
+        "SkipInit": lambda b, s: _ms(s.total),
+        "batch norm waits": lambda b, s: f"{b.waiting_share:.0%}",
+        "images/s (SkipInit)": lambda b, s: f"{64 * 256 / s.total:,.0f}",
+      },
+    ),
+    "sensitivity": (
+      "accelerator",
+      chips,
+      {
+        f"{factor:g}": lambda chip, factor=factor: _share(
+          costs, chip.slower(factor), 256, 64
+        )
+        for factor in (0.25, 0.5, 1, 2)
+      },
+    ),
+  }
+  return {
+    name: Table(
+      name,
+      name,
+      [first, *columns],
+      [
+        [label, *(say(*row) for say in columns.values())] for label, row in rows.items()
+      ],
+    )
+    for name, (first, rows, columns) in tables.items()
+  }

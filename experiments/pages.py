@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from benchmarks import scaling_report
+from benchmarks import scaling_model
 from benchmarks import tables as benchmark_tables
 from experiments import program
 from skipinit_jax import document, studies
@@ -39,7 +39,7 @@ def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 
 def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  return scaling_report.make_tables(scaling_report.read_costs(folder))
+  return scaling_model.make_tables(scaling_model.read_costs(folder))
 
 
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
