@@ -92,8 +92,8 @@ def test_flops_are_those_of_three_convolutions_a_layer(skipinit):
   layers += 64 * 10
   # Forward, gradient of the input, gradient of the kernel; images need no gradient.
   flops = 2 * (3 * layers + 2 * stem) * BATCH // 2
-  # On a CPU, gradients of strided convolutions are convolutions by phase, with some taps
-  # beyond the border.
+  # On a CPU, gradients of strided convolutions are convolutions by phase, some of whose
+  # taps are beyond the border.
   assert flops < skipinit.flops < 1.2 * flops
 
 
