@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test bench docs colabs format lock clean
+.PHONY: demo test check bench docs colabs format lock clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
@@ -15,7 +15,15 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 2 -rs
+	$(VENV)/bin/pytest -n 2 --dist worksteal -rs
+
+# Less than two minutes: what most changes break.
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n 2 --dist worksteal tests/layers tests/models tests/data \
+	  tests/test_methods.py tests/test_public_api.py
 
 # About 20 minutes on two cores; each program's --rounds make it longer and surer.
 # Nothing else should run on the machine meanwhile.

@@ -118,35 +118,40 @@ def initialize(model):
   return model.init(jax.random.key(0), images[:64], train=True)
 
 
-def train(model, variables, learning_rate, batch_size=16, epochs=4):
+optimizer = optax.sgd(1.0, momentum=0.9)  # Each step has a rate of its own.
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def step(model, variables, state, images, labels, rate):
+  """Returns the variables and the optimizer's state after a step, and its loss."""
+  params = variables["params"]
+  statistics = {name: variables[name] for name in variables if name != "params"}
+
+  def loss(params):
+    logits, updated = model.apply(
+      {"params": params, **statistics}, images, train=True, mutable=list(statistics)
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), updated
+
+  (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+  updates, state = optimizer.update(gradient, state)
+  params = jax.tree.map(lambda x, update: x + rate * update, params, updates)
+  return {"params": params, **statistics}, state, value
+
+
+def train(model, variables, learning_rate, batch_size=16, epochs=2):
   """Trains a network; returns its variables and the loss of each step."""
   steps_per_epoch = len(images) // batch_size
   schedule = optax.cosine_decay_schedule(learning_rate, epochs * steps_per_epoch)
-  optimizer = optax.sgd(schedule, momentum=0.9)
-
-  @jax.jit
-  def step(variables, state, images, labels):
-    params = variables["params"]
-    statistics = {name: variables[name] for name in variables if name != "params"}
-
-    def loss(params):
-      logits, updated = model.apply(
-        {"params": params, **statistics}, images, train=True, mutable=list(statistics)
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), updated
-
-    (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, state = optimizer.update(gradient, state)
-    params = optax.apply_updates(params, updates)
-    return {"params": params, **statistics}, state, value
-
   state, losses = optimizer.init(variables["params"]), []
   random = np.random.default_rng(0)
   for _ in range(epochs):
-    order = random.permutation(len(images))
-    for rows in order[: steps_per_epoch * batch_size].reshape(-1, batch_size):
-      variables, state, value = step(variables, state, images[rows], labels[rows])
+    order = random.permutation(len(images))[: steps_per_epoch * batch_size]
+    for rows in order.reshape(-1, batch_size):
+      variables, state, value = step(
+        model, variables, state, images[rows], labels[rows], schedule(len(losses))
+      )
       losses.append(value)
   return variables, np.array(losses)
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # None of these starts a thread or one of JAX's backends, which no fork would survive.
 # Programs themselves are not here, because each of them defines its flags.
 _IMPORTED = (
+  "grain",
   "matplotlib.pyplot",
   "ml_collections",
   "optuna",
@@ -30,6 +31,7 @@ _IMPORTED = (
   "skipinit_jax.studies",
   "skipinit_jax.training",
   "tensorboardX",
+  "tensorflow_datasets",
 )
 
 

@@ -1,10 +1,11 @@
 """Runs a program of this repository up to where it would begin to compute.
 
-`python tests/docs/smoke.py MODULE FLAGS...` parses the flags, makes the configuration
-and checks it, as the program itself does; training, trials of a study, measurements
-and other machines are left out.
+`python -m tests.docs.smoke FOLDER MODULE FLAGS...` runs in a folder, parses the flags,
+and makes and checks the configuration as the program itself does. It leaves out
+training, trials of a study, measurements and other machines.
 """
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -34,10 +35,11 @@ def _run_program(main: Any) -> None:
   _run(main if trains else lambda: 0)
 
 
-module, *arguments = sys.argv[1:]
+_, folder, module, *arguments = sys.argv
 training.train = _train
 studies.run = studies.run_in_turn = _run_study
 distributed.initialize = lambda *_: None
 program.run = _run_program
 sys.argv[1:] = arguments
+os.chdir(folder)
 runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -5,9 +5,6 @@ import importlib
 import json
 import pkgutil
 import re
-import shutil
-import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 
@@ -19,29 +16,16 @@ import skipinit_jax
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 REPOSITORY = "https://github.com/OWNER/skipinit_jax"
-# Words in a row that two pages may share, such as the title of the paper.
-MOST_SHARED_WORDS = 24
-
-
-def build(source, output, environment):
-  """Builds a site as `make docs` does."""
-  arguments = ["--fail-on-warning", "--keep-going", "--quiet", "--nitpicky"]
-  arguments += ["--doctree-dir", str(output) + "_doctrees", str(source), str(output)]
-  done = subprocess.run(
-    [sys.executable, "-m", "sphinx", *arguments],
-    cwd=ROOT,
-    env=environment | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return output
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, child_environment):
+def site(tmp_path_factory, run_program):
+  """The folder of the site, built as `make docs` does."""
   folder = tmp_path_factory.mktemp("site")
-  return build(DOCS, folder / "html", child_environment())
+  flags = ["--fail-on-warning", "--keep-going", "--quiet", "--nitpicky"]
+  paths = [str(DOCS), str(folder / "html")]
+  run_program(["sphinx", *flags, "--doctree-dir", str(folder), *paths], status=0)
+  return folder / "html"
 
 
 class Page(html.parser.HTMLParser):
@@ -143,10 +127,8 @@ def test_pictures_are_there_and_described(site, pages):
 
 def test_formulas_are_formulas(site):
   text = (site / "concepts.html").read_text(encoding="utf-8")
-  assert len(re.findall(r'class="math notranslate', text)) > 20
-  assert "MathJax" in text or "mathjax" in text
-  visible = re.sub(r"<[^>]*>", "", text)
-  assert "$" not in visible
+  assert 'class="math notranslate' in text
+  assert "$" not in re.sub(r"<[^>]*>", "", text)
 
 
 def test_signatures_are_as_they_are_written(site):
@@ -164,82 +146,19 @@ def test_signatures_are_as_they_are_written(site):
       assert evaluated not in re.sub(r"<[^>]*>", "", text), (path.name, evaluated)
 
 
-NOTEBOOK = {
-  "cells": [
-    {
-      "cell_type": "markdown",
-      "id": "0",
-      "metadata": {},
-      "source": [
-        "# One notebook\n",
-        "\n",
-        "See [a](../docs/index.md), [b](../docs/index.md#home), [what is\n",
-        f"split]({REPOSITORY}/blob/main/docs/getting_started.md).\n",
-      ],
-    },
-    {
-      "cell_type": "code",
-      "id": "1",
-      "execution_count": 1,
-      "metadata": {},
-      "source": ["print(6 * 7)"],
-      "outputs": [{"name": "stdout", "output_type": "stream", "text": ["forty-two\n"]}],
-    },
-  ],
-  "metadata": {
-    "kernelspec": {"name": "python3", "display_name": "Python 3"},
-    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-  },
-  "nbformat": 4,
-  "nbformat_minor": 5,
-}
-
-
-def test_notebooks_are_pages_with_their_stored_outputs(tmp_path, child_environment):
-  docs = tmp_path / "docs"
-  docs.mkdir()
-  for name in ("conf.py", "tutorials.md", "getting_started.md"):
-    shutil.copy(DOCS / name, docs)
-  shutil.copytree(DOCS / "_extensions", docs / "_extensions")
-  shutil.copy(DOCS / "tutorials", docs / "tutorials", follow_symlinks=False)
-  # Links to pages that are not copied would be warnings.
-  for name in ("tutorials.md", "getting_started.md"):
-    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", (docs / name).read_text())
-    (docs / name).write_text(text)
-  (tmp_path / "colabs").mkdir()
-  (tmp_path / "colabs/one.ipynb").write_text(json.dumps(NOTEBOOK))
-  # Its text, which is no page.
-  (tmp_path / "colabs/one.py").write_text("# %% [markdown]\n# # One notebook\n")
-  (docs / "index.md").write_text(
-    "# Home\n\n[one](../colabs/one.ipynb)\n\n"
-    "```{toctree}\n:glob:\n\ngetting_started\ntutorials**\n```\n"
-  )
-  output = build(docs, tmp_path / "html", child_environment())
-  home = Page(output / "index.html")
-  assert home.links.count("tutorials/one.html") > 1  # in the text and the navigation
-  links = Page(output / "tutorials/one.html").links
-  assert {"../index.html", "../index.html#home"} <= set(links)
-  assert links.count("../getting_started.html") > 1
-  assert "forty-two" in (output / "tutorials/one.html").read_text(encoding="utf-8")
-
-
-def words_of(path):
-  """Returns the words of a page's sentences, without code and tables."""
-  text = re.sub(r"```.*?```", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-  lines = [line for line in text.splitlines() if not line.startswith("|")]
-  return re.sub(r"\]\([^)]*\)", "]", "\n".join(lines)).split()
-
-
-def test_no_page_repeats_another():
-  written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-  written += [
-    DOCS / f"{name}.md" for name in sources() if (DOCS / f"{name}.md").exists()
-  ]
-  first, repeated = {}, []
-  for path in written:
-    words = words_of(path)
-    for start in range(len(words) - MOST_SHARED_WORDS):
-      passage = tuple(words[start : start + MOST_SHARED_WORDS + 1])
-      if first.setdefault(passage, path) != path:
-        repeated.append((path.name, first[passage].name, " ".join(passage)))
-  assert repeated == []
+def test_notebooks_are_pages_with_their_stored_outputs(site, pages):
+  names = [path.stem for path in (ROOT / "colabs").glob("*.ipynb")]
+  assert len(names) > 2
+  for name in names:
+    page = site / f"tutorials/{name}.html"
+    # Addresses of pages in the repository became links within the site.
+    assert any(link.startswith("../") for link in pages[page].links)
+    notebook = json.loads((ROOT / f"colabs/{name}.ipynb").read_text(encoding="utf-8"))
+    printed = [
+      line.strip()
+      for cell in notebook["cells"]
+      for output in cell.get("outputs", ())
+      for line in output.get("text", ())
+    ]
+    visible = html.unescape(page.read_text(encoding="utf-8"))
+    assert printed and all(line in visible for line in printed)
