@@ -203,28 +203,12 @@ def _trials(results: Results) -> list[Table]:
 
 
 def _start(results: Results) -> list[Table]:
-  columns = {
-    f"{result['network']}, {cache} cache": result[f"{cache}_cache"]
-    for result in results["results"]
-    for cache in ("empty", "filled")
-  }
   rows = [
-    [
-      name,
-      _range(start["seconds_to_start_of_step"]),
-      _range(start["seconds_to_end_of_step"]),
-    ]
-    for name, start in columns.items()
+    [f"{result['network']}, {cache}", _range(seconds)]
+    for result in results["results"]
+    for cache, seconds in result["seconds_to_first_step"].items()
   ]
-  parts = [
-    [part, *(f"{start['parts'][part]:.2f}" for start in columns.values())]
-    for part in next(iter(columns.values()))["parts"]
-  ]
-  header = ["", "seconds to the start of the first step", "to its end"]
-  return [
-    Table("start", "The first step", header, rows),
-    Table("start_parts", "Where the seconds go", ["part", *columns], parts),
-  ]
+  return [Table("start", "The first step", ["", "seconds to the first step"], rows)]
 
 
 def _convolutions(results: Results) -> list[Table]:
