@@ -91,39 +91,25 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     panels: from left to right, two in a row.
     x_label: what x is in all of them.
   """
-  across = min(2, len(panels))
-  down = -(-len(panels) // across)
-  figure = drawing.new_figure(0.9 + 2.5 * down)
-  drawn = list(figure.subplots(down, across, squeeze=False).flat)
+  figure, drawn = _grid(len(panels))
   styles: dict[str, dict[str, Any]] = {}
   for panel in panels:
     for label in panel.lines:
       styles.setdefault(label, _style(len(styles), label))
-  for axes, panel in zip(drawn, panels, strict=False):
-    shown: list[np.ndarray] = []
+  for axes, panel in zip(drawn, panels, strict=True):
+    shown = []
     for label, (x, values) in panel.lines.items():
-      visible = np.isfinite(values) & ((values > 0) | (not panel.log_y))
-      y = np.where(visible, values, np.nan)
-      every = -(-len(y) // _MOST_POINTS)
+      visible = _visible(values, panel.log_y)
+      every = -(-len(values) // _MOST_POINTS)
       # Marks of different lines at different steps, where there are many.
       first = list(styles).index(label) * every // len(styles)
       style = styles[label] | {"label": None}
+      y = np.where(visible, values, np.nan)
       axes.plot(x, y, linewidth=1.5, markevery=(first, every), **style)
-      shown.append(y[visible])
+      shown.append(values[visible])
     if panel.log_x:
       axes.set_xscale("log", base=2)
-    values = np.concatenate(shown)
-    if panel.log_y:
-      axes.set_yscale("log")
-      if values.size:
-        # Beyond these, an axis with its margin would leave the range of float64.
-        low, high = np.clip([values.min(), values.max()], 1e-140, 1e140)
-        _set_log_limits(axes, low, high)
-    axes.set_title(panel.title, fontsize=10)
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25)
-  for axes in drawn[len(panels) :]:
-    axes.remove()
+    _finish_panel(axes, panel.title, np.concatenate(shown), panel.log_y)
   figure.supxlabel(x_label, fontsize=10)
   for style in styles.values():
     drawn[0].errorbar([], [], linewidth=1.5, **style)
@@ -406,12 +392,9 @@ def _panels(
   """
   from matplotlib.ticker import MaxNLocator
 
-  across = min(2, len(panels))
-  down = -(-len(panels) // across)
-  figure = drawing.new_figure(0.9 + 2.5 * down)
-  drawn = list(figure.subplots(down, across, squeeze=False).flat)
+  figure, drawn = _grid(len(panels))
   for number, (axes, (title, take)) in enumerate(zip(drawn, panels, strict=True)):
-    lows, highs = [], []
+    log, shown = number not in linear, []
     for index, curve in enumerate(curves):
       with np.errstate(all="ignore"):
         values = np.asarray(take(curve.measured.signals))
@@ -420,23 +403,41 @@ def _panels(
         theory = None if curve.theory is None else np.asarray(take(curve.theory))
       num_blocks = len(curve.measured.signals.names)
       blocks = np.arange(num_blocks + 1 - len(mean), num_blocks + 1)
-      log = number not in linear
       _draw(axes, blocks, theory, mean, error, _style(index, curve.label), log)
-      shown = mean[np.isfinite(mean) & ((mean > 0) | (not log))]
-      if shown.size:
-        lows.append(shown.min())
-        highs.append(shown.max())
-    if number not in linear:
-      axes.set_yscale("log")
-      if lows:
-        _set_log_limits(axes, min(lows), max(highs))
+      shown.append(mean[_visible(mean, log)])
+    _finish_panel(axes, title, np.concatenate(shown), log)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(title, fontsize=10)
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25)
   figure.supxlabel("block", fontsize=10)
   _finish(figure, drawn[0])
   return figure
+
+
+def _grid(num_panels: int) -> "tuple[Figure, list[Axes]]":
+  """Returns a figure and its panels, two in a row."""
+  across = min(2, num_panels)
+  down = -(-num_panels // across)
+  figure = drawing.new_figure(0.9 + 2.5 * down)
+  drawn = list(figure.subplots(down, across, squeeze=False).flat)
+  for axes in drawn[num_panels:]:
+    axes.remove()
+  return figure, drawn[:num_panels]
+
+
+def _visible(values: np.ndarray, log: bool) -> np.ndarray:
+  """Tells which values an axis can show."""
+  return np.isfinite(values) & ((values > 0) | (not log))
+
+
+def _finish_panel(axes: "Axes", title: str, shown: np.ndarray, log: bool) -> None:
+  if log:
+    axes.set_yscale("log")
+    if shown.size:
+      # Beyond these, an axis with its margin would leave the range of float64.
+      low, high = np.clip([shown.min(), shown.max()], 1e-140, 1e140)
+      _set_log_limits(axes, low, high)
+  axes.set_title(title, fontsize=10)
+  axes.tick_params(labelsize=9)
+  axes.grid(alpha=0.25)
 
 
 def _set_log_limits(axes: "Axes", low: float, high: float) -> None:
@@ -465,15 +466,11 @@ def _draw(
   log: bool = False,
 ) -> None:
   """Draws a line of theory and, at some of its points, what was measured."""
-
-  def visible(values: np.ndarray) -> np.ndarray:
-    return np.isfinite(values) & ((values > 0) | (not log))
-
   if theory is not None:
-    line = np.where(visible(theory), theory, np.nan)
+    line = np.where(_visible(theory, log), theory, np.nan)
     axes.plot(x, line, color=style["color"], linewidth=1.5, zorder=1)
   chosen = np.unique(np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int))
-  chosen = chosen[visible(mean[chosen])]
+  chosen = chosen[_visible(mean[chosen], log)]
   # A bar that would end below zero has no end on a logarithmic axis.
   error = np.where(np.isfinite(error), error, 0.0)
   below = np.minimum(error, 0.99 * mean) if log else error
