@@ -489,7 +489,7 @@ def _style(index: int, label: str) -> dict[str, Any]:
   return {
     "color": _COLORS[index % len(_COLORS)],
     "marker": _MARKERS[index % len(_MARKERS)],
-    # Those drawn later are smaller, so that equal points are seen.
+    # Later marks are smaller, so that equal points are all seen.
     "markersize": _SIZES[index % len(_SIZES)],
     "label": label,
   }
