@@ -15,8 +15,7 @@ from skipinit_jax.document import Table
 
 Results = dict[str, Any]
 
-OURS = "skipinit_jax"
-"""The peer that is this package."""
+_OURS = "skipinit_jax"
 
 
 def show(benchmark: str, results: Results) -> None:
@@ -26,19 +25,9 @@ def show(benchmark: str, results: Results) -> None:
     benchmark: the name of the program, such as "throughput".
     results: what it measured.
   """
-  for table in make(benchmark, results):
+  for table in _TABLES[benchmark](results):
     document.print_table(table, sys.stderr)
   print(json.dumps(results, indent=2))
-
-
-def make(benchmark: str, results: Results) -> list[Table]:
-  """Returns the tables of a benchmark.
-
-  Args:
-    benchmark: the name of the program.
-    results: what it measured.
-  """
-  return _TABLES[benchmark](results)
 
 
 def read(folder: pathlib.Path) -> dict[str, Table]:
@@ -48,7 +37,7 @@ def read(folder: pathlib.Path) -> dict[str, Table]:
     folder: its files are named like the benchmarks, such as throughput.json.
   """
   made = [
-    make(path.stem, json.loads(path.read_text("utf-8")))
+    _TABLES[path.stem](json.loads(path.read_text("utf-8")))
     for path in sorted(folder.glob("*.json"))
   ]
   return {table.name: table for each in made for table in each}
@@ -65,6 +54,11 @@ def describe_machine(results: Results) -> str:
   )
 
 
+def _table(name: str, title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+  """Returns a table of rows that have their entries by the column's header."""
+  return Table(name, title, list(rows[0]), [list(row.values()) for row in rows])
+
+
 def _range(summary: Mapping[str, float]) -> str:
   return f"{summary['median']:g} ({summary['min']:g} to {summary['max']:g})"
 
@@ -73,158 +67,148 @@ def _peers(cases: Sequence[Results]) -> Iterator[tuple[Results, str, Results, Re
   """Yields each case with each peer's name and row, and with our row."""
   for case in cases:
     for name, row in case["peers"].items():
-      yield case, name, row, case["peers"][OURS]
+      yield case, name, row, case["peers"][_OURS]
 
 
-def _quotient(numerator: float, denominator: float) -> str:
-  """Returns how many times one is the other; nothing for a peer beside itself."""
-  return "" if numerator == denominator else f"{numerator / denominator:.2f}"
+def _speedup(theirs: float, ours: float) -> str:
+  """Returns how many times as long the peer takes; nothing for ourselves."""
+  return "" if theirs == ours else f"{theirs / ours:.2f}"
 
 
 def _throughput(results: Results) -> list[Table]:
   product = results["matrix_product_gflops_per_second"]
   rows = [
-    [
-      f"{case['name'].split(',')[0]}, {case['case']['method']}, {name}",
-      f"{peer['images_per_second']:g}",
-      _quotient(ours["images_per_second"], peer["images_per_second"]),
-      _range(peer["step_seconds"]),
-      f"{peer['gflops_per_second'] / product:.0%}",
-      f"{peer['seconds_to_first_step']:g}",
-      f"{peer['peak_gigabytes']:g}",
-    ]
+    {
+      "network and peer": f"{case['name'].split(',')[0]}, {case['case']['method']}, "
+      f"{name}",
+      "images/s": f"{peer['images_per_second']:g}",
+      "speedup": _speedup(1 / peer["images_per_second"], 1 / ours["images_per_second"]),
+      "seconds a step": _range(peer["step_seconds"]),
+      "of matrix product": f"{peer['gflops_per_second'] / product:.0%}",
+      "seconds to first step": f"{peer['seconds_to_first_step']:g}",
+      "peak GB": f"{peer['peak_gigabytes']:g}",
+    }
     for case, name, peer, ours in _peers(results["cases"])
   ]
-  header = [
-    *("network and peer", "images/s", "speedup", "seconds a step"),
-    *("of matrix product", "seconds to first step", "peak GB"),
-  ]
-  return [Table("throughput", "Train steps", header, rows)]
+  return [_table("throughput", "Train steps", rows)]
 
 
 def _depth(results: Results) -> list[Table]:
-  compared = [
-    [
-      f"batch {case['case']['batch_size']}, {name}",
-      _range(peer["step_seconds"]),
-      _quotient(peer["step_seconds"]["median"], ours["step_seconds"]["median"]),
-      f"{peer['seconds_to_first_step']:g}",
-      _quotient(peer["seconds_to_first_step"], ours["seconds_to_first_step"]),
-      f"{peer['peak_gigabytes']:g}",
-    ]
+  peers = [
+    {
+      "peer": f"batch {case['case']['batch_size']}, {name}",
+      "seconds a step": _range(peer["step_seconds"]),
+      "speedup": _speedup(
+        peer["step_seconds"]["median"], ours["step_seconds"]["median"]
+      ),
+      "seconds to first step": f"{peer['seconds_to_first_step']:g}",
+      "speedup to there": _speedup(
+        peer["seconds_to_first_step"], ours["seconds_to_first_step"]
+      ),
+      "peak GB": f"{peer['peak_gigabytes']:g}",
+    }
     for case, name, peer, ours in _peers(results["comparison"])
   ]
-  by_depth = [
-    [
-      f"{case['case']['depth']:,}",
-      f"{case['compile_seconds']:g}",
-      f"{peer['seconds_to_first_step']:g}",
-      f"{peer['step_seconds']['median']:g}",
-      *(f"{megabytes:g}" for megabytes in case["activation_megabytes"].values()),
-    ]
+  depths = [
+    {
+      "layers": f"{case['case']['depth']:,}",
+      "seconds to compile a step": f"{case['compile_seconds']:g}",
+      "to first step": f"{peer['seconds_to_first_step']:g}",
+      "a step": f"{peer['step_seconds']['median']:g}",
+      "MB of activations": f"{case['activation_megabytes']['without_remat']:g}",
+      "MB with remat": f"{case['activation_megabytes']['with_remat']:g}",
+    }
     for case, _, peer, _ in _peers(results["by_depth"])
   ]
-  peers = [
-    *("peer", "seconds a step", "speedup", "seconds to first step", "speedup"),
-    "peak GB",
-  ]
-  depths = [
-    *("layers", "seconds to compile a step", "to first step", "a step"),
-    *("MB of activations", "MB with remat"),
-  ]
   return [
-    Table("depth", results["comparison"][0]["name"], peers, compared),
-    Table("by_depth", "This package, by depth", depths, by_depth),
+    _table("depth", results["comparison"][0]["name"], peers),
+    _table("by_depth", "This package, by depth", depths),
   ]
 
 
 def _skipinit_cost(results: Results) -> list[Table]:
   rows = []
   for case in results["by_batch_size"]:
-    for library, methods in case["step_seconds"].items():
-      seconds = {method: step["median"] for method, step in methods.items()}
+    for library, steps in case["step_seconds"].items():
+      seconds = {method: step["median"] for method, step in steps.items()}
       rows.append(
-        [
-          f"batch {case['batch_size']}, {library}",
-          *map(_range, methods.values()),
-          f"{seconds['skipinit'] / seconds['unnormalized']:.2f}",
-          f"{seconds['batch_norm'] / seconds['skipinit']:.2f}",
-        ]
+        {
+          "library": f"batch {case['batch_size']}, {library}",
+          "seconds a step, SkipInit": _range(steps["skipinit"]),
+          "unnormalized": _range(steps["unnormalized"]),
+          "batch norm": _range(steps["batch_norm"]),
+          "SkipInit / unnormalized": (
+            f"{seconds['skipinit'] / seconds['unnormalized']:.2f}"
+          ),
+          "batch norm / SkipInit": f"{seconds['batch_norm'] / seconds['skipinit']:.2f}",
+        }
       )
-  header = [
-    *("", "seconds a step, SkipInit", "unnormalized", "batch norm"),
-    *("SkipInit / unnormalized", "batch norm / SkipInit"),
-  ]
   activations = results["activations"]
-  megabytes = [f"{size:g}" for size in activations["megabytes"].values()]
+  megabytes = {
+    "": "MB",
+    **{method: f"{size:g}" for method, size in activations["megabytes"].items()},
+  }
+  title = f"Activations, batch {activations['batch_size']}"
   return [
-    Table("skipinit_cost", results["network"], header, rows),
-    Table(
-      "activations",
-      f"Activations, batch {activations['batch_size']}",
-      ["", "SkipInit", "unnormalized", "batch norm"],
-      [["MB", *megabytes]],
-    ),
+    _table("skipinit_cost", results["network"], rows),
+    _table("activations", title, [megabytes]),
   ]
 
 
 def _train_loop(results: Results) -> list[Table]:
   rows = [
-    [
-      f"{case['network']}, {name}",
-      _range(loop["epoch_seconds"]),
-      f"{loop['images_per_second']['median']:g}",
-      f"{case['bare_step']['images_per_second']['median']:g}",
-      f"{loop['share_of_bare_step']['median']:.0%}",
-    ]
+    {
+      "network, and the loop with": f"{case['network']}, {name}",
+      "seconds an epoch": _range(loop["epoch_seconds"]),
+      "images/s": f"{loop['images_per_second']['median']:g}",
+      "bare step's": f"{case['bare_step']['images_per_second']['median']:g}",
+      "share": f"{loop['share_of_bare_step']['median']:.0%}",
+    }
     for case in results["cases"]
     for name, loop in case["loop"].items()
   ]
-  header = [
-    *("network, and the loop with", "seconds an epoch", "images/s", "bare step's"),
-    "share",
-  ]
-  return [Table("train_loop", "The train loop", header, rows)]
+  return [_table("train_loop", "The train loop", rows)]
 
 
 def _trials(results: Results) -> list[Table]:
   rows = [
-    [
-      f"{way['workers']} x {way['threads_per_worker']} thread"
+    {
+      "processes": f"{way['workers']} x {way['threads_per_worker']} thread"
       + "s" * (way["threads_per_worker"] > 1)
       + ", the default" * way["is_default"],
-      _range(way["trials_per_hour"]),
-      _range(way["trials_per_hour_from_command"]),
-    ]
+      "trials an hour": _range(way["trials_per_hour"]),
+      "from the command on": _range(way["trials_per_hour_from_command"]),
+    }
     for way in results["ways"]
   ]
-  header = ["processes", "trials an hour", "from the command on"]
-  return [Table("trials", "Trials of a search", header, rows)]
+  return [_table("trials", "Trials of a search", rows)]
 
 
 def _start(results: Results) -> list[Table]:
   rows = [
-    [f"{result['network']}, {cache}", _range(seconds)]
+    {
+      "network": f"{result['network']}, {cache}",
+      "seconds to the first step": _range(seconds),
+    }
     for result in results["results"]
     for cache, seconds in result["seconds_to_first_step"].items()
   ]
-  return [Table("start", "The first step", ["", "seconds to the first step"], rows)]
+  return [_table("start", "The first step", rows)]
 
 
 def _convolutions(results: Results) -> list[Table]:
+  title = f"GFLOP/s here / in PyTorch, batch {results['batch_size']}"
   rows = [
-    [
-      row["name"],
-      *(
-        " / ".join(f"{speed['median']:g}" for speed in libraries.values())
-        for libraries in row["gflops_per_second"].values()
-      ),
-    ]
+    {
+      title: row["name"],
+      **{
+        gradient: " / ".join(f"{speed['median']:g}" for speed in libraries.values())
+        for gradient, libraries in row["gflops_per_second"].items()
+      },
+    }
     for row in results["convolutions"]
   ]
-  title = f"GFLOP/s here / in PyTorch, batch {results['batch_size']}"
-  header = [title, *results["convolutions"][0]["gflops_per_second"]]
-  return [Table("convolutions", "Convolutions", header, rows)]
+  return [_table("convolutions", "Convolutions", rows)]
 
 
 def _decode(results: Results) -> list[Table]:
@@ -235,25 +219,30 @@ def _decode(results: Results) -> list[Table]:
       for workers, way in results["pipeline_by_workers"].items()
     },
   }
+  ways = [
+    {"way": name, "images for each second of a core": _range(rate)}
+    for name, rate in rates.items()
+  ]
   chips = [
-    [name, f"{chip['images_per_second']:,g}", str(chip["cores"])]
+    {
+      "chip": name,
+      "its images/s": f"{chip['images_per_second']:,g}",
+      "cores": str(chip["cores"]),
+    }
     for name, chip in results["chips"].items()
   ]
   return [
-    Table(
-      "decode",
-      "Decode and crop",
-      ["way", "images for each second of a core"],
-      [[name, _range(rate)] for name, rate in rates.items()],
-    ),
-    Table("chips", "What feeds a chip", ["chip", "its images/s", "cores"], chips),
+    _table("decode", "Decode and crop", ways),
+    _table("chips", "What feeds a chip", chips),
   ]
 
 
 def _signal_log(results: Results) -> list[Table]:
-  header = [name.replace("_", " ") for name in results["results"][0]]
-  rows = [[*map(str, result.values())] for result in results["results"]]
-  return [Table("signal_log", "The log of the signal", header, rows)]
+  rows = [
+    {name.replace("_", " "): str(value) for name, value in row.items()}
+    for row in results["results"]
+  ]
+  return [_table("signal_log", "The log of the signal", rows)]
 
 
 _TABLES: dict[str, Callable[[Results], list[Table]]] = {

@@ -125,15 +125,6 @@ def test_program_with_a_method_of_its_own_runs_a_study(run_program, tmp_path):
   assert "| network | SkipInit, α = 0.01 |" in table
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda p: p.stem)
-def test_pages_are_tested_and_their_links_lead_somewhere(path):
-  assert f"how_to/{path.stem}" in {*CLAIMS, *OTHERS}
-  text = path.read_text(encoding="utf-8")
-  links = re.findall(r"\]\(([^):]+)\)", text)
-  for link in links:
-    page, _, section = link.partition("#")
-    target = path.parent / page
-    assert target.exists(), link
-    if section:
-      headings = re.findall(r"^#+ (.*)", target.read_text("utf-8"), re.MULTILINE)
-      assert section in [each.lower().replace(" ", "-") for each in headings]
+def test_all_pages_are_tested():
+  pages = {f"how_to/{path.stem}" for path in FOLDER.glob("*.md")}
+  assert pages <= {*CLAIMS, *OTHERS}
