@@ -272,9 +272,11 @@ def _gather(
       for position, of_path in enumerate(of_paths):
         names.append(of_path[index])
         order.append(start + position * count + index)
+  blocks = [dict(each) for each in statistics.values()]
+  if not all("alpha" in block for block in blocks):
+    blocks = [block | {"alpha": None} for block in blocks]
   rows = jax.tree.map(
-    lambda *leaves: jnp.concatenate([leaf.reshape(-1) for leaf in leaves]),
-    *statistics.values(),
+    lambda *leaves: jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), *blocks
   )
   if order != sorted(order):
     rows = jax.tree.map(lambda leaf: leaf[np.array(order)], rows)
@@ -294,6 +296,7 @@ def _gather(
     branch_second_moment=rows["branch"]["second_moment"],
     branch_variance=rows["branch"]["variance"],
     moving_variance=rows["moving_variance"],
+    alpha=rows["alpha"],
   )
 
 
@@ -409,6 +412,11 @@ class _Recorder:
         seen["skip"] = output
       elif module.name in self.blocks.branch:
         seen["branch"] = output
+        if module.has_variable("params", "alpha"):
+          alpha = module.get_variable("params", "alpha")
+          # A module of a user's own may learn one for each channel.
+          if alpha.size == 1:
+            seen["alpha"] = alpha.reshape(()).astype(jnp.float32)
     return output
 
   def _block(
@@ -435,6 +443,8 @@ class _Recorder:
       ),
       "noise_product": self._noise_product(y, probe["noise"]),
     }
+    if "alpha" in seen:
+      statistics["alpha"] = seen["alpha"]
     module.put_variable(_COLLECTION, _STATISTICS, statistics)
     return (y, *output[1:]) if isinstance(output, tuple) else y
 

@@ -42,8 +42,8 @@ class Signal:
     moving_variance: what the moving variance of the block's first batch
       normalization converges to, its mean over channels; NaN in a block without,
       [..., d].
-    alpha: the learnable scalar at the end of the branch, [..., d]; None where the
-      blocks have none, or where it was not asked for.
+    alpha: the learnable scalar at the end of the branch, [..., d]; None in theory,
+      and where a block has none.
   """
 
   names: tuple[str, ...] = struct.field(pytree_node=False)

@@ -5,7 +5,7 @@ import json
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
@@ -14,12 +14,16 @@ from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.files import to_json
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 
-MODELS: tuple[str, ...] = (
-  "wide_resnet",
-  "resnet",
-  "residual_mlp",
-  "vision_transformer",
-)
+Network: TypeAlias = WideResNet | ResNet | ResidualMLP | VisionTransformer
+
+# Each network's class, and the fields that it takes beside depth and what all take.
+_NETWORKS: dict[str, tuple[Any, tuple[str, ...]]] = {
+  "wide_resnet": (WideResNet, ("width",)),
+  "resnet": (ResNet, ("version", "symmetric_padding")),
+  "residual_mlp": (ResidualMLP, ("width", "layers_per_block")),
+  "vision_transformer": (VisionTransformer, ("width", "patch_size", "num_heads")),
+}
+MODELS: tuple[str, ...] = tuple(_NETWORKS)
 SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
 ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
 _CHANGEABLE = (
@@ -30,6 +34,15 @@ _CHANGEABLE = (
   "signal_every_steps",
 )
 _DTYPES = ("float32", "bfloat16")
+_COUNTS = (
+  "batch_size",
+  "accumulation_steps",
+  "epochs",
+  "eval_every_epochs",
+  "ghost_batch_size",
+  "image_size",
+)
+_POSITIVE = ("clip_norm", "adaptive_clip", "halve_every_epochs", "growth_per_epoch")
 
 
 @dataclasses.dataclass
@@ -47,7 +60,7 @@ class TrainConfig:
     crop_padding: pixels of padding on each side before a random crop; 0: no crop.
     flip: whether to flip training images at random.
     model: wide_resnet, resnet, residual_mlp or vision_transformer.
-    depth: layers; blocks of a residual_mlp, encoder layers of a vision_transformer.
+    depth: layers; in a residual_mlp blocks, in a vision_transformer encoder layers.
     width: factor on the features of a wide_resnet; features of a residual_mlp and of
       the tokens of a vision_transformer.
     version: 1 (post-activation) or 2 (pre-activation), of a resnet.
@@ -93,9 +106,9 @@ class TrainConfig:
     checkpoint_every_seconds: least time between checkpoints, after the first epoch's;
       0: one an epoch.
     signal_every_steps: steps between measurements of the signal in each block, from
-      step 0 on, and at the last step (`training.signal_log`); 0: none. One takes up to
-      the time of a step, and milliseconds of the host: of a deep network, those every
-      50 steps take less than 2 % of the time.
+      step 0 on, and at the last step (`training.signal_log`); 0: none. A measurement
+      takes up to the time of a step, and milliseconds of the host. In a deep network,
+      one every 50 steps takes less than 2 % of the time.
   """
 
   # Data
@@ -178,33 +191,14 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if isinstance(value, int) and value >= 2**31 and field.name != "seed":
-        raise UsageError(f"{field.name} is {value}: it must be below 2^31.")
-    for name in (
-      "batch_size",
-      "accumulation_steps",
-      "epochs",
-      "eval_every_epochs",
-      "ghost_batch_size",
-    ):
-      value = getattr(self, name)
-      if value is not None and value < 1:
+    for name, value in vars(self).items():
+      if isinstance(value, int) and value >= 2**31 and name != "seed":
+        raise UsageError(f"{name} is {value}: it must be below 2^31.")
+      if name in _COUNTS and value is not None and value < 1:
         raise UsageError(f"{name} is {value}: it must be at least 1.")
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
       if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
-        raise UsageError(
-          f"{field.name} is {value}: it must be finite and not negative."
-        )
-    for name in (
-      "clip_norm",
-      "adaptive_clip",
-      "halve_every_epochs",
-      "growth_per_epoch",
-    ):
-      if getattr(self, name) == 0:
+        raise UsageError(f"{name} is {value}: it must be finite and not negative.")
+      if name in _POSITIVE and value == 0:
         raise UsageError(f"{name} is 0: it must be above 0.")
     if self.seed >= 2**32:
       raise UsageError(f"seed is {self.seed}: it must be below 2^32.")
@@ -240,8 +234,6 @@ class TrainConfig:
           f"{name} is {getattr(self, name)}: it is for the data sets "
           f"{' and '.join(data.STREAMED_NAMES)}, not for {self.dataset!r}."
         )
-    if self.image_size is not None and self.image_size < 1:
-      raise UsageError(f"image_size is {self.image_size}: it must be at least 1.")
 
   def load_dataset(self) -> data.Dataset | data.StreamedDataset:
     """Returns the data set, from local files.
@@ -311,47 +303,25 @@ class TrainConfig:
       method = methods.with_ghost_batches(method, self.ghost_batch_size)
     return method
 
-  def make_model(
-    self, num_classes: int
-  ) -> WideResNet | ResNet | ResidualMLP | VisionTransformer:
-    """Returns the network.
-
-    Args:
-      num_classes: number of logits.
+  def make_model(self, num_classes: int) -> Network:
+    """Returns the network, with a logit for each class.
 
     Raises:
       UsageError: the network has no such depth, width or version.
     """
-    fields: dict[str, Any] = {
-      "num_classes": num_classes,
-      "method": self.make_method(),
-      "scan": self.scan,
-      "remat": self.remat,
-      "dtype": jnp.dtype(self.dtype),
-      "param_dtype": jnp.dtype(self.param_dtype),
-    }
-    if self.model == "wide_resnet":
-      return WideResNet(self.depth, self.width, **fields)
-    if self.model == "resnet":
-      return ResNet(
-        self.depth,
-        version=self.version,
-        symmetric_padding=self.symmetric_padding,
-        **fields,
-      )
-    if self.model == "residual_mlp":
-      return ResidualMLP(
-        self.depth, self.width, layers_per_block=self.layers_per_block, **fields
-      )
-    if self.model == "vision_transformer":
-      return VisionTransformer(
-        self.depth,
-        self.width,
-        patch_size=self.patch_size,
-        num_heads=self.num_heads,
-        **fields,
-      )
-    raise unknown_name("model", self.model, MODELS)
+    if self.model not in _NETWORKS:
+      raise unknown_name("model", self.model, MODELS)
+    network, names = _NETWORKS[self.model]
+    made: Network = network(
+      **{name: getattr(self, name) for name in ("depth", *names)},
+      num_classes=num_classes,
+      method=self.make_method(),
+      scan=self.scan,
+      remat=self.remat,
+      dtype=jnp.dtype(self.dtype),
+      param_dtype=jnp.dtype(self.param_dtype),
+    )
+    return made
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

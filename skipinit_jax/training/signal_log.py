@@ -1,12 +1,10 @@
 """The signal in a network while it trains: alphas, branches and gradients by block."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -133,7 +131,6 @@ def make_measure_signal(
       skip_second_moment=None,
       branch_second_moment=None,
       moving_variance=None,
-      alpha=block_alphas(state.params, signal.names),
     )
 
   return jax.jit(
@@ -142,39 +139,3 @@ def make_measure_signal(
     out_shardings=replicated(mesh),
     compiler_options=compiler_options(),
   )
-
-
-def block_alphas(params: Mapping[str, Any], names: Sequence[str]) -> jax.Array | None:
-  """Returns the learnable scalars at the ends of the branches.
-
-  Args:
-    params: the network's parameters.
-    names: the blocks' names, as in `analysis.Signal.names`.
-
-  Returns:
-    An array of float32, [d]; None if the blocks have no such scalar.
-  """
-
-  def find(path: Sequence[str]) -> Any:
-    return reduce(lambda node, name: node.get(name, {}), path, params)
-
-  def scalars(name: str) -> tuple[str, ...]:
-    # Blocks of a scan share their parameters' path, which their index follows.
-    path = tuple(name.split("/"))
-    return path if find(path) else path[:-1]
-
-  # By path: a thousand slices of one parameter would be a thousand operations.
-  blocks: dict[tuple[str, ...], list[int]] = {}
-  for block, name in enumerate(names):
-    blocks.setdefault(scalars(name), []).append(block)
-  alphas = [find((*path, "branch_scale", "alpha")) for path in blocks]
-  if any(isinstance(alpha, Mapping) for alpha in alphas):
-    return None
-  scales = jnp.concatenate([alpha.reshape(-1) for alpha in alphas])
-  # A user's own module may learn one alpha for each channel.
-  if len(scales) != len(names):
-    return None
-  # Two kinds of blocks in one scan, as in a Transformer, take turns.
-  order = np.argsort(np.concatenate(list(blocks.values())))
-  in_order = bool(np.all(order == np.arange(len(names))))
-  return (scales if in_order else scales[order]).astype(jnp.float32)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import CONFIG, RESULT, Path, read_json, workdir_path
-from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training.checkpoints import read_latest
-from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.config import Network, TrainConfig
 
 
 class Trained(NamedTuple):
@@ -20,7 +19,7 @@ class Trained(NamedTuple):
     config: the run's configuration.
   """
 
-  model: WideResNet | ResNet | ResidualMLP | VisionTransformer
+  model: Network
   variables: dict[str, Any]
   step: int
   config: TrainConfig
@@ -43,7 +42,7 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
 
   Raises:
     UsageError: the directory holds no checkpoint, or none that is intact, or its
-      configuration is not of this version.
+      configuration is of another version.
   """
   step, state = read_latest(workdir, ("params", "model_state"))
   variables = {"params": state["params"], **state["model_state"]}
@@ -54,7 +53,7 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
 
 
 def _read_config(workdir: Path) -> TrainConfig:
-  # The result's also says where the data lies; a run that was killed has none.
+  # Only the result says where the data lies. A run that was killed has none.
   result, config = workdir / RESULT, workdir / CONFIG
   try:
     if result.exists():
@@ -62,5 +61,5 @@ def _read_config(workdir: Path) -> TrainConfig:
     return TrainConfig(**read_json(config))
   except (TypeError, KeyError):
     raise UsageError(
-      f"The configuration of the run in {workdir} is not of this version."
+      f"The configuration of the run in {workdir} is of another version."
     ) from None

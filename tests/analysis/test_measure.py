@@ -319,6 +319,30 @@ def test_scans_and_recomputation_change_nothing():
     np.testing.assert_allclose(left, right, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_alphas_are_in_the_order_of_the_network(scan):
+  model, x = ResidualMLP(12, 4, 2, methods.get("skipinit"), scan=scan), normal(4, 4)
+  variables = model.init(key(), x, train=True)
+  # As text, 10 comes before 2.
+  blocks = variables["params"]["stack"]
+  for index in range(12):
+    if scan:
+      scale = blocks["blocks"]["branch_scale"]
+      scale["alpha"] = scale["alpha"].at[index].set(index + 1)
+    else:
+      blocks[f"block{index}"]["branch_scale"]["alpha"] = jnp.float32(index + 1)
+  signal = measure.signal(model, variables, x, train=True)
+  np.testing.assert_array_equal(signal.alpha, np.arange(1, 13))
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "layer_scale"])
+def test_no_alphas(name):
+  model, x = ResidualMLP(2, 4, 2, methods.get(name)), normal(4, 4)
+  variables = model.init(key(), x, train=True)
+  signal = jax.eval_shape(lambda: measure.signal(model, variables, x, train=True))
+  assert signal.alpha is None
+
+
 def test_outputs_are_those_of_the_model():
   model, x = ResidualMLP(3, 16, 2, methods.get("batch_norm")), normal(8, 16)
   variables = model.init(key(), x, train=True)

@@ -18,7 +18,6 @@ from skipinit_jax.models import (
   MLPBlock,
   VisionTransformer,
 )
-from skipinit_jax.training.signal_log import block_alphas
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.normal(size=(3, 4, 6, 2)).astype(np.float32)
@@ -275,7 +274,7 @@ def test_signal_goes_through_both_branches_of_a_layer_in_turn():
   np.testing.assert_allclose(
     signal.skip_second_moment, signal.second_moment[:-1], rtol=1e-5
   )
-  np.testing.assert_array_equal(block_alphas(params, signal.names), alphas)
+  np.testing.assert_array_equal(signal.alpha, alphas)
 
 
 def test_theory_says_that_it_does_not_cover_attention():

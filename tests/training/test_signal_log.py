@@ -17,7 +17,6 @@ from skipinit_jax.training import TrainConfig, loop
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.signal_log import (
   SignalLog,
-  block_alphas,
   make_measure_signal,
 )
 from tests.training.runs import StopAt, bits, make_step, preprocess, rows_of, train
@@ -231,29 +230,6 @@ def test_every_model_is_measured(fields):
     assert signal.alpha is None
   else:
     assert signal.alpha.shape == (blocks,)
-
-
-def test_alphas_are_in_the_order_of_the_network():
-  def scale(value):
-    return {"branch_scale": {"alpha": jnp.asarray(value, jnp.float32)}}
-
-  params = {
-    "first": scale(1.0),
-    # As text, 10 comes before 2.
-    "written_out": {f"block{index}": scale(2.0 + index) for index in range(11)},
-    "a_scan": {"blocks": scale([13.0, 14.0])},
-  }
-  names = [
-    "first",
-    *(f"written_out/block{index}" for index in range(11)),
-    *("a_scan/blocks/0", "a_scan/blocks/1"),
-  ]
-  assert block_alphas(params, names).tolist() == list(range(1, 15))
-  constant = {"first": {"dense": {}}, "scan": {"blocks": {"dense": {}}}}
-  assert block_alphas(constant, ["first", "scan/blocks/0"]) is None
-  # A module of a user's own may learn one for each channel.
-  by_channel = {"first": {"branch_scale": {"alpha": np.ones(8)}}}
-  assert block_alphas(by_channel, ["first"]) is None
 
 
 def log_rows(signal, every_steps, steps=range(11)):

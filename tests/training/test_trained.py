@@ -94,5 +94,5 @@ def test_configuration(workdir):
 
   for content in ({"config": {"depth": 3, "unknown": 1}}, {"status": "completed"}):
     write_json(workdir / "result.json", content)
-    with pytest.raises(UsageError, match=r"configuration of the run in .* is not of t"):
+    with pytest.raises(UsageError, match=r"The configuration of the run in .* another"):
       load_trained(workdir)
