@@ -32,8 +32,8 @@ if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
 _DIGESTS = "sha256.json"
-# Orbax numbers its saves with one counter of the process: of two that start at the same
-# time in two threads, one waits for signals that the other gets, until it times out.
+# Orbax numbers its saves with one counter of the process. If two threads started a save
+# at the same time, one would wait for signals that the other gets, until a time-out.
 _SAVING = threading.Lock()
 
 
@@ -43,7 +43,7 @@ class Checkpoints:
   A workdir holds `config.json`, which a later start must agree with, `lock`, which
   keeps other runs out, and `checkpoints`, managed by Orbax. Every process of a run
   makes the same calls; a workdir of several processes is on a file system that all of
-  them share, or in a bucket. There nothing keeps other runs out.
+  them share, or in a bucket. In a bucket nothing keeps other runs out.
 
   Example::
 
@@ -66,7 +66,8 @@ class Checkpoints:
     Args:
       directory: the workdir; gs://BUCKET/FOLDER is one in a bucket.
       config: what decides the run's result, as nested dicts of plain values.
-      keep: how many checkpoints to keep; one alone has nothing to fall back to.
+      keep: how many checkpoints to keep. With one alone there is no other to fall back
+        to if it is damaged.
 
     Raises:
       UsageError: the workdir cannot be written, is in use, or was made with another
@@ -103,7 +104,7 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    # What the save before still has to write is not free.
+    # Space that an earlier save will still take is not free.
     self._manager.wait_until_finished()
     latest = self.latest_step()
     if latest is None or step > latest:
@@ -114,7 +115,7 @@ class Checkpoints:
       )
 
   def _check_space(self, state: Any) -> None:
-    """Checks before a save what is an error of many lines in the middle of one."""
+    """Checks for space, because Orbax's own error comes late and has many lines."""
     with distributed.share_errors():
       if not distributed.is_first() or in_bucket(self._workdir):
         return
@@ -210,7 +211,7 @@ def read_latest(
 
   Args:
     workdir: the workdir of the run.
-    parts: names of the state's fields; the others are not read.
+    parts: names of the state's fields to read.
 
   Returns:
     The step, and the parts by name, as nested dicts of NumPy arrays.

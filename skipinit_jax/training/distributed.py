@@ -65,8 +65,8 @@ def initialize(
 ) -> None:
   """Joins the processes of one run, before anything else uses JAX.
 
-  Without arguments it joins those of a Slurm step of several tasks or of a Cloud TPU
-  slice of several hosts; anywhere else it does nothing.
+  Without arguments it joins the tasks of a Slurm step, or the hosts of a Cloud TPU
+  slice, if there are several. Anywhere else it does nothing.
 
   Args:
     coordinator_address: "host:port" of process 0, where that listens.
@@ -112,8 +112,8 @@ def initialize(
   if len({*counts.values()}) > 1:
     numbers = ", ".join(f"{counts[i]} (process {i})" for i in sorted(counts))
     raise UsageError(f"The processes' numbers of devices differ: {numbers}.")
-  # CPUs connect at their first computation together, to which they must come within 30
-  # seconds of each other. They do now; later one may compile for longer than another.
+  # CPUs connect at their first computation together, and must come to it within 30
+  # seconds of each other. Now they do; later one may compile for longer than another.
   mesh = make_mesh()
   ones = jax.make_array_from_callback(
     (mesh.size,), batch_sharding(mesh), lambda _: np.ones(1)
@@ -305,14 +305,14 @@ def _code_digests() -> dict[str, str]:
 def exit_process(status: int) -> NoReturn:
   """Ends this process after an error, without waiting for the others for long.
 
-  An ordinary exit of one process waits for all, which wait for it in a computation.
+  An ordinary exit would wait for the others, which wait for this one in a computation.
 
   Args:
     status: the exit status.
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  # Where all fail, process 0 stays until they have: with it the runtime ends.
+  # If all fail, process 0 stays until they have: the runtime ends with it.
   shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
   shutdown.start()
   shutdown.join(_LEAVE_SECONDS)

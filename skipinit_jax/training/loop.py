@@ -95,7 +95,6 @@ def train(
   file system that they share or in a bucket, and process 0 alone writes its records.
 
   Args:
-    config: the configuration.
     workdir: directory of the run's checkpoints, metrics and `result.json`, or a folder
       of a bucket, gs://BUCKET/FOLDER, where no lock keeps a second run out.
     show_progress: whether to show progress on standard error.

@@ -42,17 +42,16 @@ def fsdp_sharding(tree: chex.ArrayTree, mesh: Mesh) -> Any:
   Each kernel is cut along its largest axis that the devices divide: fully sharded data
   parallelism, as in ZeRO (Rajbhandari et al., SC 2020). The axis of a scanned stack
   over its blocks stays whole, so that a block's parameters can be gathered when its
-  turn comes; cut along it, XLA gathers those of all blocks at once. Whole on every
-  device are also kernels without such an axis, and scalars and vectors (biases, scales,
-  alphas): a collective each would cost more than their memory.
+  turn comes: if that axis were cut, XLA would gather the parameters of all blocks at
+  once. Kernels without an axis to cut stay whole on every device. So do scalars and
+  vectors (biases, scales, alphas), whose collectives would cost more than their memory.
 
   Args:
     tree: parameters, their gradients or an optimizer's state, or the
       `jax.ShapeDtypeStruct`s of one.
-    mesh: the mesh.
 
   Returns:
-    A tree of the same structure of shardings.
+    A tree of shardings, of the same structure.
   """
 
   def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
@@ -75,7 +74,6 @@ def sharded_activations(
   they are whole on every device, the context does nothing.
 
   Args:
-    mesh: the mesh.
     batch_size: number of examples, a multiple of the mesh's devices.
     params_sharding: how the network's parameters lie on the mesh.
   """

@@ -1,4 +1,4 @@
-"""The records of a run: `metrics.jsonl`, TensorBoard events, and JSON files."""
+"""The records of a run: `metrics.jsonl` and TensorBoard events."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from skipinit_jax.files import (
   workdir_path,
 )
 
-# Bins of TensorBoard's own histograms. There are none for larger numbers, and
-# tensorboardX raises an error if all are.
+# The bins of TensorBoard's own histograms. They end at 1e19, and tensorboardX raises an
+# error if all numbers are beyond.
 _BINS = 1e-12 * 1.1 ** np.arange(774)
 _BINS = np.concatenate([-_BINS[::-1], [0], _BINS])
 _LARGEST = 1e19
@@ -53,8 +53,8 @@ class MetricsWriter:
   """Appends the rows of one run to `metrics.jsonl` and to TensorBoard.
 
   A row is on its way to the disk when `write` returns, so that a killed process loses
-  at most the row it was writing; in a bucket those of half a minute, but none from
-  before a `flush`.
+  at most the row it was writing. In a bucket it loses the rows of half a minute, but
+  none from before a `flush`.
 
   Attributes:
     kinds: the kinds of the rows that are in the file.
@@ -72,7 +72,7 @@ class MetricsWriter:
     Args:
       workdir: an existing directory; TensorBoard's events are in its `tensorboard`.
       resume_step: the step of the restored checkpoint: rows of later steps are
-        dropped. None where training starts from the beginning: all are.
+        dropped. None where training starts from the beginning: all rows are.
       enabled: False writes nothing, as in all processes of a run but one.
 
     Raises:
@@ -102,8 +102,8 @@ class MetricsWriter:
   def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
     """Appends one row.
 
-    TensorBoard gets the finite numbers as `kind/name`, those of a list as a histogram
-    of the numbers up to 1e19; the row has all values.
+    The row has all values. TensorBoard gets the finite ones as `kind/name`, a list as a
+    histogram of its numbers up to 1e19.
 
     Args:
       step: the number of training steps taken.
@@ -167,11 +167,10 @@ class _BucketFile:
 
 
 class _TensorBoard:
-  """Writes TensorBoard's events.
+  """Writes TensorBoard's events, in the calling thread.
 
-  Unlike tensorboardX's `SummaryWriter`, it does so in the calling thread. That one's
-  thread ends at an error, such as that of a full disk, and its caller then waits for
-  it forever.
+  tensorboardX's `SummaryWriter` has a thread for it. On a full disk that thread ends
+  with a stack trace, the caller sees no error, and the process never exits.
   """
 
   def __init__(self, directory: Path, first_step: int):

@@ -71,7 +71,6 @@ def make_optimizer(
   differ in it share one compiled program.
 
   Args:
-    config: the configuration.
     steps_per_epoch: optimizer steps of an epoch.
     learning_rate: the schedule's highest rate, which may be traced; None: the
       configuration's.

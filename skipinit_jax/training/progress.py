@@ -1,4 +1,4 @@
-"""Live progress: of anything, on a terminal or in a log, and of one training run."""
+"""Live progress on a terminal or in a log: of any task, and of one training run."""
 
 import datetime
 import math
@@ -9,8 +9,8 @@ from typing import Self, TextIO
 import rich.console
 import rich.progress
 
-# A log of plain lines has at most this many, however long the run, and no two closer
-# than the seconds.
+# A log has at most so many plain lines, however long the run, and so many seconds
+# between two of them.
 _MAX_LINES = 100
 _MIN_SECONDS = 10.0
 

@@ -33,7 +33,6 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
   "exponential" starts at 1 and grows (Li & Arora, ICLR 2020) or decays.
 
   Args:
-    config: the configuration.
     steps_per_epoch: optimizer steps of an epoch.
 
   Raises:

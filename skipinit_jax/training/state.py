@@ -118,7 +118,6 @@ def make_init(
     make_optimizer: returns the optimizer for a learning rate, which is traced: runs
       that differ in their rate share one compiled program.
     image_shape: height, width and channels.
-    mesh: the mesh.
     shard_params: how the state lies on it; see `state_sharding`.
 
   Returns:

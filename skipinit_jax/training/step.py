@@ -68,7 +68,6 @@ def make_train_step(
 
   Args:
     model: the network, called as `model(images, train)`.
-    optimizer: the optimizer.
     mesh: the mesh whose axis `data` shares the batch.
     sharding: how the state lies on the mesh, from `state_sharding`. Gradients lie as
       the parameters do.
@@ -178,7 +177,6 @@ def make_train_steps(
     train_step: one step.
     batches: gives the batches of the steps.
     steps_per_epoch: number of steps in an epoch.
-    mesh: the mesh.
     sharding: how the state lies on the mesh, before and after.
 
   Returns:
@@ -227,7 +225,6 @@ def make_evaluate(
   Args:
     model: the network, called as `model(images, train)`.
     preprocess: maps uint8 images to the network's input.
-    mesh: the mesh.
     sharding: how the state lies on the mesh.
 
   Returns:

@@ -48,13 +48,7 @@ class Trainer:
     model: nn.Module,
     mesh: Mesh,
   ) -> None:
-    """Compiles the programs, and initializes the state meanwhile.
-
-    Args:
-      config: the configuration.
-      dataset: its data set.
-      model: its network.
-      mesh: the devices.
+    """Compiles the programs of a configuration, and initializes the state meanwhile.
 
     Raises:
       UsageError: the data set has fewer examples than a batch.

@@ -53,7 +53,7 @@ def objects(tmp_path_factory):
     address = f"http://127.0.0.1:{port}"
     patch.setenv("STORAGE_EMULATOR_HOST", address)
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-    # Of kinds of buckets that the server does not have.
+    # The server does not have such kinds of buckets.
     patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     server.start()
     try:

@@ -152,7 +152,7 @@ def test_bounds_themselves_are_allowed():
     seed=2**32 - 1,
     l2_exempt=("kernel", "scale", "bias"),
     checkpoint_every_seconds=0,
-    # Of another schedule, the warm-up counts for nothing.
+    # Another schedule has no warm-up.
     warmup_epochs=1e9,
   ).validate()
 

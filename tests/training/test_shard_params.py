@@ -244,7 +244,7 @@ def test_run(finished):
   assert cut.config["shard_params"]
   assert cut.test_loss == pytest.approx(whole.test_loss, rel=1e-3)
   assert_same_rows(cut_dir, whole_dir)
-  # Of a finished run the flag is no reason to train again.
+  # The flag is no reason to train a finished run again.
   assert train(RUN, cut_dir) == cut
 
 

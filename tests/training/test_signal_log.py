@@ -130,7 +130,7 @@ def test_values_are_those_of_the_next_batch(
     train(config, tmp_path)
   workdir = finished if config == CONFIG else tmp_path
   row = signals(workdir)[-1]
-  # Of an accumulated batch, the first part.
+  # The first part of an accumulated batch is measured.
   size = BATCH_SIZE // accumulation_steps
   signal = measured_here(saved_state(workdir, config), config, size)
   np.testing.assert_allclose(row["branch_to_skip"], signal.branch_to_skip, rtol=1e-3)
