@@ -137,7 +137,7 @@ def test_signatures_are_as_they_are_written(site):
   for written in (
     "activation: Activation = nn.relu",
     "dtype: jax.typing.DTypeLike | None = None",
-    "kernel_init: jax.nn.initializers.Initializer = he_normal",
+    "kernel_init: Initializer = he_normal",
   ):
     assert written in visible
   for path in (site / "api").glob("*.html"):
