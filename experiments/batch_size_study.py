@@ -4,21 +4,48 @@ Example:
   python -m experiments.batch_size_study --workdir=/tmp/study --config=digits
 """
 
-from absl import flags
-
-from experiments import program, study_program
-from experiments.configs.batch_size_study import CONFIGS
-from skipinit_jax import studies
-
-# --help shows what this program and all studies share.
-flags.adopt_module_key_flags(study_program)
-_CONFIG = program.define_config(CONFIGS, default="digits")
+from experiments import program, protocols, study_program
+from skipinit_jax.studies import BatchSizeStudyConfig, SearchConfig, batch_size_study
+from skipinit_jax.training import TrainConfig
 
 
-def main() -> int:
-  """Runs the program."""
-  return study_program.run(lambda: studies.batch_size_study(_CONFIG.value))
+def digits() -> BatchSizeStudyConfig:
+  """A small network on `digits`, for two cores."""
+  return BatchSizeStudyConfig(
+    batch_sizes=(16, 32, 64, 128, 256),
+    ghost_batch_size=32,
+    train=TrainConfig(width=1, batch_size=16, epochs=4, constant_epochs=2),
+    search=SearchConfig(
+      learning_rates=(2**-6, 2**-5, 2**-4),
+      until_unstable=True,
+      max_learning_rate=2**0,
+      num_seeds=3,
+      best_of=2,
+    ),
+  )
 
+
+def fashion_mnist() -> BatchSizeStudyConfig:
+  """The published networks on Fashion-MNIST, for a GPU or TPU."""
+  return BatchSizeStudyConfig(
+    train=protocols.without_rate(protocols.fashion_mnist(), width=4)
+  )
+
+
+def cifar10() -> BatchSizeStudyConfig:
+  """The paper's Wide-ResNet 16-4, by our reading of its protocol."""
+  return BatchSizeStudyConfig(
+    train=protocols.without_rate(protocols.cifar10(), width=4)
+  )
+
+
+CONFIGS = {
+  "digits": digits,
+  "fashion_mnist": fashion_mnist,
+  "cifar10": cifar10,
+}
+
+main = study_program.StudyProgram(batch_size_study, CONFIGS, default="digits")
 
 if __name__ == "__main__":
   program.run(main)

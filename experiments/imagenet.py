@@ -8,34 +8,41 @@ Every run has all devices of all hosts; start the same command on each host. Clo
 slices and Slurm steps find each other, other hosts need the three flags below.
 """
 
-from experiments import program
-from experiments.configs.imagenet import CONFIGS
+import dataclasses
+
+from experiments import program, protocols, study_program
 from skipinit_jax import studies
-from skipinit_jax.training import distributed
 
-_WORKDIR = program.define_workdir(
-  "the runs, the results and the report", in_bucket=True
+
+def imagenet2012() -> studies.ImageNetStudyConfig:
+  """The paper's table, by our reading of its protocol: 15 runs of 90 epochs."""
+  return studies.ImageNetStudyConfig(train=protocols.imagenet())
+
+
+def sample() -> studies.ImageNetStudyConfig:
+  """The same program on a few small images, to see that everything is in place."""
+  return studies.ImageNetStudyConfig(
+    methods=("batch_norm", "regularized_skipinit"),
+    batch_sizes=(16, 32),
+    ghost_batch_size=16,
+    train=dataclasses.replace(
+      protocols.imagenet(),
+      dataset="sample_photos",
+      image_size=64,
+      batch_size=32,
+      learning_rate=0.05,
+      epochs=2,
+      warmup_epochs=1,
+      data_workers=1,
+    ),
+  )
+
+
+CONFIGS = {"imagenet2012": imagenet2012, "sample": sample}
+
+main = study_program.StudyProgram(
+  studies.imagenet_study, CONFIGS, default="imagenet2012", one_by_one=True
 )
-_CONFIG = program.define_config(CONFIGS, default="imagenet2012")
-_join_processes = program.define_processes()
-
-
-def main() -> int:
-  """Runs the program."""
-  _join_processes()
-  workdir = _WORKDIR.value
-  try:
-    results = studies.run_in_turn(studies.imagenet_study(_CONFIG.value), workdir)
-  except studies.Interrupted:
-    if distributed.is_first():
-      print("Interrupted and saved: the same command goes on from here.")
-    return program.INTERRUPTED_STATUS
-  if distributed.is_first():
-    page, *_ = studies.write_report(results, workdir)
-    studies.print_accuracy(results)
-    program.print_report(page)
-  return 0
-
 
 if __name__ == "__main__":
   program.run(main)

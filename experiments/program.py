@@ -1,5 +1,6 @@
 """What every program of this folder shares: flags, start and exit statuses."""
 
+import abc
 import dataclasses
 import os
 import pathlib
@@ -30,6 +31,14 @@ _defined_configs: tuple[Mapping[str, Callable[[], Any]], str] | None = None
 
 # The flags defined here belong to the programs, whose --help shows them.
 flags.disclaim_key_flags()
+
+
+class Program(abc.ABC):
+  """A program that defines its flags when it runs, so that others may import it."""
+
+  @abc.abstractmethod
+  def define_flags(self) -> Callable[[], int | None]:
+    """Defines its flags; returns the function to run once they are parsed."""
 
 
 def define_workdir(contents: str, *, in_bucket: bool = False) -> flags.FlagHolder[str]:
@@ -145,8 +154,8 @@ def define_processes() -> Callable[[], None]:
   return join
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs `main`; its return value is the exit status.
+def run(main: Program | Callable[[], int | None]) -> None:
+  """Parses the flags and runs a program; its return value is the exit status.
 
   A `UsageError`, and memory that does not suffice, become one sentence on standard
   error and status 1.
@@ -156,6 +165,7 @@ def run(main: Callable[[], int | None]) -> None:
   where process 0 was lost, within a minute where another one was. Its message then says
   that "another task died", and the status is 134.
   """
+  run_parsed = main.define_flags() if isinstance(main, Program) else main
 
   def guarded(argv: Sequence[str]) -> int | None:
     try:
@@ -165,7 +175,7 @@ def run(main: Callable[[], int | None]) -> None:
       if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
       _cache_compilations()
-      return main()
+      return run_parsed()
     except (Exception, KeyboardInterrupt) as error:
       status = _report(error)
       if jax.distributed.is_initialized():

@@ -4,21 +4,44 @@ Example:
   python -m experiments.regularization_study --workdir=/tmp/study --config=digits
 """
 
-from absl import flags
-
-from experiments import program, study_program
-from experiments.configs.regularization_study import CONFIGS
-from skipinit_jax import studies
-
-# --help shows what this program and all studies share.
-flags.adopt_module_key_flags(study_program)
-_CONFIG = program.define_config(CONFIGS, default="digits")
+from experiments import program, protocols, study_program
+from skipinit_jax.studies import (
+  RegularizationStudyConfig,
+  SearchConfig,
+  regularization_study,
+)
+from skipinit_jax.training import TrainConfig
 
 
-def main() -> int:
-  """Runs the program."""
-  return study_program.run(lambda: studies.regularization_study(_CONFIG.value))
+def digits() -> RegularizationStudyConfig:
+  """A small network on `digits`, for two cores."""
+  return RegularizationStudyConfig(
+    train=TrainConfig(width=1, batch_size=32, epochs=8, constant_epochs=4),
+    search=SearchConfig(learning_rates=(2**-5, 2**-4), num_seeds=3, best_of=2),
+  )
 
+
+def fashion_mnist() -> RegularizationStudyConfig:
+  """Wide-ResNet 16-4 on Fashion-MNIST, for a GPU or TPU."""
+  return RegularizationStudyConfig(
+    train=protocols.without_rate(protocols.fashion_mnist(), width=4)
+  )
+
+
+def cifar10() -> RegularizationStudyConfig:
+  """Wide-ResNet 16-4 on CIFAR-10, by our reading of the paper's protocol."""
+  return RegularizationStudyConfig(
+    train=protocols.without_rate(protocols.cifar10(), width=4)
+  )
+
+
+CONFIGS = {
+  "digits": digits,
+  "fashion_mnist": fashion_mnist,
+  "cifar10": cifar10,
+}
+
+main = study_program.StudyProgram(regularization_study, CONFIGS, default="digits")
 
 if __name__ == "__main__":
   program.run(main)

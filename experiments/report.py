@@ -8,7 +8,7 @@ Examples:
 
 from absl import flags
 
-from experiments import program
+from experiments import program, study_program
 from skipinit_jax import document, studies
 
 _WORKDIR = program.define_workdir(
@@ -32,11 +32,10 @@ def main() -> int:
   if studies.is_run(workdir):
     page, *_ = studies.write_run_report(workdir, output, _FORMATS.value)
     studies.print_result(workdir)
+    program.print_report(page)
   else:
     results = studies.read_results(workdir)
-    page, *_ = studies.write_report(results, output, _FORMATS.value)
-    studies.print_accuracy(results)
-  program.print_report(page)
+    study_program.print_report(results, output, _FORMATS.value)
   return 0
 
 

@@ -1,59 +1,115 @@
 """What the programs of studies share: their flags, run and report."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Generic, TypeVar
 
 from absl import flags
 
 from experiments import program
-from skipinit_jax import studies
+from skipinit_jax import document, studies
+from skipinit_jax.training import distributed
 
-_WORKDIR = program.define_workdir("the runs, the results and the report")
-_WORKERS = flags.DEFINE_integer(
-  "workers",
-  None,
-  "Processes that share the runs of this machine. Default: one a core of a CPU; one "
-  "on an accelerator, which runs a trial on each device.",
-)
-_DEVICES = flags.DEFINE_integer(
-  "devices_per_trial",
-  None,
-  "Devices that a trial has. Default: one of an accelerator, all of a CPU.",
-)
-_STORAGE = flags.DEFINE_string(
-  "storage",
-  None,
-  "URL of a database that machines share, such as "
-  "postgresql+psycopg://user@host/database. Default: an SQLite file in the workdir.",
-)
-_STUDY_NAME = flags.DEFINE_string(
-  "study_name",
-  None,
-  "Name of the study in the database. Default: that of the program.",
-)
+Config = TypeVar("Config")
+
+# The flags defined here belong to the programs, whose --help shows them.
+flags.disclaim_key_flags()
 
 
-def run(make_study: Callable[[], studies.Study]) -> int:
-  """Runs a study, writes its report and prints its main table.
+@dataclasses.dataclass(frozen=True)
+class StudyProgram(program.Program, Generic[Config]):
+  """A program that runs a study, writes its report and prints its main table.
 
-  Args:
-    make_study: returns the study of the program's flags.
-
-  Returns:
-    The exit status.
+  Attributes:
+    make_study: returns the study of a configuration.
+    configs: the configurations by name, all of one dataclass.
+    default: the name of the one to use without --config.
+    one_by_one: whether each run has all devices of all hosts, one run after another.
+      Otherwise runs go side by side, and machines may share the study.
   """
-  try:
-    results = studies.run(
-      make_study(),
-      _WORKDIR.value,
-      storage=_STORAGE.value,
-      study_name=_STUDY_NAME.value,
-      num_workers=_WORKERS.value,
-      devices_per_trial=_DEVICES.value,
+
+  make_study: Callable[[Config], studies.Study[Any]]
+  configs: Mapping[str, Callable[[], Config]]
+  default: str
+  one_by_one: bool = False
+
+  def define_flags(self) -> Callable[[], int]:
+    """Defines the flags that all studies share, and --config."""
+    workdir = program.define_workdir(
+      "the runs, the results and the report", in_bucket=self.one_by_one
     )
-  except studies.Interrupted:
-    print("Interrupted and saved: the same command goes on from here.")
-    return program.INTERRUPTED_STATUS
-  page, *_ = studies.write_report(results, _WORKDIR.value)
+    config = program.define_config(self.configs, self.default)
+    run = _define_one_by_one() if self.one_by_one else _define_side_by_side()
+
+    def main() -> int:
+      try:
+        results = run(lambda: self.make_study(config.value), workdir.value)
+      except studies.Interrupted:
+        if distributed.is_first():
+          print("Interrupted and saved: the same command goes on from here.")
+        return program.INTERRUPTED_STATUS
+      if distributed.is_first():
+        print_report(results, workdir.value)
+      return 0
+
+    return main
+
+
+_Run = Callable[[Callable[[], studies.Study[Any]], str], studies.StudyResults[Any]]
+
+
+def _define_side_by_side() -> _Run:
+  workers = flags.DEFINE_integer(
+    "workers",
+    None,
+    "Processes that share the runs of this machine. Default: one a core of a CPU; one "
+    "on an accelerator, which runs a trial on each device.",
+  )
+  devices = flags.DEFINE_integer(
+    "devices_per_trial",
+    None,
+    "Devices that a trial has. Default: one of an accelerator, all of a CPU.",
+  )
+  storage = flags.DEFINE_string(
+    "storage",
+    None,
+    "URL of a database that machines share, such as "
+    "postgresql+psycopg://user@host/database. Default: an SQLite file in the workdir.",
+  )
+  study_name = flags.DEFINE_string(
+    "study_name",
+    None,
+    "Name of the study in the database. Default: that of the program.",
+  )
+  return lambda make_study, workdir: studies.run(
+    make_study(),
+    workdir,
+    storage=storage.value,
+    study_name=study_name.value,
+    num_workers=workers.value,
+    devices_per_trial=devices.value,
+  )
+
+
+def _define_one_by_one() -> _Run:
+  join_processes = program.define_processes()
+
+  def run(
+    make_study: Callable[[], studies.Study[Any]], workdir: str
+  ) -> studies.StudyResults[Any]:
+    # Before the study is made: nothing else of JAX may come first.
+    join_processes()
+    return studies.run_sequentially(make_study(), workdir)
+
+  return run
+
+
+def print_report(
+  results: studies.StudyResults[Any],
+  directory: str,
+  formats: Collection[str] = document.FORMATS,
+) -> None:
+  """Writes a study's report, prints its main table and says where the report is."""
+  page, *_ = studies.write_report(results, directory, formats)
   studies.print_accuracy(results)
   program.print_report(page)
-  return 0

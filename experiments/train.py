@@ -8,9 +8,17 @@ On several hosts, the same on each of them with its own number:
     --num_processes=2 --process_id=0
 """
 
-from experiments import program
-from experiments.configs.train import CONFIGS
-from skipinit_jax.training import distributed, train
+from experiments import program, protocols
+from skipinit_jax.training import TrainConfig, distributed, train
+
+CONFIGS = {
+  # Embedded 8x8 images: a minute on a CPU.
+  "digits": TrainConfig,
+  "fashion_mnist": protocols.fashion_mnist,
+  "cifar10": protocols.cifar10,
+  "cifar100": protocols.cifar100,
+  "imagenet2012": protocols.imagenet,
+}
 
 _WORKDIR = program.define_workdir(
   "checkpoints, metrics.jsonl and result.json", in_bucket=True

@@ -8,7 +8,6 @@ from skipinit_jax.studies.branch_scale import (
 )
 from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
 from skipinit_jax.studies.imagenet import ImageNetStudyConfig, imagenet_study
-from skipinit_jax.studies.in_turn import run_in_turn
 from skipinit_jax.studies.regularization import (
   RegularizationStudyConfig,
   regularization_study,
@@ -19,9 +18,11 @@ from skipinit_jax.studies.report import (
   print_accuracy,
   write_report,
 )
+from skipinit_jax.studies.results import read_results
 from skipinit_jax.studies.run_report import is_run, print_result, write_run_report
 from skipinit_jax.studies.runner import Interrupted, run
 from skipinit_jax.studies.search import SearchConfig, wanted_runs
+from skipinit_jax.studies.sequential import run_sequentially
 from skipinit_jax.studies.statistics import (
   Optimum,
   Outcome,
@@ -35,8 +36,11 @@ from skipinit_jax.studies.study import (
   Search,
   SearchResult,
   Study,
+  StudyKind,
+  StudyReport,
   StudyResults,
-  read_results,
+  get_kind,
+  register,
 )
 
 __all__ = [
@@ -54,12 +58,15 @@ __all__ = [
   "SearchConfig",
   "SearchResult",
   "Study",
+  "StudyKind",
+  "StudyReport",
   "StudyResults",
   "accuracy_table",
   "batch_size_study",
   "branch_scale_study",
   "depth_study",
   "find_optimum",
+  "get_kind",
   "imagenet_study",
   "is_run",
   "largest_stable_rate",
@@ -68,9 +75,10 @@ __all__ = [
   "print_accuracy",
   "print_result",
   "read_results",
+  "register",
   "regularization_study",
   "run",
-  "run_in_turn",
+  "run_sequentially",
   "summarize_rate",
   "wanted_runs",
   "write_report",

@@ -1,14 +1,33 @@
 """The batch-size study: accuracy, loss, best and largest stable rate by batch size."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from skipinit_jax import data, methods
 from skipinit_jax.data import in_memory
+from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.studies.checks import check_lists, refuse_fields
+from skipinit_jax.studies import claims, figures, report
+from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies.names import format_rate
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, ghost_batch_size, plain
+from skipinit_jax.studies.statistics import Optimum, difference
+from skipinit_jax.studies.study import (
+  Search,
+  SearchResult,
+  Study,
+  StudyKind,
+  StudyReport,
+  StudyResults,
+  register,
+  unique,
+)
 from skipinit_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure as Drawing
 
 BUDGETS: tuple[str, ...] = ("epochs", "steps")
 # An epoch is whole batches, so that steps are the same only to the nearest epoch.
@@ -42,7 +61,20 @@ class BatchSizeStudyConfig:
   )
 
 
-def batch_size_study(config: BatchSizeStudyConfig) -> Study:
+@dataclasses.dataclass(frozen=True)
+class BatchSizeLabels:
+  """What the searches of a batch-size study vary: see `BatchSizeStudyConfig`."""
+
+  method: str
+  batch_size: int
+  budget: str
+
+
+Result = SearchResult[BatchSizeLabels]
+Results = StudyResults[BatchSizeLabels]
+
+
+def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
   """Returns the study of a configuration.
 
   Raises:
@@ -50,18 +82,14 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study:
       sets itself, the data set is not there, or a batch size does not fit it or the
       number of steps.
   """
-  check_lists(config, filled=("methods", "batch_sizes", "budgets"))
-  refuse_fields(
-    config.train,
-    "train",
-    TrainConfig(),
-    {
+  check_config(
+    config,
+    varied={
       "method": "methods",
       "ghost_batch_size": "ghost_batch_size",
       "learning_rate": "search.learning_rates",
     },
   )
-  config.search.validate("search")
   train = config.train
   train.validate()
   dataset = data.load(train.dataset, data_dir=train.data_dir)
@@ -87,23 +115,34 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study:
         max_learning_rate=factor * config.search.max_learning_rate,
       )
       for name in config.methods:
+        ghost = ghost_batch_size(config.ghost_batch_size, name, batch_size)
         searches.append(
           Search(
             name=f"same_{budget}/batch_{batch_size}/{name}",
             row=f"batch {batch_size}, same {budget}",
             column=methods.get(name).title,
-            labels={"method": name, "batch_size": batch_size, "budget": budget},
-            config=dataclasses.replace(
-              run,
-              method=name,
-              ghost_batch_size=ghost_batch_size(
-                config.ghost_batch_size, name, batch_size
-              ),
-            ),
+            labels=BatchSizeLabels(name, batch_size, budget),
+            config=dataclasses.replace(run, method=name, ghost_batch_size=ghost),
             protocol=protocol,
           )
         )
-  return Study("batch_size_study", plain(config), tuple(searches))
+  return Study("batch_size_study", config, tuple(searches))
+
+
+def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int | None:
+  """Returns the ghost batch size of a run of a study that has several batch sizes.
+
+  Args:
+    largest: examples of a ghost batch, for larger batches; None: whole batches.
+    method: the method's name.
+    batch_size: examples of a step.
+
+  Returns:
+    The size; None: normalize whole batches, or the method has no batch norm.
+  """
+  if largest is None or batch_size <= largest:
+    return None
+  return largest if methods.get(method).has_batch_norm else None
 
 
 def _with_steps_of(
@@ -130,3 +169,273 @@ def _with_steps_of(
     growth_per_epoch=config.growth_per_epoch ** (1 / factor),
     eval_every_epochs=max(1, round(factor * config.eval_every_epochs)),
   )
+
+
+def batch_size_claims(results: Results) -> list[Finding]:
+  """Checks the claims on batch size and learning rate (De & Smith, 2020)."""
+  budgets = {search.labels.budget for search in results.searches}
+  # Rates are compared at the same epochs, where the study has them.
+  budget = "epochs" if "epochs" in budgets else "steps"
+  searches = [each for each in results.searches if each.labels.budget == budget]
+  found = [
+    _is_linear(column, [search for search in searches if search.column == column])
+    for column in unique(search.column for search in searches)
+  ]
+  pairs = _pairs(searches)
+  if pairs:
+    found += [_is_stable_at_larger_rates(pairs), _has_same_rate(*pairs[0])]
+  if len(pairs) > 1:
+    found.append(_pays_at_large_batches(pairs[0], pairs[-1]))
+  return found
+
+
+def _is_linear(column: str, searches: Sequence[Result]) -> Finding:
+  claim = (
+    f"{column}: below a threshold, the optimal learning rate is proportional to the "
+    "batch size."
+  )
+  # A best rate at the edge of what was tried is only a bound of the optimal one.
+  points = sorted(
+    (math.log2(each.labels.batch_size), *map(math.log2, _rates(each.optimum)))
+    for each in searches
+    if each.optimum is not None and each.optimum.is_inside and each.trains
+  )
+  # The threshold is not known beforehand: the smaller half of the batch sizes, but
+  # three at least, because rates are only known to a factor of two.
+  points = points[: max(3, -(-len(points) // 2))]
+  if len(points) < 3:
+    return Finding(
+      claim,
+      None,
+      "Fewer than three batch sizes train with a best rate inside those tried.",
+    )
+  first, rate, lowest, highest = points[0]
+  last, last_rate, last_lowest, last_highest = points[-1]
+  slope, least, most = (
+    growth / (last - first)
+    for growth in (last_rate - rate, last_lowest - highest, last_highest - lowest)
+  )
+  evidence = (
+    f"From batch size {2**first:.0f} to {2**last:.0f} the optimal rate goes from "
+    f"{format_rate(2**rate)} to {format_rate(2**last_rate)}: it grows as the batch "
+    f"size to the power {slope:.2f}"
+    + (f" ({least:.2f} to {most:.2f} within its ranges)." if least < most else ".")
+  )
+  if 0.5 < slope < 1.5:
+    return Finding(claim, True, evidence)
+  return Finding(claim, None if least < 1.5 and most > 0.5 else False, evidence)
+
+
+def _rates(optimum: Optimum) -> tuple[float, float, float]:
+  return optimum.learning_rate, optimum.lowest_rate, optimum.highest_rate
+
+
+def _pairs(searches: Sequence[Result]) -> list[tuple[int, Result, Result]]:
+  """Returns batch norm and SkipInit by batch size, ascending, where both train."""
+  trained = {
+    (search.labels.batch_size, search.labels.method): search
+    for search in searches
+    if search.trains
+  }
+  return [
+    (size, trained[size, "batch_norm"], trained[size, "skipinit"])
+    for size in sorted({search.labels.batch_size for search in searches})
+    if {(size, "batch_norm"), (size, "skipinit")} <= trained.keys()
+  ]
+
+
+def _is_stable_at_larger_rates(pairs: Sequence[tuple[int, Result, Result]]) -> Finding:
+  evidence = "; ".join(
+    f"batch {size}: {format_stable_rate(norm)} and {format_stable_rate(skip)}"
+    for size, norm, skip in pairs
+  )
+  return Finding(
+    "Batch norm is stable at larger learning rates than SkipInit.",
+    claims.all_hold([_is_stabler(norm, skip) for _, norm, skip in pairs]),
+    f"{evidence}.",
+  )
+
+
+def _is_stabler(search: Result, other: Result) -> bool | None:
+  """Returns whether a search's largest stable rate is larger than another's."""
+  rate, other_rate = search.largest_stable_rate, other.largest_stable_rate
+  assert rate is not None and other_rate is not None
+  if rate > other_rate:
+    return None if other.is_stable_throughout else True
+  return None if search.is_stable_throughout else False
+
+
+def format_stable_rate(search: Result) -> str:
+  """Returns the largest stable rate, as a bound where larger ones were not tried."""
+  if search.largest_stable_rate is None:
+    return "none"
+  bound = "≥ " if search.is_stable_throughout else ""
+  return bound + format_rate(search.largest_stable_rate)
+
+
+def _has_same_rate(size: int, norm: Result, skip: Result) -> Finding:
+  assert norm.optimum is not None and skip.optimum is not None
+  rate, lowest, highest = _rates(norm.optimum)
+  other_rate, other_lowest, other_highest = _rates(skip.optimum)
+  # A best rate at the edge of what was tried is only a bound of the optimal one.
+  is_known = norm.optimum.is_inside and skip.optimum.is_inside
+  holds = None
+  if is_known and 0.5 <= rate / other_rate <= 2:
+    holds = True
+  elif is_known and not (lowest <= 2 * other_highest and other_lowest <= 2 * highest):
+    holds = False
+  return Finding(
+    "At the smallest batch size batch norm does not use its larger rates: its optimal "
+    "rate is within a factor of two of SkipInit's.",
+    holds,
+    f"Batch {size}: {format_rate(rate)} and {format_rate(other_rate)}.",
+  )
+
+
+def _pays_at_large_batches(
+  smallest: tuple[int, Result, Result], largest: tuple[int, Result, Result]
+) -> Finding:
+  small, large = (
+    claims.accuracy_gap(norm, skip, str(size))
+    for size, norm, skip in (smallest, largest)
+  )
+  growth = difference(large.points, large.error, small.points, small.error)
+  return Finding(
+    "Batch norm's larger rates pay at large batch sizes: its advantage over SkipInit "
+    "is larger at the largest batch size than at the smallest.",
+    claims.is_positive(*growth),
+    f"Batch {small.name}: {small} points, batch {large.name}: {large} points.",
+  )
+
+
+def batch_size_report(results: Results) -> StudyReport:
+  """Returns the curves at each budget, and the table of rates."""
+  dataset = report.dataset_title(results)
+  sections = [
+    Section(f"At the same number of {budget}", "", [_curves(results, budget)])
+    for budget in unique(search.labels.budget for search in results.searches)
+  ]
+  sections.append(Section("Learning rates", "", [rates_table(results)]))
+  return StudyReport(
+    f"Batch-size study on {dataset}",
+    f"{report.network_title(results)} on {dataset}: test accuracy, training loss, "
+    "optimal and largest stable learning rate by batch size and method (De & Smith, "
+    "2020; our reading of its protocol, whose figures are published without numbers).",
+    sections=sections,
+  )
+
+
+def _curves(results: Results, budget: str) -> Figure:
+  return Figure(
+    name=f"batch_size_same_{budget}",
+    title=f"The same number of {budget} at every batch size",
+    figure=batch_size_curves(results, budget),
+    description="Four panels by batch size and method: test accuracy, training loss, "
+    "optimal learning rate, largest stable learning rate.",
+    note="Whiskers are one standard deviation, those of a rate its range. Networks "
+    "that do not train have no optimal rate. Hollow marks are bounds: the best, or a "
+    "stable, rate is the lowest or highest that was tried.",
+  )
+
+
+def batch_size_curves(results: Results, budget: str) -> "Drawing":
+  """Draws accuracy, loss, best and largest stable rate by batch size.
+
+  Args:
+    results: the results of a batch-size study.
+    budget: "epochs" or "steps".
+  """
+  from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+  figure = drawing.new_figure(6.2)
+  accuracy, loss, best, stable = figure.subplots(2, 2).flat
+  searches = [each for each in results.searches if each.labels.budget == budget]
+  sizes = sorted({search.labels.batch_size for search in searches})
+  loss.set_yscale("log")
+  losses = [search.train_loss for search in searches if search.train_loss]
+  if losses:
+    loss.set_ylim(min(losses) / 2, max(losses) * 2)
+  for index, column in enumerate(unique(search.column for search in searches)):
+    style = figures.style(index)
+    points = [
+      (size, search)
+      for size in sizes
+      for search in searches
+      if (search.labels.batch_size, search.column) == (size, column)
+    ]
+    figures.plot_accuracies(accuracy, points, column, style)
+    completed = [(size, search) for size, search in points if search.train_loss]
+    loss.errorbar(
+      [size for size, _ in completed],
+      [search.train_loss for _, search in completed],
+      [search.train_loss_deviation or 0.0 for _, search in completed],
+      capsize=2,
+      **style,
+    )
+    figures.plot_best_rates(best, points, style)
+    found = [
+      (size, search.largest_stable_rate, search.is_stable_throughout)
+      for size, search in points
+      if search.largest_stable_rate is not None
+    ]
+    stable.plot([size for size, _, _ in found], [rate for _, rate, _ in found], **style)
+    bounds = [(size, rate) for size, rate, is_bound in found if is_bound]
+    figures.plot_bounds(stable, bounds, style)
+  titles = {
+    accuracy: "test accuracy (%)",
+    loss: "training loss",
+    best: "optimal learning rate",
+    stable: "largest stable learning rate",
+  }
+  for axes, title in titles.items():
+    axes.set_title(title, fontsize=10)
+    figures.log_axis(axes, "x", sizes, most=7, label=str)
+    axes.grid(alpha=0.25)
+  figure.supxlabel("batch size", fontsize=10)
+  loss.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+  loss.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+  loss.yaxis.set_minor_locator(NullLocator())
+  # Legends list error bars after lines, and this one is to be the last.
+  accuracy.errorbar(
+    [], [], fmt=":", color="gray", label="proportional to the batch size"
+  )
+  for axes in (best, stable):
+    if rates := figures.log_rate_axis(axes, most=8):
+      # A line of slope one through the middle: in proportion to the batch size.
+      middle = math.sqrt(min(rates) * max(rates) / (sizes[0] * sizes[-1]))
+      limits = axes.get_ylim()
+      axes.plot(sizes, [middle * size for size in sizes], ":", color="gray")
+      axes.set_ylim(limits)
+  drawing.finish(figure, *accuracy.get_legend_handles_labels())
+  return figure
+
+
+def rates_table(results: Results) -> Table:
+  """Returns the optimal and the largest stable rate of each search."""
+  rows: list[list[str | Entry]] = []
+  for search in results.searches:
+    optimal: list[str | Entry] = [Entry("does not train", "bad"), "none"]
+    if search.optimum is not None and search.trains:
+      rate, low, high = map(format_rate, _rates(search.optimum))
+      optimal = [rate, f"{low} to {high}" if low != high else low]
+    loss = "none" if search.train_loss is None else f"{search.train_loss:.4f}"
+    rows.append([search.row, search.column, *optimal, format_stable_rate(search), loss])
+  return Table(
+    name="rates",
+    title="Optimal and largest stable learning rate",
+    header=[*KIND.header, "optimal", "range", "largest stable", "training loss"],
+    rows=rows,
+    note="Stable: enough seeds completed, with a mean test accuracy above chance; ≥: "
+    "no higher rate was tried. The training loss is the last epoch's mean, at the "
+    "optimal rate.",
+  )
+
+
+KIND = StudyKind(
+  "batch_size_study",
+  BatchSizeLabels,
+  ("batch size", "method"),
+  batch_size_claims,
+  batch_size_report,
+)
+register(KIND)

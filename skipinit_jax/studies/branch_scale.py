@@ -1,13 +1,35 @@
 """The branch-scale study: accuracy by the scalar at the end of each branch."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from skipinit_jax import methods
-from skipinit_jax.studies.checks import check_lists, refuse_fields
-from skipinit_jax.studies.names import format_alpha, network_name
+from skipinit_jax.document import Figure, Finding, drawing
+from skipinit_jax.studies import claims, figures, report
+from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies.names import format_alpha, model_name, network_name
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, plain
+from skipinit_jax.studies.study import (
+  Search,
+  SearchResult,
+  Study,
+  StudyKind,
+  StudyReport,
+  StudyResults,
+  register,
+  unique,
+)
 from skipinit_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure as Drawing
+
+# With its alpha replaced, each of these is the same method.
+_TITLES = dict.fromkeys(
+  ("skipinit", "skipinit_inverse_sqrt_depth", "skipinit_one"), "SkipInit"
+)
 
 
 @dataclasses.dataclass
@@ -38,70 +60,257 @@ class BranchScaleStudyConfig:
   search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
 
-def branch_scale_study(config: BranchScaleStudyConfig) -> Study:
+@dataclasses.dataclass(frozen=True)
+class BranchScaleLabels:
+  """What the searches of a branch-scale study vary.
+
+  Attributes:
+    depth: layers; blocks of a residual_mlp.
+    method: the method's name.
+    alpha: the initial value of the scalar; None: the method is trained as it is.
+    learnable: whether the scalar is a parameter; None likewise.
+  """
+
+  depth: int
+  method: str
+  alpha: float | None
+  learnable: bool | None
+
+
+Result = SearchResult[BranchScaleLabels]
+Results = StudyResults[BranchScaleLabels]
+
+
+def branch_scale_study(config: BranchScaleStudyConfig) -> Study[BranchScaleLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  check_lists(config, filled=("methods", "alphas", "learnable", "depths"))
-  refuse_fields(
-    config.train,
-    "train",
-    TrainConfig(),
-    {
+  check_config(
+    config,
+    varied={
       "method": "methods",
       "alpha": "alphas",
       "learnable_alpha": "learnable",
       "learning_rate": "search.learning_rates",
     },
+    optional=("references",),
   )
-  config.search.validate("search")
   searches = []
   for depth in config.depths:
-    base = dataclasses.replace(config.train, depth=depth)
-    network = network_name(base)
-    for name in config.methods:
-      for learnable in config.learnable:
-        for alpha in map(float, config.alphas):
-          kind = "learnable" if learnable else "constant"
-          searches.append(
-            Search(
-              name=f"{base.model}_{depth}/{name}/{kind}/alpha_{alpha!r}",
-              row=f"{network}, {_without_alpha(name)}, {kind} α",
-              column=f"α = {format_alpha(alpha)}",
-              labels={
-                "depth": depth,
-                "method": name,
-                "alpha": alpha,
-                "learnable": learnable,
-              },
-              config=dataclasses.replace(
-                base, method=name, alpha=alpha, learnable_alpha=learnable
-              ),
-              protocol=config.search,
-            )
-          )
-    searches += [
-      Search(
-        name=f"{base.model}_{depth}/{name}/as_it_is",
-        row=f"{network}, as it is",
-        column=methods.get(name).title,
-        labels={
-          "depth": depth,
-          "method": name,
-          "alpha": None,
-          "learnable": None,
-        },
-        config=dataclasses.replace(base, method=name),
-        protocol=config.search,
-      )
-      for name in config.references
+    labels = [
+      BranchScaleLabels(depth, method, alpha, learnable)
+      for method in config.methods
+      for learnable in config.learnable
+      for alpha in map(float, config.alphas)
     ]
-  return Study("branch_scale_study", plain(config), tuple(searches))
+    labels += [
+      BranchScaleLabels(depth, method, None, None) for method in config.references
+    ]
+    searches += [_search(config, each) for each in labels]
+  return Study("branch_scale_study", config, tuple(searches))
 
 
-def _without_alpha(name: str) -> str:
-  """Returns a method's title without the alpha that the study replaces."""
-  return methods.get(name).title.split(", α")[0]
+def _search(
+  config: BranchScaleStudyConfig, labels: BranchScaleLabels
+) -> Search[BranchScaleLabels]:
+  train = dataclasses.replace(
+    config.train,
+    depth=labels.depth,
+    method=labels.method,
+    alpha=labels.alpha,
+    learnable_alpha=labels.learnable,
+  )
+  name = f"{train.model}_{labels.depth}/{labels.method}"
+  if labels.alpha is None:
+    return Search(
+      name=f"{name}/as_it_is",
+      row=f"{network_name(train)}, as it is",
+      column=_line_title(labels),
+      labels=labels,
+      config=train,
+      protocol=config.search,
+    )
+  kind = "learnable" if labels.learnable else "constant"
+  return Search(
+    name=f"{name}/{kind}/alpha_{labels.alpha!r}",
+    row=f"{network_name(train)}, {_line_title(labels)}",
+    column=f"α = {format_alpha(labels.alpha)}",
+    labels=labels,
+    config=train,
+    protocol=config.search,
+  )
+
+
+def _line_title(labels: BranchScaleLabels) -> str:
+  """Returns a search's method for people, with the kind of its alpha."""
+  name = labels.method
+  # Results may name a method that only the program which made them knows.
+  title = methods.get(name).title if name in methods.NAMES else name
+  if labels.alpha is None:
+    return title
+  kind = "learnable" if labels.learnable else "constant"
+  return f"{_TITLES.get(name, title)}, {kind} α"
+
+
+def branch_scale_claims(results: Results) -> list[Finding]:
+  """Answers what the reviews of De & Smith (2020) ask about alpha."""
+  references = [each for each in results.searches if each.labels.alpha is None]
+  found = [
+    claims.trains_claim(f"{network}: {search.column} trains.", [search])
+    for search in references
+    for network in [report.network_title(results, depth=search.labels.depth)]
+  ]
+  rows = [results.in_row(row) for row in results.rows]
+  scaled = [row for row in rows if row[0].labels.alpha is not None]
+  for row in scaled:
+    found += _any_alpha(row)
+  for row in scaled:
+    if row[0].labels.learnable:
+      found += _learnable_is_as_good(row, results.searches)
+  return found
+
+
+def _any_alpha(searches: Sequence[Result]) -> list[Finding]:
+  """Checks that the accuracy of a row does not depend on alpha."""
+  row = searches[0].row
+  found = [
+    claims.trains_claim(
+      f"{row}: every α trains.", searches, name=lambda search: search.column
+    )
+  ]
+  trained = [search for search in searches if search.trains]
+  if len(trained) > 1:
+    best = max(trained, key=lambda search: search.test_accuracy or 0.0)
+    worst = min(trained, key=lambda search: search.test_accuracy or 0.0)
+    gap = claims.accuracy_gap(best, worst)
+    found.append(
+      Finding(
+        f"{row}: every α that trains is as accurate.",
+        # Seven equal accuracies have a range of three such errors once in 20 times.
+        None if gap.error is None else gap.points <= 3 * gap.error,
+        f"{best.column} and {worst.column} differ by {gap} points.",
+      )
+    )
+  return found
+
+
+def _learnable_is_as_good(
+  searches: Sequence[Result], others: Sequence[Result]
+) -> list[Finding]:
+  """Compares a row of learnable alphas with that of the same constants."""
+  verdicts: list[bool | None] = []
+  evidence = []
+  by_labels = {search.labels: search for search in others}
+  for search in searches:
+    constant = by_labels.get(dataclasses.replace(search.labels, learnable=False))
+    if constant is None or not (search.trains or constant.trains):
+      continue
+    if search.trains != constant.trains:
+      verdicts.append(search.trains)
+      trained = "learnable" if search.trains else "constant"
+      evidence.append(f"{search.column}: only the {trained} one trains")
+    else:
+      gap = claims.accuracy_gap(search, constant)
+      verdicts.append(None if gap.error is None else gap.points >= -2 * gap.error)
+      evidence.append(f"{search.column}: {gap} points")
+  if not verdicts:
+    return []
+  claim = f"{searches[0].row}: at least as accurate as the same constant."
+  return [Finding(claim, claims.all_hold(verdicts), "; ".join(evidence) + ".")]
+
+
+def branch_scale_report(results: Results) -> StudyReport:
+  """Returns the curves by alpha."""
+  dataset = report.dataset_title(results)
+  curves = Figure(
+    name="accuracy_by_alpha",
+    title="Test accuracy and optimal learning rate by α",
+    figure=branch_scale_curves(results),
+    description="Two panels for each depth, by α and method: test accuracy and optimal "
+    "learning rate.",
+    note="Whiskers are one standard deviation, those of a rate its range; hollow marks "
+    "are rates at the edge of those allowed. Crosses on the lower edge mark an α at "
+    "which too few runs complete; a method as it is that diverges has no line.",
+  )
+  model = model_name(results.config["train"]["model"])
+  return StudyReport(
+    f"Branch-scale study on {dataset}",
+    f"{model}s on {dataset} whose branches end in a factor α, a constant or a "
+    "learnable scalar: which values train, and how well. Reviewers of De & Smith "
+    "(2020) asked.",
+    [curves],
+  )
+
+
+def branch_scale_curves(results: Results) -> "Drawing":
+  """Draws test accuracy and best rate by alpha, a row of panels for each depth."""
+  depths = unique(search.labels.depth for search in results.searches)
+  alphas = sorted(
+    {
+      search.labels.alpha
+      for search in results.searches
+      if search.labels.alpha is not None
+    }
+  )
+  lines = unique(_line_title(search.labels) for search in results.searches)
+  figure = drawing.new_figure(1.2 + 2.1 * len(depths))
+  panels = figure.subplots(len(depths), 2, squeeze=False)
+  for (accuracy, best), depth in zip(panels, depths, strict=True):
+    searches = [each for each in results.searches if each.labels.depth == depth]
+    for index, line in enumerate(lines):
+      style = figures.style(index)
+      mine = [each for each in searches if _line_title(each.labels) == line]
+      points = [
+        (place, search)
+        for place, alpha in enumerate(alphas)
+        for search in mine
+        if search.labels.alpha == alpha
+      ]
+      if not points:
+        for search in mine:
+          _draw_reference(accuracy, best, search, style["color"])
+        continue
+      figures.plot_accuracies(accuracy, points, line, style)
+      failed = [place for place, search in points if search.test_accuracy is None]
+      accuracy.plot(failed, [3] * len(failed), "x", color=style["color"], markersize=6)
+      figures.plot_best_rates(best, points, style)
+    accuracy.set_ylim(0, 104)
+    accuracy.set_ylabel("test accuracy (%)")
+    accuracy.set_title(f"depth {depth}", fontsize=10)
+    best.set_title(f"optimal learning rate, depth {depth}", fontsize=10)
+    figures.log_rate_axis(best, most=6)
+    for axes in (accuracy, best):
+      ticks = [figures.tick(alpha, format_alpha) for alpha in alphas]
+      # Seven would touch each other.
+      every = -(-len(alphas) // 6)
+      axes.set_xticks(range(len(alphas))[::every], ticks[::every], fontsize=9)
+      axes.set_xlim(-0.5, len(alphas) - 0.5)
+      axes.grid(alpha=0.25)
+  figure.supxlabel("α at initialization", fontsize=10)
+  drawing.finish(figure, *panels[0, 0].get_legend_handles_labels())
+  return figure
+
+
+def _draw_reference(accuracy: "Axes", best: "Axes", search: Result, color: str) -> None:
+  """Draws a method that has no alpha as a level line."""
+  style: dict[str, Any] = {"color": color, "linestyle": "--", "linewidth": 1.5}
+  if search.test_accuracy is None:
+    accuracy.plot([], [], label=search.column, **style)
+  else:
+    accuracy.axhline(100 * search.test_accuracy, label=search.column, **style)
+  if search.trains and search.optimum is not None:
+    best.axhline(search.optimum.learning_rate, **style)
+
+
+register(
+  StudyKind(
+    "branch_scale_study",
+    BranchScaleLabels,
+    ("network", "α or method"),
+    branch_scale_claims,
+    branch_scale_report,
+  )
+)

@@ -3,10 +3,21 @@
 import dataclasses
 
 from skipinit_jax import methods
+from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies.checks import check_lists, refuse_fields
+from skipinit_jax.studies import claims, figures, report
+from skipinit_jax.studies.batch_size import ghost_batch_size
+from skipinit_jax.studies.checks import check_config
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, ghost_batch_size, plain
+from skipinit_jax.studies.study import (
+  Search,
+  SearchResult,
+  Study,
+  StudyKind,
+  StudyReport,
+  StudyResults,
+  register,
+)
 from skipinit_jax.training import TrainConfig
 
 
@@ -40,23 +51,31 @@ class ImageNetStudyConfig:
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
-def imagenet_study(config: ImageNetStudyConfig) -> Study:
+@dataclasses.dataclass(frozen=True)
+class ImageNetLabels:
+  """What the searches of an ImageNet study vary: see `TrainConfig`."""
+
+  method: str
+  batch_size: int
+
+
+Result = SearchResult[ImageNetLabels]
+Results = StudyResults[ImageNetLabels]
+
+
+def imagenet_study(config: ImageNetStudyConfig) -> Study[ImageNetLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, a number is not allowed, or a
       field is set that the study sets itself.
   """
-  check_lists(config, filled=("methods", "batch_sizes"))
+  check_config(
+    config, varied={"method": "methods", "ghost_batch_size": "ghost_batch_size"}
+  )
   if config.num_seeds < 1:
     raise UsageError(f"num_seeds is {config.num_seeds}: it must be at least 1.")
   train = config.train
-  refuse_fields(
-    train,
-    "train",
-    TrainConfig(),
-    {"method": "methods", "ghost_batch_size": "ghost_batch_size"},
-  )
   train.validate()
   searches = []
   for name in config.methods:
@@ -78,7 +97,7 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study:
           name=f"{name}/batch_{batch_size}",
           row=method.title,
           column=f"batch {batch_size}",
-          labels={"method": name, "batch_size": batch_size},
+          labels=ImageNetLabels(name, batch_size),
           config=run,
           protocol=SearchConfig(
             learning_rates=(rate,),
@@ -88,4 +107,150 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study:
           ),
         )
       )
-  return Study("imagenet_study", plain(config), tuple(searches))
+  return Study("imagenet_study", config, tuple(searches))
+
+
+_SOURCE = "De & Smith (2020), arXiv:2002.10444v1"
+_BATCH_SIZES = (256, 1024, 4096)
+_ROWS: dict[str, tuple[tuple[float, float], ...]] = {
+  "batch_norm": ((75.0, 92.2), (74.9, 92.1), (74.9, 91.9)),
+  "fixup": ((74.8, 91.8), (74.6, 91.7), (73.0, 90.6)),
+  "skipinit_biases": ((74.9, 91.9), (74.6, 91.8), (70.8, 89.2)),
+  "fixup_dropout": ((75.8, 92.5), (75.6, 92.5), (74.8, 91.8)),
+  "regularized_skipinit": ((75.6, 92.4), (75.5, 92.5), (72.7, 90.7)),
+}
+PUBLISHED: dict[tuple[str, int], tuple[float, float]] = {
+  (method, batch_size): accuracies
+  for method, row in _ROWS.items()
+  for batch_size, accuracies in zip(_BATCH_SIZES, row, strict=True)
+}
+"""ResNet-50, 90 epochs, one crop: top-1 and top-5 accuracy in % by method and batch."""
+_PUBLISHED_SETTING = {
+  "dataset": "imagenet2012",
+  "model": "resnet",
+  "depth": 50,
+  "epochs": 90,
+}
+
+
+def imagenet_claims(results: Results) -> list[Finding]:
+  """Checks what the ImageNet table of De & Smith (2020) shows."""
+  found = []
+  for title, name in (
+    ("Regularized SkipInit", "regularized_skipinit"),
+    ("Fixup with dropout", "fixup_dropout"),
+  ):
+    if gaps := _gaps_to_batch_norm(results, name, range(1, 1025)):
+      claim = (
+        f"{title} is at least as accurate as batch norm at batch sizes up to 1024."
+      )
+      holds = [claims.is_at_least(gap.points, gap.error, 0.0) for gap in gaps]
+      found.append(Finding(claim, claims.all_hold(holds), claims.format_gaps(gaps)))
+  if gaps := _gaps_to_batch_norm(results, "regularized_skipinit", range(4096, 2**31)):
+    claim = (
+      "At batch sizes of 4096 and more, batch norm is more accurate than Regularized "
+      "SkipInit."
+    )
+    holds = [claims.is_at_least(-gap.points, gap.error, 0.0) for gap in gaps]
+    found.append(Finding(claim, claims.all_hold(holds), claims.format_gaps(gaps)))
+  return found
+
+
+def _gaps_to_batch_norm(
+  results: Results, method: str, batch_sizes: range
+) -> list[claims.Gap]:
+  """Returns by batch size how much more accurate a method is than batch norm."""
+  trained = {
+    (search.labels.method, search.labels.batch_size): search
+    for search in results.searches
+    if search.trains and search.labels.batch_size in batch_sizes
+  }
+  return [
+    claims.accuracy_gap(search, trained["batch_norm", size], search.column)
+    for (name, size), search in trained.items()
+    if name == method and ("batch_norm", size) in trained
+  ]
+
+
+def imagenet_report(results: Results) -> StudyReport:
+  """Returns the bars by method, and the table beside the paper."""
+  dataset = report.dataset_title(results)
+  bars = Figure(
+    name="accuracy_by_batch_size",
+    title="Test accuracy by method and batch size",
+    figure=figures.accuracy_bars(results),
+    description="Bars of the test accuracy of each method by batch size.",
+    note="Whiskers are one standard deviation.",
+  )
+  published = published_table(results)
+  return StudyReport(
+    f"Methods and batch sizes on {dataset}",
+    f"{report.network_title(results)} on {dataset}: test accuracy by method and batch "
+    "size, at one learning rate in proportion to the batch size, beside the results of "
+    "De & Smith (2020).",
+    [bars],
+    [Section("Beside the published results", "", [published])] if published else [],
+  )
+
+
+def published_table(results: Results) -> Table | None:
+  """Returns measured beside published results of the same method and batch size.
+
+  Returns:
+    The table; None if nothing is published for any of the study's batch sizes.
+  """
+  train = results.config["train"]
+  same = all(train[name] == value for name, value in _PUBLISHED_SETTING.items())
+  rows: list[list[str | Entry]] = []
+  for search in results.searches:
+    cell = (search.labels.method, search.labels.batch_size)
+    if cell not in PUBLISHED:
+      continue
+    published_top1, published_top5 = PUBLISHED[cell]
+    measured: str | Entry = Entry("does not train", "bad")
+    agreement: str | Entry = Entry("differs: does not train here", "bad")
+    if search.trains and search.test_accuracy is not None:
+      top1, top5 = 100 * search.test_accuracy, _top5_accuracy(results, search)
+      measured = f"{top1:.1f}/{'-' if top5 is None else f'{100 * top5:.1f}'}"
+      gap = claims.format_gap(top1 - published_top1, None)
+      agreement = gap if same else "another setting"
+    published = f"{published_top1}/{published_top5}"
+    rows.append([search.row, str(cell[1]), measured, published, agreement])
+  if not rows:
+    return None
+  return Table(
+    name="published",
+    title="Measured and published: top-1/top-5 accuracy in %",
+    header=[
+      "method",
+      "batch size",
+      f"measured: {report.dataset_title(results)}, {report.network_title(results)}, "
+      f"{train['epochs']} epochs",
+      "published: ImageNet, ResNet-50, 90 epochs",
+      "measured minus published",
+    ],
+    rows=rows,
+    note=f"Published, without deviations: {_SOURCE}. Differences are of top-1 "
+    "accuracy, in percentage points, and taken in the published setting only. The "
+    "published learning rates are not known to us: ours are 0.1 at a batch size of 256 "
+    "by default (Goyal et al., 2017).",
+  )
+
+
+def _top5_accuracy(results: Results, search: Result) -> float | None:
+  """Returns the mean over the seeds that the search's test accuracy is over."""
+  runs = results.at_best_rate(search)
+  best = sorted(runs, key=lambda run: run.test_accuracy or 0.0)[-search.best_of :]
+  known = [run.test_top5_accuracy for run in best if run.test_top5_accuracy is not None]
+  return sum(known) / len(known) if known and len(known) == len(best) else None
+
+
+register(
+  StudyKind(
+    "imagenet_study",
+    ImageNetLabels,
+    ("method", "batch size"),
+    imagenet_claims,
+    imagenet_report,
+  )
+)

@@ -34,8 +34,10 @@ def dataset_name(dataset: str) -> str:
   }.get(dataset, dataset)
 
 
-def format_accuracy(accuracy: float, deviation: float | None) -> str:
+def format_accuracy(accuracy: float | None, deviation: float | None) -> str:
   """Returns a share in percent, with its deviation where that is known: 93.5±0.1."""
+  if accuracy is None:
+    return "none"
   error = "" if deviation is None else f"±{100 * deviation:.1f}"
   return f"{100 * accuracy:.1f}{error}"
 

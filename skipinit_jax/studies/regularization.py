@@ -1,13 +1,27 @@
 """The regularization study: biases, dropout and L2, by method."""
 
 import dataclasses
+import itertools
+from typing import TYPE_CHECKING
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
-from skipinit_jax.studies.checks import check_lists, refuse_fields, refuse_l2_twice
+from skipinit_jax.document import Figure, Finding, drawing
+from skipinit_jax.studies import claims, figures, report
+from skipinit_jax.studies.checks import check_config, with_and_without_l2
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import Search, Study, plain
+from skipinit_jax.studies.study import (
+  Search,
+  SearchResult,
+  Study,
+  StudyKind,
+  StudyReport,
+  StudyResults,
+  register,
+)
 from skipinit_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure as Drawing
 
 
 @dataclasses.dataclass
@@ -31,56 +45,159 @@ class RegularizationStudyConfig:
   search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
 
-def regularization_study(config: RegularizationStudyConfig) -> Study:
+@dataclasses.dataclass(frozen=True)
+class RegularizationLabels:
+  """What the searches of a regularization study vary: see `TrainConfig`."""
+
+  method: str
+  use_bias: bool
+  dropout_rate: float
+  l2: float
+
+
+Result = SearchResult[RegularizationLabels]
+Results = StudyResults[RegularizationLabels]
+
+
+def regularization_study(
+  config: RegularizationStudyConfig,
+) -> Study[RegularizationLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  if not config.methods and not config.methods_without_l2:
-    raise UsageError("methods is empty: name at least one method.")
-  check_lists(config, filled=("use_bias", "dropout_rates"))
-  refuse_fields(
-    config.train,
-    "train",
-    TrainConfig(),
-    {
+  check_config(
+    config,
+    varied={
       "method": "methods",
       "use_bias": "use_bias",
       "dropout_rate": "dropout_rates",
       "learning_rate": "search.learning_rates",
     },
+    optional=("methods", "methods_without_l2"),
   )
-  config.search.validate("search")
-  refuse_l2_twice(config.train, "train", config.methods_without_l2)
-  rows = [(name, True) for name in config.methods]
-  rows += [(name, False) for name in config.methods_without_l2]
+  rows = with_and_without_l2(
+    config.methods, config.methods_without_l2, train=config.train
+  )
   searches = []
-  for name, with_l2 in rows:
-    for use_bias in config.use_bias:
-      for rate in map(float, config.dropout_rates):
-        run = dataclasses.replace(
-          config.train, method=name, use_bias=use_bias, dropout_rate=rate
-        )
-        run = run if with_l2 else dataclasses.replace(run, l2=0.0)
-        place = f"{name}{'' if with_l2 else '_without_l2'}"
-        searches.append(
-          Search(
-            name=f"{place}/{'biases' if use_bias else 'no_biases'}/dropout_{rate!r}",
-            row=(
-              f"{methods.get(name).title}, {'biases' if use_bias else 'no biases'}"
-              + ("" if with_l2 else ", no L2")
-            ),
-            column=f"dropout {rate:g}" if rate else "no dropout",
-            labels={
-              "method": name,
-              "use_bias": use_bias,
-              "dropout_rate": rate,
-              "l2": run.l2,
-            },
-            config=run,
-            protocol=config.search,
-          )
-        )
-  return Study("regularization_study", plain(config), tuple(searches))
+  for (name, with_l2), use_bias, rate in itertools.product(
+    rows, config.use_bias, map(float, config.dropout_rates)
+  ):
+    l2 = config.train.l2 if with_l2 else 0.0
+    searches.append(
+      Search(
+        name=f"{name}{'' if with_l2 else '_without_l2'}/"
+        f"{'biases' if use_bias else 'no_biases'}/dropout_{rate!r}",
+        row=f"{methods.get(name).title}, {'biases' if use_bias else 'no biases'}"
+        + ("" if with_l2 else ", no L2"),
+        column=f"dropout {rate:g}" if rate else "no dropout",
+        labels=RegularizationLabels(name, use_bias, rate, l2),
+        config=dataclasses.replace(
+          config.train, method=name, use_bias=use_bias, dropout_rate=rate, l2=l2
+        ),
+        protocol=config.search,
+      )
+    )
+  return Study("regularization_study", config, tuple(searches))
+
+
+def regularization_claims(results: Results) -> list[Finding]:
+  """Checks the claims on regularization (De & Smith, 2020), and its reviews' question.
+
+  The paper adds biases and dropout together; a reviewer asks what each does alone.
+  """
+  plain = _best_skipinit(results)
+  biases = _best_skipinit(results, use_bias=True)
+  dropout = _best_skipinit(results, dropout=True)
+  both = _best_skipinit(results, use_bias=True, dropout=True)
+  without_l2 = _best_skipinit(results, with_l2=False)
+  return [
+    _is_better(claim, search, other)
+    for claim, search, other in (
+      ("Biases and dropout together make SkipInit more accurate.", both, plain),
+      ("Biases alone make SkipInit more accurate.", biases, plain),
+      ("Dropout alone makes SkipInit more accurate.", dropout, plain),
+      ("L2 makes SkipInit more accurate.", plain, without_l2),
+    )
+    if search and other
+  ]
+
+
+def _best_skipinit(
+  results: Results,
+  *,
+  use_bias: bool = False,
+  dropout: bool = False,
+  with_l2: bool = True,
+) -> Result | None:
+  """Returns SkipInit's most accurate search of this kind."""
+  found = [
+    search
+    for search in results.searches
+    if search.labels.method == "skipinit"
+    and search.labels.use_bias == use_bias
+    and (search.labels.dropout_rate > 0) == dropout
+    and (search.labels.l2 > 0) == with_l2
+  ]
+  return max(found, key=lambda search: search.test_accuracy or 0.0, default=None)
+
+
+def _is_better(claim: str, search: Result, other: Result) -> Finding:
+  evidence = "; ".join(
+    f"{each.row}, {each.column}: {claims.describe_accuracy(each)}"
+    for each in (search, other)
+  )
+  completed = [each.test_accuracy is not None for each in (search, other)]
+  if not all(completed):
+    holds = completed[0] if any(completed) else None
+    return Finding(claim, holds, f"{evidence}.")
+  gap = claims.accuracy_gap(search, other)
+  holds = claims.is_positive(gap.points, gap.error)
+  return Finding(claim, holds, f"{evidence}; difference {gap} points.")
+
+
+def regularization_report(results: Results) -> StudyReport:
+  """Returns the curves by dropout rate."""
+  dataset = report.dataset_title(results)
+  curves = Figure(
+    name="accuracy_by_dropout",
+    title="Test accuracy by dropout rate",
+    figure=regularization_curves(results),
+    description="Lines of the test accuracy by dropout rate, one for each method with "
+    "and without biases and L2.",
+    note="Whiskers are one standard deviation.",
+  )
+  return StudyReport(
+    f"Regularization study on {dataset}",
+    f"{report.network_title(results)} on {dataset}: test accuracy by biases, dropout, "
+    "L2 and method. The paper regularizes SkipInit with biases and dropout together.",
+    [curves],
+  )
+
+
+def regularization_curves(results: Results) -> "Drawing":
+  """Draws test accuracy by dropout rate, a line for each row of the table."""
+  figure = drawing.new_figure(4.8)
+  axes = figure.add_subplot()
+  for index, row in enumerate(results.rows):
+    points = [(each.labels.dropout_rate, each) for each in results.in_row(row)]
+    points.sort(key=lambda point: point[0])
+    figures.plot_accuracies(axes, points, row, figures.style(index))
+  axes.set_xlabel("dropout rate")
+  axes.set_ylabel("test accuracy (%)")
+  axes.grid(alpha=0.25)
+  drawing.finish(figure, *axes.get_legend_handles_labels())
+  return figure
+
+
+register(
+  StudyKind(
+    "regularization_study",
+    RegularizationLabels,
+    ("method", "dropout"),
+    regularization_claims,
+    regularization_report,
+  )
+)

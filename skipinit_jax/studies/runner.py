@@ -31,10 +31,11 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.files import LockedError, local_workdir, lock
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
+from skipinit_jax.studies.results import write_results
 from skipinit_jax.studies.statistics import above_chance, above_share
 from skipinit_jax.studies.storage import (
   HEARTBEAT_SECONDS,
-  Claim,
+  ClaimedTrial,
   Storage,
   default_url,
   printable_url,
@@ -49,7 +50,6 @@ from skipinit_jax.studies.study import (
   check,
   missing_runs,
   summarize,
-  write_results,
 )
 from skipinit_jax.training import Result, TrainConfig, train
 from skipinit_jax.training.metrics import read_metrics
@@ -200,7 +200,7 @@ class _Supervisor:
     self._workers = workers
     self._lock_path = lock_path
     self._progress = progress
-    self._running: dict[concurrent.futures.Future[Run | None], Claim] = {}
+    self._running: dict[concurrent.futures.Future[Run | None], ClaimedTrial] = {}
     self._attempts: dict[Key, int] = {}
     self._deaths = 0
 
@@ -297,7 +297,7 @@ class _Supervisor:
     if died and not stop.requested:
       self._replace_workers()
 
-  def _fail(self, claim: Claim, error: Exception) -> None:
+  def _fail(self, claim: ClaimedTrial, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     self._storage.fail(claim, reason)
     attempts = self._attempts[claim.key] = self._attempts.get(claim.key, 0) + 1

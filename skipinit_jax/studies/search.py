@@ -55,10 +55,8 @@ class SearchConfig:
     Raises:
       UsageError: a field's value is not allowed.
     """
-    rates = self.learning_rates
-    if not rates:
-      raise UsageError(f"{name}.learning_rates is empty: name at least one rate.")
     check_lists(self, name)
+    rates = self.learning_rates
     if not all(_LOWEST_RATE <= rate <= _HIGHEST_RATE for rate in rates):
       raise UsageError(
         f"{name}.learning_rates is {rates}: each must be from 2^-100 to 2^100."

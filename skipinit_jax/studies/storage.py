@@ -40,7 +40,7 @@ _DISTRIBUTIONS = {
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Claim(NamedTuple):
+class ClaimedTrial(NamedTuple):
   """A trial that this process is to run.
 
   Attributes:
@@ -150,7 +150,7 @@ class Storage:
     kind = self._study.user_attrs.get("kind")
     if kind is None and not self._trials():
       self._study.set_user_attr("kind", study.name)
-      self._study.set_user_attr("config", study.config)
+      self._study.set_user_attr("config", study.json_config)
     elif kind != study.name:
       raise UsageError(
         f"The study {self._name} in {self._url} is a {kind or 'study of others'}, not "
@@ -199,13 +199,15 @@ class Storage:
               distributions=_DISTRIBUTIONS,
               user_attrs={
                 "search": search.name,
-                **search.labels,
+                **dataclasses.asdict(search.labels),
                 "config": _identity(search.config),
               },
             )
           )
 
-  def claim(self, wanted: Iterable[Key], lock_path: pathlib.Path) -> Claim | None:
+  def claim(
+    self, wanted: Iterable[Key], lock_path: pathlib.Path
+  ) -> ClaimedTrial | None:
     """Takes the first waiting trial, so that no other process does.
 
     Args:
@@ -235,7 +237,7 @@ class Storage:
         ):
           self._set(trial._trial_id, "host", socket.gethostname())
           self._set(trial._trial_id, "lock", str(lock_path))
-          return Claim(trial._trial_id, key)
+          return ClaimedTrial(trial._trial_id, key)
     return None
 
   def _take(self, trial_id: int) -> bool:
@@ -247,7 +249,7 @@ class Storage:
       return self._set_state(trial_id, TrialState.RUNNING)
     return False
 
-  def heartbeat(self, claims: Iterable[Claim]) -> None:
+  def heartbeat(self, claims: Iterable[ClaimedTrial]) -> None:
     """Gives a sign of life for each trial that this process runs."""
     with self._errors():
       for claim in claims:
@@ -268,7 +270,7 @@ class Storage:
         if here and os.path.exists(lock) and not is_locked(lock):
           self._end(trial._trial_id, TrialState.FAIL, "its process died")
 
-  def complete(self, claim: Claim, run: Run) -> None:
+  def complete(self, claim: ClaimedTrial, run: Run) -> None:
     """Ends a trial with its result; Optuna shows diverged ones as pruned."""
     fields = dataclasses.asdict(run)
     result = {name: fields[name] for name in fields if name not in Key._fields}
@@ -281,7 +283,7 @@ class Storage:
       else:
         self._end(claim.trial_id, TrialState.PRUNED, "diverged", result=result)
 
-  def fail(self, claim: Claim, reason: str) -> None:
+  def fail(self, claim: ClaimedTrial, reason: str) -> None:
     """Ends a trial without a result: its run gets a new one."""
     with self._errors():
       self._end(claim.trial_id, TrialState.FAIL, reason)

@@ -1,22 +1,13 @@
-"""A study as data: what is searched, what the runs came to, and `results.json`."""
+"""A study as data: kinds of studies, what they search, and what the runs came to."""
 
 import dataclasses
 import itertools
-import os
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
-from skipinit_jax.files import (
-  RESULT,
-  Path,
-  read_json,
-  to_json,
-  workdir_path,
-  write_json,
-)
+from skipinit_jax.document import Figure, Finding, Section
+from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import to_json
 from skipinit_jax.studies.search import SearchConfig, summarize_rates, wanted_runs
 from skipinit_jax.studies.statistics import (
   Optimum,
@@ -27,7 +18,7 @@ from skipinit_jax.studies.statistics import (
 )
 from skipinit_jax.training import TrainConfig
 
-RESULTS = "results.json"
+Labels = TypeVar("Labels")
 
 
 class Key(NamedTuple):
@@ -45,15 +36,15 @@ class Key(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Search(Generic[Labels]):
   """One learning-rate search of a study: one cell of its table.
 
   Attributes:
     name: unique in the study, and the directory of its runs, such as
       "wide_resnet_16_2/skipinit".
-    row: the name of its row in the study's table, such as "Wide-ResNet 16-2".
-    column: the name of its column, such as "Batch norm".
-    labels: what it varies, as plain values: "method", "depth", "batch_size", ...
+    row: the title of its row in the study's table, such as "Wide-ResNet 16-2".
+    column: the title of its column, such as "Batch norm".
+    labels: what it varies: a dataclass of numbers and names, see `StudyKind`.
     config: its training runs, but for rate and seed: the search sets the rate, and its
       seeds count up from this one.
     protocol: which rates and seeds to run.
@@ -62,7 +53,7 @@ class Search:
   name: str
   row: str
   column: str
-  labels: dict[str, Any]
+  labels: Labels
   config: TrainConfig
   protocol: SearchConfig
 
@@ -79,18 +70,24 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Study(Generic[Labels]):
   """All searches of a study.
 
   Attributes:
-    name: of the kind of study, such as "depth_study".
-    config: its configuration, as plain values of JSON.
+    name: the name of its kind, such as "depth_study".
+    config: its configuration, a dataclass.
     searches: the searches, in the order of the tables.
   """
 
   name: str
-  config: dict[str, Any]
-  searches: tuple[Search, ...]
+  config: Any
+  searches: tuple[Search[Labels], ...]
+
+  @property
+  def json_config(self) -> dict[str, Any]:
+    """Its configuration as values of JSON."""
+    values: dict[str, Any] = to_json(dataclasses.asdict(self.config))
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +100,17 @@ class Run:
     seed: its seed, from 0.
     status: "completed" or "diverged".
     step: optimizer steps taken.
-    train_loss: mean over the last epoch; of a diverged run not finite.
-    train_accuracy: likewise.
+    train_loss: mean over the last epoch; not finite if the run diverged.
+    train_accuracy: mean over the last epoch.
     test_loss: on the whole test set; None if the run diverged.
-    test_accuracy: likewise, from 0 to 1.
+    test_accuracy: from 0 to 1; None if the run diverged.
     history: the learning curves and, if it was logged, the signal, as
       `history.make_history` returns them.
-    seconds: that the process which finished it took for it.
+    seconds: how long the process that finished it worked on it.
     device: kind and number of its devices.
-    versions: of the packages that decide the result.
+    versions: the versions of the packages that decide the result.
     test_top5_accuracy: share of the test set whose label is among the five largest
-      logits; None if the run diverged, or is of a version that did not measure it.
+      logits; None if the run diverged, or did not measure it.
   """
 
   search: str
@@ -139,14 +136,14 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Generic[Labels]):
   """What a search came to.
 
   Attributes:
-    name: of the search.
-    row: of the search.
-    column: of the search.
-    labels: of the search.
+    name: the search's name.
+    row: the title of its row.
+    column: the title of its column.
+    labels: what it varied.
     best_of: k, the number of best seeds that the statistics are over.
     extends: whether the search went on beyond its first rates.
     rates: the statistics of each rate that was tried, ascending.
@@ -154,9 +151,9 @@ class SearchResult:
       at every rate.
     largest_stable_rate: the largest rate that trains; None if none does.
     test_accuracy: at the best rate: mean over the best k of n seeds, from 0 to 1.
-    test_accuracy_deviation: its standard deviation.
-    train_loss: likewise.
-    train_loss_deviation: likewise.
+    test_accuracy_deviation: the standard deviation of those seeds.
+    train_loss: at the best rate: mean over the best k of n seeds.
+    train_loss_deviation: the standard deviation of those seeds.
     trains: whether that test accuracy is above chance, see `statistics.above_chance`.
     num_runs: over all rates and seeds.
     num_diverged: how many of them diverged.
@@ -165,7 +162,7 @@ class SearchResult:
   name: str
   row: str
   column: str
-  labels: dict[str, Any]
+  labels: Labels
   best_of: int
   extends: bool
   rates: list[RateSummary]
@@ -179,20 +176,25 @@ class SearchResult:
   num_runs: int
   num_diverged: int
 
+  @property
+  def is_stable_throughout(self) -> bool:
+    """Whether the highest rate that was tried still trains."""
+    return self.largest_stable_rate == self.rates[-1].learning_rate
+
 
 @dataclasses.dataclass(frozen=True)
-class StudyResults:
+class StudyResults(Generic[Labels]):
   """A finished study; `results.json` holds the same fields.
 
   Attributes:
-    name: of the kind of study.
+    name: the name of its kind.
     command: the command that ran it.
-    config: its configuration.
+    config: its configuration, as values of JSON.
     threshold: the accuracy above which a network counts as trained.
     searches: what each search came to, in the order of the tables.
     runs: every run, search by search. The signal is kept only of the runs that the
-      report draws: those of `signal_run`.
-    versions: of the packages that decide the results.
+      report draws, those of `signal_run`.
+    versions: the versions of the packages that decide the results.
     devices: kinds and numbers of the devices of a run.
   """
 
@@ -200,18 +202,107 @@ class StudyResults:
   command: str
   config: dict[str, Any]
   threshold: float
-  searches: list[SearchResult]
+  searches: list[SearchResult[Labels]]
   runs: list[Run]
   versions: dict[str, str]
   devices: list[str]
 
+  @property
+  def rows(self) -> list[str]:
+    """The titles of the table's rows, in its order."""
+    return unique(search.row for search in self.searches)
 
-def check(study: Study) -> None:
+  @property
+  def columns(self) -> list[str]:
+    """The titles of the table's columns, in its order."""
+    return unique(search.column for search in self.searches)
+
+  def in_row(self, row: str) -> list[SearchResult[Labels]]:
+    """Returns the searches of one row of the table."""
+    return [search for search in self.searches if search.row == row]
+
+  def at_best_rate(self, search: SearchResult[Labels]) -> list[Run]:
+    """Returns the completed runs of a search at its best rate, seed by seed."""
+    return sorted(
+      (
+        run
+        for run in self.runs
+        if search.optimum is not None
+        and run.search == search.name
+        and run.learning_rate == search.optimum.learning_rate
+        and run.status == "completed"
+      ),
+      key=lambda run: run.seed,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyReport:
+  """What a report says of its own kind of study, beside what all reports show.
+
+  Attributes:
+    title: the report's title.
+    lead: one or two sentences: what was measured, on what, with what.
+    figures: what stands below the main table of accuracies.
+    sections: what follows it.
+  """
+
+  title: str
+  lead: str
+  figures: Sequence[Figure] = ()
+  sections: Sequence[Section] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyKind(Generic[Labels]):
+  """A kind of study: what its searches vary, what it claims and how it is reported.
+
+  Attributes:
+    name: the name in `results.json`, such as "depth_study".
+    labels: the dataclass of what its searches vary; its fields are values of JSON.
+    header: what the rows and the columns of its table are.
+    claims: checks what the study is about on its results.
+    report: returns its own part of the report.
+  """
+
+  name: str
+  labels: type[Labels]
+  header: tuple[str, str]
+  claims: Callable[[StudyResults[Labels]], list[Finding]]
+  report: Callable[[StudyResults[Labels]], StudyReport]
+
+
+_kinds: dict[str, StudyKind[Any]] = {}
+
+
+def register(kind: StudyKind[Any]) -> None:
+  """Makes a kind of study known, so that its results can be read and reported.
+
+  Args:
+    kind: the kind; one of the same name is replaced.
+  """
+  _kinds[kind.name] = kind
+
+
+def get_kind(name: str) -> StudyKind[Any]:
+  """Returns the kind of study of this name.
+
+  Raises:
+    UsageError: no kind of this name is registered.
+  """
+  if name not in _kinds:
+    raise unknown_name("kind of study", name, _kinds)
+  return _kinds[name]
+
+
+def check(study: Study[Any]) -> None:
   """Checks everything that can be checked before the first run.
 
   Raises:
-    UsageError: there is no search, or a search or a run's configuration is not allowed.
+    UsageError: there is no search, its kind is not known, or a search or a run's
+      configuration is not allowed.
   """
+  get_kind(study.name)
   if not study.searches:
     raise UsageError(f"The {study.name} has no runs: name at least one of each list.")
   for search in study.searches:
@@ -221,19 +312,19 @@ def check(study: Study) -> None:
     search.run_config(search.protocol.learning_rates[0], last_seed).validate()
     search.config.make_model(num_classes=1)
   names = [search.name for search in study.searches]
-  for name, group in itertools.groupby(sorted(names)):
-    if len(list(group)) > 1:
+  for name in names:
+    if names.count(name) > 1:
       raise UsageError(f"The {study.name} would run {name} twice: name it once.")
 
 
 def missing_runs(
-  study: Study, runs: Mapping[Key, Run], threshold: float
-) -> list[tuple[Search, Key]]:
+  study: Study[Labels], runs: Mapping[Key, Run], threshold: float
+) -> list[tuple[Search[Labels], Key]]:
   """Returns the runs that the study asks for and that are not finished.
 
   Args:
     study: the study.
-    runs: the finished runs, by search, rate and seed.
+    runs: the finished runs.
     threshold: the accuracy above which a network trains.
 
   Returns:
@@ -241,38 +332,28 @@ def missing_runs(
     study is finished.
   """
   outcomes = _outcomes(runs)
-  wanted = [
-    (search, key)
-    for search in study.searches
-    for rate, seed in wanted_runs(
-      search.protocol, outcomes.get(search.name, {}), threshold
-    )
-    if (key := Key(search.name, rate, seed)) not in runs
-  ]
   # Rates vary slower than searches: the second rate of a network then finds the
   # program compiled that its first one was, also where runs go side by side.
-  rates: dict[str, list[float]] = {}
-  for _, key in wanted:
-    of_search = rates.setdefault(key.search, [])
-    if key.learning_rate not in of_search:
-      of_search.append(key.learning_rate)
-  return sorted(
-    wanted, key=lambda run: rates[run[1].search].index(run[1].learning_rate)
-  )
+  rounds: dict[int, list[tuple[Search[Labels], Key]]] = {}
+  for search in study.searches:
+    wanted = wanted_runs(search.protocol, outcomes.get(search.name, {}), threshold)
+    keys = [Key(search.name, rate, seed) for rate, seed in wanted]
+    missing = [key for key in keys if key not in runs]
+    rates = unique(key.learning_rate for key in missing)
+    for key in missing:
+      turn = rates.index(key.learning_rate)
+      rounds.setdefault(turn, []).append((search, key))
+  return list(itertools.chain.from_iterable(rounds[turn] for turn in sorted(rounds)))
 
 
 def summarize(
-  study: Study,
-  runs: Mapping[Key, Run],
-  threshold: float,
-  command: str,
-) -> StudyResults:
+  study: Study[Labels], runs: Mapping[Key, Run], threshold: float, command: str
+) -> StudyResults[Labels]:
   """Returns the results of a finished study.
 
   Args:
     study: the study.
-    runs: the finished runs, by search, rate and seed; those that the study does not
-      ask for are left out.
+    runs: the finished runs; those that the study does not ask for are left out.
     threshold: the accuracy above which a network trains.
     command: the command that ran it.
   """
@@ -282,29 +363,30 @@ def summarize(
     mine = outcomes.get(search.name, {})
     wanted = sorted(wanted_runs(search.protocol, mine, threshold))
     searches.append(_result(search, {key: mine[key] for key in wanted}, threshold))
-    kept += _without_signals(
-      searches[-1], [runs[Key(search.name, rate, seed)] for rate, seed in wanted]
-    )
-  # Those of a study that went on with newer packages are several.
+    kept += [runs[Key(search.name, rate, seed)] for rate, seed in wanted]
+  # A study may have gone on with newer packages.
   versions: dict[str, set[str]] = {}
   for run in kept:
     for package, version in run.versions.items():
       versions.setdefault(package, set()).add(version)
-  return StudyResults(
+  results = StudyResults(
     name=study.name,
     command=command,
-    config=study.config,
+    config=study.json_config,
     threshold=threshold,
     searches=searches,
     runs=kept,
     versions={name: ", ".join(sorted(each)) for name, each in versions.items()},
     devices=sorted({run.device for run in kept}),
   )
+  return dataclasses.replace(results, runs=_without_undrawn_signals(results))
 
 
 def _result(
-  search: Search, outcomes: Mapping[tuple[float, int], Outcome], threshold: float
-) -> SearchResult:
+  search: Search[Labels],
+  outcomes: Mapping[tuple[float, int], Outcome],
+  threshold: float,
+) -> SearchResult[Labels]:
   rates = summarize_rates(search.protocol, outcomes)
   optimum = find_optimum(rates, search.protocol.objective)
   best = next(
@@ -331,40 +413,27 @@ def _result(
   )
 
 
-def signal_run(search: SearchResult, runs: Sequence[Run]) -> Run | None:
-  """Returns the run whose signal stands for its search.
-
-  Args:
-    search: the search.
-    runs: of the study.
+def signal_run(
+  results: StudyResults[Labels], search: SearchResult[Labels]
+) -> Run | None:
+  """Returns the run whose signal stands for a search.
 
   Returns:
     The first completed seed at the best rate; None if too few seeds completed at every
     rate.
   """
-  return next(
-    (
-      run
-      for run in sorted(runs, key=lambda run: run.seed)
-      if search.optimum is not None
-      and run.search == search.name
-      and run.learning_rate == search.optimum.learning_rate
-      and run.status == "completed"
-    ),
-    None,
-  )
+  return next(iter(results.at_best_rate(search)), None)
 
 
-def _without_signals(search: SearchResult, runs: Sequence[Run]) -> list[Run]:
-  """Returns the runs of a search without the signals that nobody draws."""
-  drawn = signal_run(search, runs)
+def _without_undrawn_signals(results: StudyResults[Any]) -> list[Run]:
+  drawn = [signal_run(results, search) for search in results.searches]
   return [
     run
-    if run is drawn or "signal" not in run.history
+    if "signal" not in run.history or any(run is each for each in drawn)
     else dataclasses.replace(
       run, history={name: run.history[name] for name in ("train", "test")}
     )
-    for run in runs
+    for run in results.runs
   ]
 
 
@@ -377,83 +446,9 @@ def _outcomes(
   return outcomes
 
 
-def write_results(results: StudyResults, directory: str | os.PathLike[str]) -> Path:
-  """Writes `results.json` into an existing directory, and returns its path."""
-  path = workdir_path(directory) / RESULTS
-  write_json(path, dataclasses.asdict(results))
-  return path
+Value = TypeVar("Value")
 
 
-def read_results(workdir: str | os.PathLike[str]) -> StudyResults:
-  """Reads `results.json`.
-
-  Args:
-    workdir: a study's directory.
-
-  Raises:
-    UsageError: the directory holds no results, those of an unfinished study, or
-      results of another version.
-  """
-  workdir = pathlib.Path(workdir)
-  path = workdir / RESULTS
-  if not path.exists():
-    if any((workdir / name).exists() for name in ("trials", "study.db")):
-      paths = workdir.glob(f"trials/**/{RESULT}")
-      finished = sum(read_json(path)["status"] != "interrupted" for path in paths)
-      raise UsageError(
-        f"The study in {workdir} is not finished ({finished} of its runs are): run the "
-        "same command again to go on, then make the report."
-      )
-    if (workdir / RESULT).exists():
-      raise UsageError(f"There is no study in {workdir}, but a single run.")
-    raise UsageError(
-      f"There is neither a study nor a run in {workdir}: it has no {RESULTS} and no "
-      f"{RESULT}."
-    )
-  fields = read_json(path)
-  try:
-    fields["searches"] = [_read_search(search) for search in fields["searches"]]
-    fields["runs"] = [Run(**run) for run in fields["runs"]]
-    return StudyResults(**fields)
-  except (KeyError, TypeError):
-    raise UsageError(
-      f"The file {path} holds no results of this version's: run the study again."
-    ) from None
-
-
-def _read_search(fields: dict[str, Any]) -> SearchResult:
-  optimum = fields["optimum"]
-  return SearchResult(
-    **{
-      **fields,
-      "rates": [RateSummary(**rate) for rate in fields["rates"]],
-      "optimum": None if optimum is None else Optimum(**optimum),
-    }
-  )
-
-
-def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int | None:
-  """Returns the ghost batch size of a run of a study that has several batch sizes.
-
-  Args:
-    largest: examples of a ghost batch, for larger batches; None: whole batches.
-    method: the method's name.
-    batch_size: examples of a step.
-
-  Returns:
-    The size; None: normalize whole batches, or the method has no batch norm.
-  """
-  if largest is None or batch_size <= largest:
-    return None
-  return largest if methods.get(method).has_batch_norm else None
-
-
-def plain(config: Any) -> dict[str, Any]:
-  """Returns a configuration dataclass as plain values of JSON."""
-  plain_values: dict[str, Any] = to_json(dataclasses.asdict(config))
-  return plain_values
-
-
-def unique(values: Sequence[Any]) -> list[Any]:
+def unique(values: Iterable[Value]) -> list[Value]:
   """Returns the values in the order of their first occurrence."""
   return list(dict.fromkeys(values))

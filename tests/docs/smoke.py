@@ -16,6 +16,7 @@ from skipinit_jax.studies.study import Study, check
 from skipinit_jax.training import TrainConfig, distributed
 
 _TRAIN = ("experiments.train", "experiments.imagenet")
+_STUDY = "experiments.study_program"
 _run = program.run
 
 
@@ -31,13 +32,13 @@ def _run_study(study: Study, workdir: str, **_: Any) -> None:
 
 
 def _run_program(main: Any) -> None:
-  trains = module in _TRAIN or "study_program" in main.__globals__
+  trains = module in _TRAIN or main.__module__ == _STUDY
   _run(main if trains else lambda: 0)
 
 
 _, folder, module, *arguments = sys.argv
 training.train = _train
-studies.run = studies.run_in_turn = _run_study
+studies.run = studies.run_sequentially = _run_study
 distributed.initialize = lambda *_: None
 program.run = _run_program
 sys.argv[1:] = arguments

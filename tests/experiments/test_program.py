@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs.depth_study import CONFIGS
+from experiments.depth_study import CONFIGS
 from skipinit_jax import methods
 from skipinit_jax.training import TrainConfig
 

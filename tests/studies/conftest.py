@@ -19,6 +19,7 @@ import jax
 import pytest
 
 from skipinit_jax.studies import SearchConfig
+from skipinit_jax.studies.depth import DepthLabels
 from skipinit_jax.studies.storage import default_url
 from skipinit_jax.studies.study import Key, Run, Search, Study, missing_runs
 from skipinit_jax.training import TrainConfig
@@ -46,7 +47,7 @@ def make_study() -> Callable[..., Study]:
         name=f"mlp/{method}",
         row="MLP 2-8",
         column=method,
-        labels={"method": method, "depth": 2},
+        labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
         config=TrainConfig(
           model="residual_mlp", depth=2, width=8, method=method, **fields
         ),
@@ -54,7 +55,7 @@ def make_study() -> Callable[..., Study]:
       )
       for method in methods
     ]
-    return Study(name, {"num_seeds": seeds}, tuple(searches))
+    return Study(name, protocol, tuple(searches))
 
   return make
 

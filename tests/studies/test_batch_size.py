@@ -1,18 +1,38 @@
-"""The batch-size study: its rates, steps, schedules and ghost batches."""
+"""The batch-size study: its rates, steps, schedules, claims and report."""
 
 import dataclasses
+import math
 import types
 
 import numpy as np
 import pytest
 
-from experiments.configs.batch_size_study import CONFIGS
+from experiments.batch_size_study import CONFIGS
 from skipinit_jax import data
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import BatchSizeStudyConfig, SearchConfig, batch_size_study
+from skipinit_jax.studies import (
+  BatchSizeStudyConfig,
+  SearchConfig,
+  batch_size_study,
+  make_report,
+)
+from skipinit_jax.studies.batch_size import (
+  BatchSizeLabels,
+  batch_size_claims,
+  batch_size_curves,
+  format_stable_rate,
+)
 from skipinit_jax.studies.study import check
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.schedules import make_schedule
+from tests.studies.results import (
+  ALL_RATES,
+  contents_of,
+  make_result,
+  make_results,
+  run_study,
+  texts,
+)
 
 # Of `digits`: 92 batches of 16.
 NUM_EXAMPLES = 1472
@@ -27,65 +47,43 @@ CONFIG = BatchSizeStudyConfig(
 )
 
 
-def replace(**changes):
-  return dataclasses.replace(CONFIG, **changes)
+def searches_of(**changes):
+  return batch_size_study(dataclasses.replace(CONFIG, **changes)).searches
 
 
 def test_every_batch_size_with_every_method_at_each_budget():
-  study = batch_size_study(replace(batch_sizes=(8, 64)))
-  assert study.name == "batch_size_study"
+  study = batch_size_study(CONFIG)
+  check(study)
   assert [(search.name, search.row, search.column) for search in study.searches] == [
     (f"same_{budget}/batch_{size}/{method}", f"batch {size}, same {budget}", title)
     for budget in ("epochs", "steps")
-    for size in (8, 64)
+    for size in (8, 16, 64, 256)
     for method, title in (("batch_norm", "Batch norm"), ("skipinit", "SkipInit, α = 0"))
   ]
   for search in study.searches:
-    assert search.config.batch_size == search.labels["batch_size"]
-    assert search.config.method == search.labels["method"]
-  check(study)
-
-
-def test_rates_and_their_bounds_are_in_proportion_to_the_batch_size():
-  for search in batch_size_study(CONFIG).searches:
-    factor = search.labels["batch_size"] / 16
-    protocol = search.protocol
+    labels, config = search.labels, search.config
+    assert (config.batch_size, config.method) == (labels.batch_size, labels.method)
+    # Rates and their bounds are in proportion to the batch size.
+    factor, protocol = labels.batch_size / 16, search.protocol
     assert protocol.learning_rates == (0.25 * factor, 0.5 * factor)
-    assert protocol.min_learning_rate == 0.125 * factor
-    assert protocol.max_learning_rate == 4 * factor
-    # At a factor that is no power of two they are still factors of two apart.
-  odd = batch_size_study(replace(batch_sizes=(24,), ghost_batch_size=None))
-  check(odd)
-  assert odd.searches[0].protocol.learning_rates == (0.375, 0.75)
+    bounds = (protocol.min_learning_rate, protocol.max_learning_rate)
+    assert bounds == (0.125 * factor, 4 * factor)
+    if labels.budget == "epochs":
+      assert CONFIG.train == dataclasses.replace(
+        config, batch_size=16, method="skipinit", ghost_batch_size=None
+      )
 
 
-def test_same_epochs_change_nothing_but_the_batch_size():
-  for search in batch_size_study(replace(budgets=("epochs",))).searches:
-    kept = dataclasses.replace(
-      search.config, batch_size=16, method="skipinit", ghost_batch_size=None
-    )
-    assert kept == CONFIG.train
-
-
-@pytest.mark.parametrize("size", [8, 16, 32, 64])
-def test_same_steps_are_the_same_steps_where_batches_divide_the_data(size):
-  (search,) = batch_size_study(
-    replace(methods=("skipinit",), batch_sizes=(size,), budgets=("steps",))
-  ).searches
-  config = search.config
-  assert config.epochs * (NUM_EXAMPLES // size) == 8 * 92
-  assert (config.batch_size, config.epochs) == (size, 8 * size // 16)
-
-
-@pytest.mark.parametrize("size", [128, 256, 736])
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256, 736])
 def test_same_steps_are_as_close_as_whole_epochs_come(size):
   # Batches of 256 are 5 an epoch, not 92 / 16: the rest of the data is left out.
-  (search,) = batch_size_study(
-    replace(methods=("skipinit",), batch_sizes=(size,), budgets=("steps",))
-  ).searches
+  (search,) = searches_of(
+    methods=("skipinit",), batch_sizes=(size,), budgets=("steps",)
+  )
   steps_per_epoch = NUM_EXAMPLES // size
-  steps = search.config.epochs * steps_per_epoch
-  assert abs(steps - 8 * 92) <= steps_per_epoch / 2
+  assert abs(search.config.epochs * steps_per_epoch - 8 * 92) <= (
+    steps_per_epoch / 2 if size > 64 else 0
+  )
 
 
 @pytest.mark.parametrize(
@@ -97,118 +95,66 @@ def test_same_steps_are_as_close_as_whole_epochs_come(size):
     {"schedule": "exponential", "growth_per_epoch": 1.5},
   ],
 )
-@pytest.mark.parametrize("size", [8, 64, 256])
-def test_same_steps_have_the_same_rate_at_every_step(schedule, size):
+def test_same_steps_have_the_same_rate_at_every_step(schedule):
   train = dataclasses.replace(CONFIG.train, **schedule)
-  (search,) = batch_size_study(
-    replace(methods=("skipinit",), batch_sizes=(size,), budgets=("steps",), train=train)
-  ).searches
-  steps = np.arange(8 * 92)
-  expected = [float(make_schedule(train, 92)(step)) for step in steps[::7]]
-  other = make_schedule(search.config, NUM_EXAMPLES // size)
-  # Cosine decays over all steps, of which batches of 256 have 0.5 % more.
-  tolerance = 0.01 if schedule["schedule"] == "cosine" and size == 256 else 1e-5
-  actual = [float(other(step)) for step in steps[::7]]
-  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=tolerance)
+  steps = np.arange(0, 8 * 92, 23)
+  expected = [float(make_schedule(train, 92)(step)) for step in steps]
   assert max(expected) > 0.9
   assert min(expected) < 0.5 or schedule["schedule"] in ("constant", "exponential")
+  for search in searches_of(methods=("skipinit",), budgets=("steps",), train=train):
+    size = search.config.batch_size
+    other = make_schedule(search.config, NUM_EXAMPLES // size)
+    # Cosine decays over all steps, of which batches of 256 have 0.5 % more.
+    tolerance = 0.01 if schedule["schedule"] == "cosine" and size == 256 else 1e-5
+    actual = [float(other(step)) for step in steps]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=tolerance)
 
 
 def test_evaluations_are_as_many_at_the_same_steps():
-  train = dataclasses.replace(CONFIG.train, eval_every_epochs=2)
-  searches = batch_size_study(
-    replace(
-      methods=("skipinit",), batch_sizes=(4, 8, 64), budgets=("steps",), train=train
-    )
-  ).searches
+  searches = searches_of(
+    methods=("skipinit",),
+    batch_sizes=(4, 8, 64),
+    budgets=("steps",),
+    train=dataclasses.replace(CONFIG.train, eval_every_epochs=2),
+  )
   # Never less than once an epoch of the smallest batches.
   assert [search.config.eval_every_epochs for search in searches] == [1, 1, 8]
 
 
 def test_only_larger_batches_of_batch_norm_have_ghost_batches():
-  study = batch_size_study(
-    replace(methods=("batch_norm", "skipinit", "output_batch_norm", "unnormalized"))
-  )
-  for search in study.searches:
-    normalized = search.labels["method"] in ("batch_norm", "output_batch_norm")
-    larger = search.labels["batch_size"] in (64, 256)
+  names = ("batch_norm", "skipinit", "output_batch_norm", "unnormalized")
+  for search in searches_of(methods=names):
+    normalized = search.labels.method in ("batch_norm", "output_batch_norm")
+    larger = search.labels.batch_size in (64, 256)
     assert search.config.ghost_batch_size == (16 if normalized and larger else None)
-  check(study)
-  whole = batch_size_study(replace(ghost_batch_size=None))
-  assert {search.config.ghost_batch_size for search in whole.searches} == {None}
-
-
-def test_ghost_batches_divide_the_batch():
-  study = batch_size_study(replace(batch_sizes=(8, 24)))
-  with pytest.raises(UsageError, match="batch_size is 24: it is not a multiple of gho"):
-    check(study)
+  whole = searches_of(ghost_batch_size=None)
+  assert {search.config.ghost_batch_size for search in whole} == {None}
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("changes", "words"),
   [
-    ({"methods": ()}, "methods is empty: name at least one."),
-    ({"batch_sizes": ()}, "batch_sizes is empty: name at least one."),
-    ({"budgets": ()}, "budgets is empty: name at least one."),
-    ({"batch_sizes": (8, 8)}, "batch_sizes is (8, 8): it names a value twice."),
-    ({"batch_sizes": (8.5,)}, "batch_sizes has 8.5: each must be a whole number."),
-    ({"batch_sizes": (True,)}, "batch_sizes has True: each must be a whole number."),
-    (
-      {"batch_sizes": (0,)},
-      "batch_sizes has 0: each must be from 1 to 1472, the number of training "
-      "examples.",
-    ),
-    (
-      {"batch_sizes": (16, 2048)},
-      "batch_sizes has 2048: each must be from 1 to 1472, the number of training "
-      "examples.",
-    ),
-    (
-      {"budgets": ("epoch",)},
-      "Unknown budget 'epoch' (did you mean 'epochs'?): choose one of epochs, steps.",
-    ),
-    (
-      {"train": TrainConfig(ghost_batch_size=4)},
-      "train.ghost_batch_size is 4, which this study sets itself: use "
-      "ghost_batch_size.",
-    ),
-    (
-      {"train": TrainConfig(method="fixup")},
-      "train.method is fixup, which this study sets itself: use methods.",
-    ),
-    (
-      {"train": TrainConfig(learning_rate=1.0)},
-      "train.learning_rate is 1.0, which this study sets itself: use "
-      "search.learning_rates.",
-    ),
-    ({"train": TrainConfig(batch_size=0)}, "batch_size is 0: it must be at least 1."),
-    (
-      {"search": SearchConfig(learning_rates=(-1.0,))},
-      "search.learning_rates is (-1.0,): each must be from 2^-100 to 2^100.",
-    ),
+    ({"batch_sizes": (0,)}, "batch_sizes has 0: each must be from 1 to 1472"),
+    ({"batch_sizes": (16, 2048)}, "batch_sizes has 2048: each must be from 1 to"),
+    ({"budgets": ("epoch",)}, "Unknown budget 'epoch' .did you mean 'epochs'"),
+    ({"train": TrainConfig(ghost_batch_size=4)}, "train.ghost_batch_size is 4, which"),
+    ({"batch_sizes": (8, 24)}, "batch_size is 24: it is not a multiple of ghost"),
     # Half an epoch is none, or one.
+    ({"batch_sizes": (1,)}, "no closer than 1472 steps to the 736 of 8 epochs"),
     (
-      {"batch_sizes": (1,)},
-      "batch_sizes has 1: its whole epochs come no closer than 1472 steps to the 736 "
-      "of 8 epochs at batch size 16: raise train.epochs, or leave out it or the steps.",
+      {"search": SearchConfig(learning_rates=(2.0**99,), extend=False)},
+      r"batch_64/batch_norm\.learning_rates is",
     ),
   ],
 )
-def test_bad_configuration_is_one_sentence(changes, message):
-  with pytest.raises(UsageError) as error:
-    batch_size_study(replace(**changes))
-  assert str(error.value) == message
-
-
-def test_rates_beyond_all_bounds_are_known_before_the_first_run():
-  search = SearchConfig(learning_rates=(2.0**99,), extend=False)
-  with pytest.raises(UsageError, match=r"batch_64/batch_norm\.learning_rates is"):
-    check(batch_size_study(replace(search=search)))
+def test_bad_configuration_is_one_sentence(changes, words):
+  with pytest.raises(UsageError, match=words):
+    check(batch_size_study(dataclasses.replace(CONFIG, **changes)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_presets_can_be_run(name, monkeypatch):
-  # Of the real sizes, without the files.
+  # The real sizes, without the files.
   sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
   if name == "digits":
     assert data.load(name).train.num_examples == sizes[name]
@@ -218,14 +164,237 @@ def test_presets_can_be_run(name, monkeypatch):
   study = batch_size_study(config)
   check(study)
   assert config.train.dataset == name
-  assert {search.labels["method"] for search in study.searches} == {
-    "batch_norm",
-    "skipinit",
-    "unnormalized",
-  }
   expected = config.train.epochs * (sizes[name] // config.train.batch_size)
   for search in study.searches:
     steps = search.config.epochs * (sizes[name] // search.config.batch_size)
-    if search.labels["budget"] == "steps":
+    if search.labels.budget == "steps":
       assert steps == pytest.approx(expected, rel=0.02)
     assert search.protocol.until_unstable
+
+
+SIZES = (16, 32, 64, 128, 256, 512, 1024)
+
+
+def at_size(method, size, accuracy=0.9, deviation=0.001, *, budget="epochs", **fields):
+  labels = BatchSizeLabels(method, size, budget)
+  row = f"batch {size}, same {budget}"
+  return make_result(labels, accuracy, deviation, row=row, column=method, **fields)
+
+
+def findings_on(*searches):
+  return batch_size_claims(make_results("batch_size_study", searches))
+
+
+def linear(exponents, sizes=SIZES, **fields):
+  """The finding on proportionality, from the optimal rates by batch size."""
+  (finding,) = findings_on(
+    *(
+      at_size("skipinit", size, rate=2.0**exponent, **fields)
+      for size, exponent in zip(sizes, exponents, strict=True)
+    )
+  )
+  return finding
+
+
+def test_optimal_rate_in_proportion_to_the_batch_size():
+  # Proportional up to a threshold, then constant.
+  finding = linear((-6, -5, -4, -3, -3, -3, -3))
+  assert finding.claim.startswith("skipinit: below a threshold, the optimal learning")
+  assert finding.holds is True
+  assert finding.evidence == (
+    "From batch size 16 to 128 the optimal rate goes from 2^-6 to 2^-3: it grows as "
+    "the batch size to the power 1.00."
+  )
+  # 3 sizes at least decide, although 3 of 4 are more than half.
+  assert linear((-6, -5, -4, -4), SIZES[:4]).holds is True
+  # The order of the searches means nothing.
+  assert linear((-3, -4, -5, -6), SIZES[3::-1]).holds is True
+
+
+def test_optimal_rate_that_does_not_grow_or_grows_faster():
+  assert linear((-4, -4, -4, -4, -3, -2, -1)).holds is False
+  assert linear((-8, -6, -4, -2, -2, -2, -2)).holds is False
+  # 2^-4 throughout, but within a deviation also half and twice of it: over three
+  # doublings of the batch size the power is from -2/3 to 2/3.
+  finding = linear((-4,) * 7, within=(2**-5, 2**-3))
+  assert finding.holds is None
+  assert "to the power 0.00 (-0.67 to 0.67 within its ranges)." in finding.evidence
+
+
+@pytest.mark.parametrize("changes", [{"trains": False}, {"tried": (2**-4, 2**-3)}])
+def test_networks_that_say_nothing_on_the_optimal_rate(changes):
+  # At chance, or with a best rate at the edge of what was tried. A grid of one rate in
+  # proportion to the batch size would otherwise prove proportionality.
+  finding = linear((-4, -4, -4), SIZES[:3], **changes)
+  assert finding.holds is None
+  assert finding.evidence.startswith("Fewer than three batch sizes train")
+
+
+def pair(size, norm, skip, **fields):
+  """Batch norm and SkipInit at one batch size, each with its own fields."""
+  return [
+    at_size("batch_norm", size, **{**fields, **norm}),
+    at_size("skipinit", size, **{**fields, **skip}),
+  ]
+
+
+def finding_of(findings, words):
+  (finding,) = (finding for finding in findings if words in finding.claim)
+  return finding
+
+
+@pytest.mark.parametrize(
+  ("stable", "highest", "holds"),
+  [
+    # The exponents of the largest stable rates of batch norm and SkipInit at both batch
+    # sizes, and of the highest rates that were tried.
+    ((0, -2, 1, -2), (2, 2), True),
+    ((0, -2, -2, -2), (2, 2), False),
+    ((0, -2, -3, -2), (2, 2), False),
+    # SkipInit was stable at the highest rate that was tried.
+    ((0, -2, 1, -2), (2, -2), None),
+    # Batch norm was, and is already above SkipInit, or may be.
+    ((1, -2, 1, -2), (1, 2), True),
+    ((-2, -2, -2, -2), (-2, 2), None),
+  ],
+)
+def test_batch_norm_is_stable_at_larger_rates(stable, highest, holds):
+  norm, skip = (
+    {"tried": ALL_RATES[: ALL_RATES.index(2.0**each) + 1]} for each in highest
+  )
+  findings = findings_on(
+    *pair(16, norm | {"stable": 2.0 ** stable[0]}, skip | {"stable": 2.0 ** stable[1]}),
+    *pair(32, norm | {"stable": 2.0 ** stable[2]}, skip | {"stable": 2.0 ** stable[3]}),
+  )
+  assert finding_of(findings, "stable at larger learning rates").holds is holds
+
+
+def test_stable_rate_of_which_only_a_bound_is_known():
+  searches = [
+    at_size("skipinit", 16, stable=2**-2),
+    at_size("skipinit", 16, stable=2**-2, tried=(2**-4, 2**-2)),
+    at_size("skipinit", 16, 0.1),
+  ]
+  assert [format_stable_rate(each) for each in searches] == ["2^-2", "≥ 2^-2", "none"]
+
+
+@pytest.mark.parametrize(
+  ("norm", "skip", "holds"),
+  [
+    ({"rate": 2**-4}, {"rate": 2**-4}, True),
+    ({"rate": 2**-3}, {"rate": 2**-4}, True),
+    ({"rate": 2**-5}, {"rate": 2**-4}, True),
+    ({"rate": 2**-2}, {"rate": 2**-4}, False),
+    ({"rate": 2**-6}, {"rate": 2**-4}, False),
+    # Their ranges are within a factor of two.
+    ({"rate": 2**-2, "within": (2**-3, 2**-2)}, {"rate": 2**-4}, None),
+    # A best rate at the edge of what was tried.
+    ({"rate": 2**-4, "tried": (2**-5, 2**-4)}, {"rate": 2**-4}, None),
+    ({"rate": 2**-2}, {"rate": 2**-4, "tried": (2**-5, 2**-4)}, None),
+  ],
+)
+def test_same_optimal_rates_at_the_smallest_batch_size(norm, skip, holds):
+  # At larger batch sizes, and at the same steps, they may differ.
+  others = pair(64, {"rate": 1.0}, {"rate": 2**-4})
+  steps = pair(16, {"rate": 1.0}, {"rate": 2**-4}, budget="steps")
+  findings = findings_on(*others, *steps, *pair(16, norm, skip))
+  finding = finding_of(findings, "At the smallest batch size")
+  assert finding.holds is holds
+  assert finding.evidence.startswith("Batch 16: 2^")
+  assert finding_of(findings_on(*steps), "At the smallest").holds is False
+
+
+@pytest.mark.parametrize(
+  ("small", "large", "deviation", "holds"),
+  [
+    # Accuracies of batch norm and SkipInit.
+    ((0.95, 0.94), (0.93, 0.85), 0.001, True),
+    ((0.95, 0.90), (0.93, 0.92), 0.001, False),
+    # The gap grows from 0 to 1, its deviation is 2 root 4, that is 2, or unknown.
+    ((0.95, 0.95), (0.95, 0.94), 0.01, None),
+    ((0.95, 0.94), (0.93, 0.85), None, None),
+  ],
+)
+def test_large_rates_pay_at_large_batches(small, large, deviation, holds):
+  findings = findings_on(
+    *pair(16, {"accuracy": small[0]}, {"accuracy": small[1]}, deviation=deviation),
+    *pair(256, {"accuracy": large[0]}, {"accuracy": large[1]}, deviation=deviation),
+  )
+  finding = finding_of(findings, "pay at large batch sizes")
+  assert finding.holds is holds
+  if holds:
+    assert finding.evidence == "Batch 16: +1.0±0.1 points, batch 256: +8.0±0.1 points."
+
+
+def test_what_needs_both_methods_is_left_out_without_one():
+  assert len(findings_on(*(at_size("skipinit", size) for size in SIZES))) == 1
+  # Nor do networks at chance count.
+  findings = findings_on(*pair(16, {}, {"accuracy": 0.1}))
+  assert [finding.holds for finding in findings] == [None, None]
+
+
+def test_report():
+  def accuracy(labels, rate, seed):
+    limit = {"batch_norm": 2**9, "skipinit": 2**-3}[labels.method]
+    best = 2**-8 * labels.batch_size
+    if rate > limit:
+      return None
+    return 0.9 - 0.05 * abs(math.log2(rate / best)) + 0.001 * seed
+
+  search = SearchConfig(
+    learning_rates=(2**-5, 2**-4),
+    until_unstable=True,
+    min_learning_rate=2**-6,
+    max_learning_rate=2**-1,
+    num_seeds=2,
+    best_of=2,
+  )
+  config = BatchSizeStudyConfig(
+    methods=("batch_norm", "skipinit"),
+    batch_sizes=(16, 32),
+    ghost_batch_size=None,
+    train=TrainConfig(batch_size=16, epochs=2, constant_epochs=1),
+    search=search,
+  )
+  report = make_report(run_study(batch_size_study(config), accuracy))
+  assert report.title == "Batch-size study on scikit-learn's 8x8 digits"
+  assert report.lead.startswith("Wide-ResNet 16-1 on scikit-learn's 8x8 digits: ")
+  contents = contents_of(report)
+  assert texts(contents["rates"])[:4] == [
+    # Batch norm is stable at the highest rate allowed: in proportion, 2^-1 and 2^0.
+    ["batch 16, same epochs", "Batch norm", "2^-4", "2^-4", "≥ 2^-1", "0.5995"],
+    ["batch 16, same epochs", "SkipInit, α = 0", "2^-4", "2^-4", "2^-3", "0.5995"],
+    ["batch 32, same epochs", "Batch norm", "2^-3", "2^-3", "≥ 2^0", "0.5995"],
+    ["batch 32, same epochs", "SkipInit, α = 0", "2^-3", "2^-3", "2^-3", "0.5995"],
+  ]
+  assert {"batch_size_same_epochs", "batch_size_same_steps"} <= contents.keys()
+
+
+def test_curves_by_batch_size():
+  searches = [
+    # Out of order, and one at another budget.
+    at_size("skipinit", 64, 0.9),
+    at_size("skipinit", 16, 0.8),
+    at_size("skipinit", 32, 0.7, rate=2**-3, tried=(2**-5, 2**-4, 2**-3)),
+    at_size("skipinit", 128, None),
+    at_size("batch_norm", 32, 0.1),
+    at_size("skipinit", 16, 0.99, budget="steps"),
+  ]
+  results = make_results("batch_size_study", searches)
+  accuracy, loss, best, stable = batch_size_curves(results, "epochs").axes
+  skipinit, batch_norm = (each.lines[0] for each in accuracy.containers[:2])
+  assert list(skipinit.get_xdata()) == [16, 32, 64]
+  assert skipinit.get_ydata() == pytest.approx([80, 70, 90])
+  assert list(batch_norm.get_xdata()) == [32]
+  assert loss.containers[0].lines[0].get_ydata() == pytest.approx([0.2, 0.3, 0.1])
+  optimal, at_chance = (each.lines[0] for each in best.containers)
+  assert list(optimal.get_ydata()) == [2**-4, 2**-3, 2**-4]
+  # Networks at chance have no optimal rate.
+  assert len(at_chance.get_xdata()) == 0
+  # Hollow: at batch size 32 the highest rate is the best and stable.
+  for axes in (best, stable):
+    (hollow,) = (line for line in axes.lines if line.get_markerfacecolor() == "white")
+    assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == ([32], [2**-3])
+  (line,) = (line for line in best.lines if line.get_linestyle() == ":")
+  low, *_, high = line.get_ydata()
+  assert high / low == pytest.approx(128 / 16)

@@ -1,20 +1,34 @@
-"""The branch-scale study: its combinations and how they are named."""
+"""The branch-scale study: its combinations, claims and report."""
 
 import dataclasses
+import functools
 
 import pytest
 
-from experiments.configs.branch_scale_study import CONFIGS
-from skipinit_jax import methods
+from experiments.branch_scale_study import CONFIGS
+from skipinit_jax import document, methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   BranchScaleStudyConfig,
   SearchConfig,
+  accuracy_table,
   branch_scale_study,
+  make_report,
 )
-from skipinit_jax.studies.names import format_alpha
+from skipinit_jax.studies.branch_scale import (
+  BranchScaleLabels,
+  branch_scale_claims,
+  branch_scale_curves,
+)
 from skipinit_jax.studies.study import check
 from skipinit_jax.training import TrainConfig
+from tests.studies.results import (
+  contents_of,
+  make_result,
+  make_results,
+  run_study,
+  verdicts,
+)
 
 CONFIG = BranchScaleStudyConfig(
   methods=("skipinit", "batch_norm"),
@@ -26,13 +40,9 @@ CONFIG = BranchScaleStudyConfig(
 )
 
 
-def replace(**changes):
-  return dataclasses.replace(CONFIG, **changes)
-
-
 def test_every_combination_and_its_names():
   study = branch_scale_study(CONFIG)
-  assert study.name == "branch_scale_study"
+  check(study)
   expected = []
   for depth in (4, 8):
     expected += [
@@ -53,81 +63,167 @@ def test_every_combination_and_its_names():
   ]
   columns = list(dict.fromkeys(search.column for search in study.searches))
   assert columns == ["α = 1", "α = 0.707", "α = 2^-3", "Divide by √2"]
-  check(study)
-
-
-def test_a_search_changes_only_what_it_is_named_after():
-  for search in branch_scale_study(CONFIG).searches:
+  for search in study.searches:
     labels = search.labels
+    # A search changes only what it is named after.
     assert search.config == dataclasses.replace(
       CONFIG.train,
-      depth=labels["depth"],
-      method=labels["method"],
-      alpha=labels["alpha"],
-      learnable_alpha=labels["learnable"],
+      depth=labels.depth,
+      method=labels.method,
+      alpha=labels.alpha,
+      learnable_alpha=labels.learnable,
     )
-    method = search.config.make_method()
-    known = methods.get(labels["method"])
-    if labels["alpha"] is None:
+    method, known = search.config.make_method(), methods.get(labels.method)
+    if labels.alpha is None:
       assert method == known
     else:
-      assert (method.alpha, method.learnable_alpha) == (
-        labels["alpha"],
-        labels["learnable"],
-      )
+      alpha = (method.alpha, method.learnable_alpha)
+      assert alpha == (labels.alpha, labels.learnable)
       assert method.normalizer is known.normalizer
-    assert search.protocol == CONFIG.search
 
 
 @pytest.mark.parametrize(
-  ("alpha", "text"), [(0.0, "0"), (1.0, "1"), (2.0, "2"), (0.25, "2^-2"), (0.3, "0.3")]
-)
-def test_alpha_is_named_shortly(alpha, text):
-  assert format_alpha(alpha) == text
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
+  ("changes", "words"),
   [
-    ({"methods": ()}, "methods is empty: name at least one."),
-    ({"alphas": ()}, "alphas is empty: name at least one."),
-    ({"learnable": ()}, "learnable is empty: name at least one."),
-    ({"depths": ()}, "depths is empty: name at least one."),
-    ({"alphas": (0, 0.0)}, "alphas is (0, 0.0): it names a value twice."),
-    ({"learnable": (1,)}, "learnable has 1: each must be True or False."),
-    (
-      {"train": TrainConfig(alpha=0.5)},
-      "train.alpha is 0.5, which this study sets itself: use alphas.",
-    ),
-    (
-      {"search": SearchConfig(num_seeds=0)},
-      "search.num_seeds is 0: it must be at least 1.",
-    ),
+    ({"alphas": ()}, "alphas is empty: name at least one"),
+    ({"train": TrainConfig(alpha=0.5)}, "train.alpha is 0.5, which this study sets"),
+    ({"alphas": (-1.0,)}, "alpha is -1.0: it must be finite and not negative"),
+    ({"depths": (0,)}, "depth is 0: it must be at least 1"),
   ],
 )
-def test_bad_configuration_is_one_sentence(changes, message):
-  with pytest.raises(UsageError) as error:
-    branch_scale_study(replace(**changes))
-  assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"alphas": (-1.0,)}, "alpha is -1.0: it must be finite and not negative."),
-    ({"depths": (0,)}, "depth is 0: it must be at least 1."),
-  ],
-)
-def test_impossible_networks_are_known_before_the_first_run(changes, message):
-  with pytest.raises(UsageError) as error:
-    check(branch_scale_study(replace(**changes)))
-  assert str(error.value) == message
+def test_bad_configuration_is_one_sentence(changes, words):
+  with pytest.raises(UsageError, match=words):
+    check(branch_scale_study(dataclasses.replace(CONFIG, **changes)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_presets_can_be_run(name):
   study = branch_scale_study(CONFIGS[name]())
   check(study)
-  depths = {search.labels["depth"] for search in study.searches}
+  depths = {search.labels.depth for search in study.searches}
   expected = {"learnable_alpha_wide_resnet": {16, 40}, "transformer": {64}}
   assert depths >= expected.get(name, {100, 1000})
+
+
+def scaled(accuracy, alpha, learnable=False, deviation=0.001, method="batch_norm"):
+  kind = "learnable" if learnable else "constant"
+  return make_result(
+    BranchScaleLabels(9, method, alpha, learnable),
+    accuracy,
+    deviation,
+    row=f"MLP 9-8, {method}, {kind} α",
+    column=f"α = {alpha}",
+  )
+
+
+def reference(method, accuracy):
+  labels = BranchScaleLabels(9, method, None, None)
+  title = methods.get(method).title
+  return make_result(labels, accuracy, row="MLP 9-8, as it is", column=title)
+
+
+def make(*searches):
+  train = dataclasses.asdict(TrainConfig(model="residual_mlp", width=8))
+  return make_results("branch_scale_study", searches, config={"train": train})
+
+
+@pytest.mark.parametrize(
+  ("accuracies", "holds", "as_accurate", "evidence"),
+  [
+    ((0.9, 0.901), True, True, "α = 0.5: 90.0±0.1 %; α = 1: 90.1±0.1 %"),
+    ((0.9, 0.92), True, False, "α = 0.5: 90.0±0.1 %; α = 1: 92.0±0.1 %"),
+    ((0.9, None), False, None, "α = 0.5: 90.0±0.1 %; α = 1: diverges"),
+    ((0.1, 0.9), False, None, "α = 0.5: 10.0±0.1 %, at chance; α = 1: 90.0±0.1 %"),
+  ],
+)
+def test_does_alpha_matter(accuracies, holds, as_accurate, evidence):
+  first, *others = branch_scale_claims(make(*map(scaled, accuracies, (0.5, 1))))
+  row = "MLP 9-8, batch_norm, constant α"
+  assert (first.claim, first.holds) == (f"{row}: every α trains.", holds)
+  assert first.evidence == evidence + "."
+  expected = {} if as_accurate is None else {"is as accurate": as_accurate}
+  assert {each.claim[-15:-1]: each.holds for each in others} == expected
+
+
+@pytest.mark.parametrize(
+  ("learnable", "constant", "holds", "evidence"),
+  [
+    ((0.9, 0.95), (0.85, 0.9), True, "α = 0.5: +5.0±0.1 points; α = 1: +5.0±0.1"),
+    ((0.9, 0.95), (None, 0.9), True, "α = 0.5: only the learnable one trains; α = 1"),
+    ((None, 0.95), (0.9, 0.9), False, "α = 0.5: only the constant one trains; α = 1"),
+    ((0.898, 0.95), (0.9, 0.9), True, "α = 0.5: -0.2±0.1 points; α = 1: +5.0±0.1"),
+    ((0.9, 0.95), (0.95, 0.9), False, "α = 0.5: -5.0±0.1 points; α = 1: +5.0±0.1"),
+    # Where neither trains there is nothing to compare.
+    ((0.1, 0.95), (None, 0.9), True, "α = 1: +5.0±0.1 points."),
+  ],
+)
+def test_learnable_against_constant(learnable, constant, holds, evidence):
+  alphas = (0.5, 1)
+  findings = branch_scale_claims(
+    make(
+      *map(functools.partial(scaled, learnable=True), learnable, alphas),
+      *map(scaled, constant, alphas),
+      # Another method's constants are not compared with.
+      *(scaled(0.2, alpha, method="skipinit") for alpha in alphas),
+    )
+  )
+  claim = "MLP 9-8, batch_norm, learnable α: at least as accurate as the same constant."
+  (finding,) = (each for each in findings if each.claim == claim)
+  assert finding.holds is holds
+  assert finding.evidence.startswith(evidence)
+
+
+@pytest.mark.parametrize(("accuracy", "holds"), [(0.9, True), (0.1, False)])
+def test_a_reference_trains_or_not(accuracy, holds):
+  findings = branch_scale_claims(
+    make(reference("batch_norm_divide_by_sqrt2", accuracy))
+  )
+  assert verdicts(findings) == {"MLP 9-8: Batch norm, divide by √2 trains.": holds}
+
+
+def test_report():
+  config = BranchScaleStudyConfig(
+    alphas=(0.0, 1.0),
+    learnable=(True, False),
+    references=("batch_norm_divide_by_sqrt2",),
+    depths=(3,),
+    search=SearchConfig((0.25, 0.125), extend=False, num_seeds=1, best_of=1),
+  )
+  results = run_study(
+    branch_scale_study(config),
+    lambda labels, rate, seed: 0.5 + 0.3 * (labels.alpha or 0.0) + rate / 10,
+  )
+  assert document.markdown(accuracy_table(results)) == (
+    "| network | α = 0 | α = 1 | Batch norm, divide by √2 |\n"
+    "| --- | --- | --- | --- |\n"
+    "| MLP 3-64, Batch norm, learnable α | 52.5, 2^-2 | 82.5, 2^-2 |  |\n"
+    "| MLP 3-64, Batch norm, constant α | 52.5, 2^-2 | 82.5, 2^-2 |  |\n"
+    "| MLP 3-64, as it is |  |  | 52.5, 2^-2 |\n"
+  )
+  report = make_report(results)
+  assert report.title == "Branch-scale study on scikit-learn's 8x8 digits"
+  assert report.lead.startswith("MLPs on scikit-learn's 8x8 digits whose branches")
+  assert "accuracy_by_alpha" in contents_of(report)
+
+
+def test_curves_by_alpha():
+  searches = [
+    scaled(accuracy, alpha, method="skipinit")
+    for accuracy, alpha in ((0.7, 1.0), (0.9, 0.0), (None, 0.25))
+  ]
+  # A method that only another program knows is drawn under its name.
+  searches += [reference("batch_norm", 0.8), scaled(0.6, 0.25, method="mine")]
+  figure = branch_scale_curves(make(*searches))
+  accuracy, best = figure.axes
+  curve, other = (each.lines[0] for each in accuracy.containers)
+  assert list(curve.get_xdata()) == [0, 2]
+  assert curve.get_ydata() == pytest.approx([90, 70])
+  assert list(other.get_xdata()) == [1]
+  # Between the two: nothing completes.
+  crosses, _ = (line for line in accuracy.lines if line.get_marker() == "x")
+  assert list(crosses.get_xdata()) == [1]
+  (level,) = (line for line in accuracy.lines if line.get_label() == "Batch norm")
+  assert level.get_ydata() == pytest.approx([80, 80])
+  assert list(best.containers[0].lines[0].get_ydata()) == [2**-4, 2**-4]
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == ["Batch norm", "SkipInit, constant α", "mine, constant α"]

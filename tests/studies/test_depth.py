@@ -1,15 +1,37 @@
-"""The depth study: which networks it searches, and how they are named."""
+"""The depth study: its networks, claims, published numbers and report."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 
-from experiments.configs.depth_study import CONFIGS
+from experiments.depth_study import CONFIGS
+from skipinit_jax import document, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
-from skipinit_jax.studies.names import format_rate, network_name
+from skipinit_jax.studies import (
+  DepthStudyConfig,
+  SearchConfig,
+  accuracy_table,
+  depth_study,
+  make_report,
+)
+from skipinit_jax.studies.depth import (
+  PUBLISHED,
+  DepthLabels,
+  depth_claims,
+  published_table,
+)
 from skipinit_jax.studies.study import check
 from skipinit_jax.training import TrainConfig
+from tests.studies.results import (
+  contents_of,
+  make_result,
+  make_results,
+  run_study,
+  texts,
+  verdicts,
+)
 
 CONFIG = DepthStudyConfig(
   methods=("skipinit", "batch_norm"),
@@ -24,17 +46,10 @@ CONFIG = DepthStudyConfig(
 
 def test_every_network_with_every_method():
   study = depth_study(CONFIG)
-  assert study.name == "depth_study"
   assert [search.name for search in study.searches] == [
-    "wide_resnet_10_3/skipinit",
-    "wide_resnet_10_3/batch_norm",
-    "wide_resnet_10_3/skipinit_without_l2",
-    "wide_resnet_16_3/skipinit",
-    "wide_resnet_16_3/batch_norm",
-    "wide_resnet_16_3/skipinit_without_l2",
-    "residual_mlp_4_64/skipinit",
-    "residual_mlp_4_64/batch_norm",
-    "residual_mlp_4_64/skipinit_without_l2",
+    f"{network}/{method}"
+    for network in ("wide_resnet_10_3", "wide_resnet_16_3", "residual_mlp_4_64")
+    for method in ("skipinit", "batch_norm", "skipinit_without_l2")
   ]
   assert [search.title for search in study.searches[3:7]] == [
     "Wide-ResNet 16-3, SkipInit, α = 0",
@@ -42,50 +57,27 @@ def test_every_network_with_every_method():
     "Wide-ResNet 16-3, SkipInit, α = 0, no L2",
     "MLP 4-64, SkipInit, α = 0",
   ]
-
-
-def test_a_search_changes_only_what_it_is_named_after():
-  for search in depth_study(CONFIG).searches:
+  check(study)
+  for search in study.searches:
     labels = search.labels
-    base = getattr(CONFIG, labels["model"])
+    base = getattr(CONFIG, labels.model)
     without_l2 = search.name.endswith("_without_l2")
-    assert search.config == dataclasses.replace(
-      base,
-      depth=labels["depth"],
-      method=labels["method"],
-      l2=0.0 if without_l2 else base.l2,
-    )
-    assert labels["l2"] == (0.0 if without_l2 else 5e-4)
-    assert labels["width"] == base.width
-    assert search.protocol == getattr(CONFIG, f"{labels['model']}_search")
-
-
-def test_configuration_is_kept_as_plain_values():
-  config = depth_study(CONFIG).config
-  assert config["methods"] == ["skipinit", "batch_norm"]
-  assert config["wide_resnet"]["epochs"] == 7
-  assert config["wide_resnet_search"]["learning_rates"] == [0.5, 0.25]
-
-
-def test_search_of_absent_networks_may_be_anything():
-  depth_study(
-    dataclasses.replace(
-      CONFIG,
-      residual_mlp_depths=(),
-      residual_mlp_search=SearchConfig(learning_rates=()),
-    )
-  )
+    # A search changes only what it is named after.
+    changes = dataclasses.asdict(labels)
+    assert search.config == dataclasses.replace(base, **changes)
+    assert (labels.width, labels.l2) == (base.width, 0.0 if without_l2 else 5e-4)
+    assert search.protocol == getattr(CONFIG, f"{labels.model}_search")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_presets_can_be_run(name):
   study = depth_study(CONFIGS[name]())
   check(study)
-  methods = {search.labels["method"] for search in study.searches}
+  names = {search.labels.method for search in study.searches}
   of_paper = {"batch_norm", "skipinit", "divide_by_sqrt2", "skipinit_one"}
   of_reviewer = {"batch_norm", "output_batch_norm", "unnormalized"}
-  assert (of_reviewer if name == "output_batch_norm" else of_paper) <= methods
-  assert max(search.labels["depth"] for search in study.searches) == 1000
+  assert (of_reviewer if name == "output_batch_norm" else of_paper) <= names
+  assert max(search.labels.depth for search in study.searches) == 1000
 
 
 def test_published_presets_follow_the_protocol():
@@ -94,11 +86,8 @@ def test_published_presets_follow_the_protocol():
   for search in depth_study(CONFIGS["cifar10"]()).searches:
     config = search.config
     assert (config.dataset, config.batch_size, config.momentum) == ("cifar10", 64, 0.9)
-    assert (config.epochs, config.constant_epochs, config.halve_every_epochs) == (
-      200,
-      100,
-      10,
-    )
+    schedule = (config.epochs, config.constant_epochs, config.halve_every_epochs)
+    assert schedule == (200, 100, 10)
     assert config.l2 == (0.0 if search.name.endswith("_without_l2") else 5e-4)
     assert (config.crop_padding, config.flip, config.width) == (4, True, 2)
     assert (search.protocol.num_seeds, search.protocol.best_of) == (7, 5)
@@ -106,94 +95,252 @@ def test_published_presets_follow_the_protocol():
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    (
-      {"methods": (), "methods_without_l2": ()},
-      "methods is empty: name at least one method.",
-    ),
-    (
-      {"wide_resnet_depths": (), "residual_mlp_depths": ()},
-      "wide_resnet_depths and residual_mlp_depths are empty: name at least one depth.",
-    ),
-    (
-      {"methods": ("skipinit", "skipinit")},
-      "methods is ('skipinit', 'skipinit'): it names a value twice.",
-    ),
-    (
-      {"wide_resnet_depths": (10, 10)},
-      "wide_resnet_depths is (10, 10): it names a value twice.",
-    ),
-    (
-      {"wide_resnet_depths": (10.5,)},
-      "wide_resnet_depths has 10.5: each must be a whole number.",
-    ),
-    ({"methods": (3,)}, "methods has 3: each must be a name."),
-    (
-      {"wide_resnet": TrainConfig(depth=40)},
-      "wide_resnet.depth is 40, which this study sets itself: use wide_resnet_depths.",
-    ),
-    (
-      {"wide_resnet": TrainConfig(method="fixup")},
-      "wide_resnet.method is fixup, which this study sets itself: use methods.",
-    ),
-    (
-      {"wide_resnet": TrainConfig(learning_rate=1.0)},
-      "wide_resnet.learning_rate is 1.0, which this study sets itself: use "
-      "wide_resnet_search.learning_rates.",
-    ),
-    (
-      {"residual_mlp": TrainConfig()},
-      "residual_mlp.model is wide_resnet, which this study sets itself: use "
-      "wide_resnet or residual_mlp.",
-    ),
-    (
-      {"wide_resnet_search": SearchConfig(learning_rates=())},
-      "wide_resnet_search.learning_rates is empty: name at least one rate.",
-    ),
-    (
-      {"wide_resnet": TrainConfig(l2=0.0)},
-      "methods_without_l2 is ('skipinit',), but wide_resnet.l2 is 0: name them in "
-      "methods.",
-    ),
-  ],
-)
-def test_bad_configuration_is_one_sentence(changes, message):
-  with pytest.raises(UsageError) as error:
-    depth_study(dataclasses.replace(CONFIG, **changes))
-  assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
   ("changes", "words"),
   [
+    ({"methods": (), "methods_without_l2": ()}, "methods is empty"),
+    ({"wide_resnet_depths": (), "residual_mlp_depths": ()}, "name at least one depth"),
+    ({"wide_resnet": TrainConfig(depth=40)}, "wide_resnet.depth is 40, which this"),
+    ({"residual_mlp": TrainConfig()}, "residual_mlp.model is wide_resnet"),
+    ({"wide_resnet": TrainConfig(l2=0.0)}, "but wide_resnet.l2 is 0"),
     ({"methods": ("skipint",)}, "Unknown method 'skipint' .did you mean 'skipinit'"),
     ({"wide_resnet_depths": (17,)}, "depth is 17"),
   ],
 )
-def test_unknown_names_and_impossible_depths(changes, words):
+def test_bad_configuration_is_one_sentence(changes, words):
   with pytest.raises(UsageError, match=words):
     check(depth_study(dataclasses.replace(CONFIG, **changes)))
 
 
+# arXiv:2002.10444v1, tables 1 and 2, as they were published.
+TABLE = """
+| depth | batch_norm | skipinit_inverse_sqrt_depth | skipinit | skipinit_one | divide_by_sqrt2 | skipinit, no L2 |
+|---|---|---|---|---|---|---|
+| 16 | 93.5±0.1, 2^-1 (2^-1..2^-1) | 93.0±0.1, 2^-2 (2^-2..2^-1) | 93.3±0.1, 2^-2 (2^-2..2^-2) | 93.0±0.1, 2^-2 (2^-2..2^-1) | 92.4±0.1, 2^-2 (2^-2..2^-1) | 89.8±0.2, 2^-3 (2^-3..2^-3) |
+| 100 | 94.7±0.1, 2^-1 (2^-2..2^0) | 94.2±0.1, 2^-1 (2^-2..2^-1) | 94.2±0.1, 2^-2 (2^-2..2^-2) | does not train | 88.9±0.4, 2^-5 (2^-5..2^-5) | 91.7±0.2, 2^-2 (2^-2..2^-2) |
+| 1000 | 94.6±0.1, 2^-2 (2^-3..2^0) | 94.2±0.0, 2^-1 (2^-2..2^-1) | 94.3±0.2, 2^-2 (2^-3..2^-1) | does not train | does not train | 92.1±0.1, 2^-2 (2^-2..2^-2) |
+"""  # noqa: E501
+
+
+def test_every_published_number_is_the_published_one():
+  header, _, *rows = (
+    [entry.strip() for entry in line.strip("|").split("|")]
+    for line in TABLE.strip().splitlines()
+  )
+  expected = {}
+  for depth, *entries in rows:
+    for column, entry in zip(header[1:], entries, strict=True):
+      method, _, no_l2 = column.partition(", ")
+      expected[int(depth), method, not no_l2] = entry
+      published = PUBLISHED[int(depth), method, not no_l2]
+      if entry == "does not train":
+        assert published is None
+        continue
+      accuracy, deviation = map(float, entry.split(",")[0].split("±"))
+      exponents = [int(each) for each in re.findall(r"2\^(-?\d+)", entry)]
+      assert published == (accuracy, deviation, *exponents)
+  assert PUBLISHED.keys() == expected.keys() and len(PUBLISHED) == 18
+  assert {method for _, method, _ in PUBLISHED} <= set(methods.NAMES)
+
+
+def at_depth(method, accuracy, depth=1000, deviation=0.001, l2=5e-4):
+  return make_result(
+    DepthLabels("wide_resnet", depth, 2, method, l2),
+    accuracy,
+    deviation,
+    row=f"Wide-ResNet {depth}-2",
+    column=method,
+  )
+
+
+def findings_on(*searches):
+  return depth_claims(make_results("depth_study", searches))
+
+
+def test_published_table_holds_every_claim_of_the_paper():
+  findings = findings_on(
+    *(
+      at_depth(
+        method,
+        published and published.accuracy / 100,
+        depth,
+        published and published.deviation / 100,
+        5e-4 if l2 else 0.0,
+      )
+      for (depth, method, l2), published in PUBLISHED.items()
+    )
+  )
+  assert verdicts(findings) == {
+    "Batch norm trains at every depth.": True,
+    "SkipInit, α = 0 trains at every depth.": True,
+    "SkipInit, α = 1/√d trains at every depth.": True,
+    "SkipInit, α = 1 does not train at a depth of 100 or more.": True,
+    "Divide by √2 does not train at a depth of 1000 or more.": True,
+    "SkipInit, α = 0, is at most 0.5 percentage points less accurate than batch "
+    "norm.": True,
+  }
+  # The deviations are the roots of 0.02, 0.02 and 0.05.
+  assert findings[-1].evidence == (
+    "Wide-ResNet 16-2: -0.2±0.1; Wide-ResNet 100-2: -0.5±0.1; "
+    "Wide-ResNet 1000-2: -0.3±0.2 points."
+  )
+
+
 @pytest.mark.parametrize(
-  ("rate", "text"),
+  ("method", "accuracies", "holds"),
   [
-    (0.5, "2^-1"),
-    (2.0**-9, "2^-9"),
-    (1, "2^0"),
-    (4.0, "2^2"),
-    (0.3, "0.3"),
-    (0.75, "0.75"),
+    # By depth: 16, 100, 1000. Shallow networks may train.
+    ("skipinit", (0.9, 0.9, 0.9), True),
+    ("skipinit", (0.9, 0.1, 0.9), False),
+    ("output_batch_norm", (0.9, 0.9, None), False),
+    ("skipinit_one", (0.9, 0.1, None), True),
+    ("skipinit_one", (None, None, 0.9), False),
+    ("skipinit_one", (0.9, 0.9, None), False),
+    ("skipinit_one", (0.9,), None),
+    ("divide_by_sqrt2", (0.9, 0.9, 0.1), True),
+    ("divide_by_sqrt2", (0.9, 0.1, 0.9), False),
+    ("divide_by_sqrt2", (0.9, 0.9), None),
   ],
 )
-def test_rates_are_named_as_powers_of_two(rate, text):
-  assert format_rate(rate) == text
+def test_what_trains_at_which_depth(method, accuracies, holds):
+  depths = (16, 100, 1000)[: len(accuracies)]
+  (finding,) = findings_on(*map(at_depth, [method] * 3, accuracies, depths))
+  assert finding.holds is holds
 
 
-def test_networks_are_named_as_in_the_paper():
-  assert network_name(TrainConfig(depth=16, width=4)) == "Wide-ResNet 16-4"
-  assert network_name(TrainConfig(model="residual_mlp", depth=5, width=7)) == "MLP 5-7"
-  assert network_name(TrainConfig(model="resnet", depth=50)) == "ResNet 50 v2"
-  transformer = TrainConfig(model="vision_transformer", depth=64, width=32)
-  assert network_name(transformer) == "Vision Transformer 64-32"
+def test_only_networks_with_l2_that_train_are_compared_with_batch_norm():
+  batch_norm = at_depth("batch_norm", 0.95)
+  others = [at_depth("skipinit", 0.945), at_depth("skipinit", 0.5, l2=0.0)]
+  assert findings_on(batch_norm, *others)[-1].holds is True
+  assert findings_on(batch_norm, at_depth("skipinit", 0.9))[-1].holds is False
+  holds = [each.holds for each in findings_on(batch_norm, at_depth("skipinit", 0.1))]
+  assert holds == [True, False]
+  assert findings_on(at_depth("fixup", 0.9), others[1]) == []
+
+
+def small_config(**changes):
+  search = SearchConfig(
+    learning_rates=(2**-3, 2**-2),
+    min_learning_rate=2**-4,
+    max_learning_rate=2**-1,
+    num_seeds=2,
+    best_of=2,
+  )
+  fields = {
+    "methods": ("batch_norm", "skipinit", "skipinit_one", "divide_by_sqrt2"),
+    "wide_resnet_depths": (16, 100),
+    "wide_resnet": TrainConfig(dataset="cifar10", width=2),
+    "wide_resnet_search": search,
+    "residual_mlp_search": search,
+  }
+  return DepthStudyConfig(**(fields | changes))
+
+
+def accuracy(labels, rate, seed):
+  """The crafted networks of the tables below."""
+  method, depth = labels.method, labels.depth
+  if depth == 100 and method == "skipinit_one":
+    return None
+  if depth == 100 and method == "divide_by_sqrt2":
+    return 0.1
+  # Best at 2^-3 or 2^-1, and 2 points worse at the neighbours; seeds 0.4 points apart.
+  mean = {"batch_norm": 0.95, "skipinit": 0.94}.get(method, 0.93)
+  distance = abs(math.log2(rate) + (1 if method == "divide_by_sqrt2" else 3))
+  if method == "skipinit_one":
+    # A point worse, where the seeds are 3 points apart.
+    return mean - 0.01 * distance + 0.03 * (seed - 0.5)
+  return mean - 0.02 * distance + 0.004 * (seed - 0.5)
+
+
+def test_tables_of_a_report():
+  results = run_study(depth_study(small_config()), accuracy)
+  # Deviations of two seeds 0.4 points apart: 0.4 / sqrt(2) = 0.28; 3 apart: 2.12.
+  assert document.markdown(accuracy_table(results)) == (
+    "| network | Batch norm | SkipInit, α = 0 | SkipInit, α = 1 | Divide by √2 |\n"
+    "| --- | --- | --- | --- | --- |\n"
+    "| Wide-ResNet 16-2 | 95.0±0.3, 2^-3 | 94.0±0.3, 2^-3 "
+    "| 93.0±2.1, 2^-3 (2^-4 to 2^-2) | 93.0±0.3, 2^-1\\* |\n"
+    "| Wide-ResNet 100-2 | 95.0±0.3, 2^-3 | 94.0±0.3, 2^-3 "
+    "| does not train (diverges) | does not train (10.0±0.0, 2^-1) |\n"
+  )
+  report = make_report(results)
+  assert report.title == "Depth study on CIFAR-10"
+  assert report.config["wide_resnet"]["width"] == 2
+  assert texts(contents_of(report)["difference"]) == [
+    # The root of twice 0.28 squared is 0.4.
+    ["Wide-ResNet 16-2", "-1.0±0.4", "-2.0±2.1", "-2.0±0.4"],
+    ["Wide-ResNet 100-2", "-1.0±0.4", "does not train", "does not train"],
+  ]
+
+
+def published_accuracy(labels, rate, seed):
+  """The published means, but for SkipInit's at depth 16: one point less."""
+  table = {
+    ("batch_norm", 16): 0.935,
+    ("skipinit", 16): 0.923,
+    ("skipinit_one", 16): 0.93,
+    ("divide_by_sqrt2", 16): None,
+    ("batch_norm", 100): 0.947,
+    ("skipinit", 100): 0.942,
+    ("skipinit_one", 100): None,
+    ("divide_by_sqrt2", 100): 0.889,
+  }
+  value = table[labels.method, labels.depth]
+  return None if value is None else value + 0.002 * seed - 0.01 * (rate != 2**-3)
+
+
+def published_of(**changes):
+  results = run_study(depth_study(small_config(**changes)), published_accuracy)
+  return {tuple(row[:2]): row[2:] for row in texts(published_table(results))}
+
+
+def test_published_numbers_of_the_same_networks():
+  rows = published_of(methods_without_l2=("skipinit",))
+  assert rows["Wide-ResNet 16-2", "Batch norm"] == [
+    "93.6±0.1, 2^-3",
+    "93.5±0.1, 2^-1",
+    # Deviations of 0.14 and 0.1.
+    "agrees: +0.1±0.2",
+  ]
+  assert rows["Wide-ResNet 16-2", "SkipInit, α = 0"][1:] == [
+    "93.3±0.1, 2^-2",
+    "differs: -0.9±0.2",
+  ]
+  assert rows["Wide-ResNet 16-2", "SkipInit, α = 0, no L2"][1] == "89.8±0.2, 2^-3"
+  assert rows["Wide-ResNet 16-2", "Divide by √2"] == [
+    "does not train (diverges)",
+    "92.4±0.1, 2^-2 (2^-2 to 2^-1)",
+    "differs: does not train here",
+  ]
+  assert rows["Wide-ResNet 100-2", "SkipInit, α = 1"] == [
+    "does not train (diverges)",
+    "does not train",
+    "neither trains",
+  ]
+  assert len(rows) == 10
+
+
+def test_published_numbers_of_one_seed_are_not_judged():
+  search = SearchConfig((0.25, 0.125), extend=False, num_seeds=1, best_of=1)
+  rows = published_of(wide_resnet_search=search)
+  assert rows["Wide-ResNet 16-2", "SkipInit, α = 0"][2] == "both train, -1.0"
+
+
+@pytest.mark.parametrize(
+  ("changes", "network"),
+  [
+    ({"wide_resnet": TrainConfig(width=2)}, "Wide-ResNet 16-2"),
+    ({"wide_resnet": TrainConfig(dataset="cifar10", width=4)}, "Wide-ResNet 16-4"),
+    ({"wide_resnet_depths": (), "residual_mlp_depths": (16, 100)}, "MLP 16-64"),
+  ],
+)
+def test_elsewhere_only_what_trains_is_compared(changes, network):
+  rows = published_of(**changes)
+  assert rows[network, "SkipInit, α = 0"][2] == "both train"
+  assert rows[network, "Divide by √2"][2] == "differs: does not train here"
+  other = network.replace("16", "100")
+  assert rows[other, "SkipInit, α = 1"][2] == "neither trains"
+
+
+def test_where_nothing_is_published_there_is_no_comparison():
+  study = depth_study(small_config(wide_resnet_depths=(10,)))
+  assert published_table(run_study(study, accuracy)) is None

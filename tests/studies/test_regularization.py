@@ -1,37 +1,47 @@
-"""The regularization study: its combinations and how they are named."""
+"""The regularization study: its combinations, claims and report."""
 
 import dataclasses
 
 import pytest
 
-from experiments.configs.regularization_study import CONFIGS
+from experiments.regularization_study import CONFIGS
+from skipinit_jax import document
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   RegularizationStudyConfig,
   SearchConfig,
+  accuracy_table,
+  make_report,
   regularization_study,
+)
+from skipinit_jax.studies.regularization import (
+  RegularizationLabels,
+  regularization_claims,
+  regularization_curves,
 )
 from skipinit_jax.studies.study import check
 from skipinit_jax.training import TrainConfig
+from tests.studies.results import (
+  contents_of,
+  make_result,
+  make_results,
+  run_study,
+  verdicts,
+)
 
 CONFIG = RegularizationStudyConfig(train=TrainConfig(epochs=3, l2=0.25))
 
 
-def replace(**changes):
-  return dataclasses.replace(CONFIG, **changes)
-
-
 def test_every_combination_and_its_names():
   study = regularization_study(CONFIG)
-  assert study.name == "regularization_study"
+  check(study)
   assert [search.name for search in study.searches] == [
     f"{method}/{biases}/dropout_{rate}"
     for method in ("batch_norm", "skipinit", "skipinit_without_l2")
     for biases in ("no_biases", "biases")
     for rate in (0.0, 0.2, 0.6)
   ]
-  rows = [search.row for search in study.searches[::3]]
-  assert rows == [
+  assert [search.row for search in study.searches[::3]] == [
     "Batch norm, no biases",
     "Batch norm, biases",
     "SkipInit, α = 0, no biases",
@@ -39,77 +49,41 @@ def test_every_combination_and_its_names():
     "SkipInit, α = 0, no biases, no L2",
     "SkipInit, α = 0, biases, no L2",
   ]
-  assert [search.column for search in study.searches[:3]] == [
-    "no dropout",
-    "dropout 0.2",
-    "dropout 0.6",
-  ]
-  check(study)
-
-
-def test_a_search_changes_only_what_it_is_named_after():
-  for search in regularization_study(CONFIG).searches:
-    labels = search.labels
+  columns = [search.column for search in study.searches[:3]]
+  assert columns == ["no dropout", "dropout 0.2", "dropout 0.6"]
+  for search in study.searches:
+    labels = dataclasses.asdict(search.labels)
+    # A search changes only what it is named after.
     assert search.config == dataclasses.replace(CONFIG.train, **labels)
     assert labels["l2"] == (0.0 if "_without_l2" in search.name else 0.25)
     # What its name says is what the network has.
     method = search.config.make_method()
     assert method.use_bias == ("/biases/" in search.name)
     assert search.name.endswith(f"dropout_{method.dropout_rate}")
-    assert search.protocol == CONFIG.search
 
 
 def test_whole_numbers_name_the_same_runs():
-  names = [
-    [search.name for search in regularization_study(config).searches]
-    for config in (replace(dropout_rates=(0,)), replace(dropout_rates=(0.0,)))
+  studies = [
+    regularization_study(dataclasses.replace(CONFIG, dropout_rates=(zero,)))
+    for zero in (0, 0.0)
   ]
+  names = [[search.name for search in study.searches] for study in studies]
   assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("changes", "words"),
   [
-    (
-      {"methods": (), "methods_without_l2": ()},
-      "methods is empty: name at least one method.",
-    ),
-    ({"use_bias": ()}, "use_bias is empty: name at least one."),
-    ({"dropout_rates": ()}, "dropout_rates is empty: name at least one."),
-    ({"dropout_rates": (0, 0.0)}, "dropout_rates is (0, 0.0): it names a value twice."),
-    ({"dropout_rates": ("0",)}, "dropout_rates has '0': each must be a number."),
-    ({"use_bias": (1,)}, "use_bias has 1: each must be True or False."),
-    (
-      {"train": TrainConfig(use_bias=True)},
-      "train.use_bias is True, which this study sets itself: use use_bias.",
-    ),
-    (
-      {"train": TrainConfig(dropout_rate=0.5)},
-      "train.dropout_rate is 0.5, which this study sets itself: use dropout_rates.",
-    ),
-    (
-      {"train": TrainConfig(method="fixup")},
-      "train.method is fixup, which this study sets itself: use methods.",
-    ),
-    (
-      {"train": TrainConfig(l2=0.0)},
-      "methods_without_l2 is ('skipinit',), but train.l2 is 0: name them in methods.",
-    ),
-    (
-      {"search": SearchConfig(num_seeds=0)},
-      "search.num_seeds is 0: it must be at least 1.",
-    ),
+    ({"methods": (), "methods_without_l2": ()}, "methods is empty: name at least one"),
+    ({"use_bias": ()}, "use_bias is empty"),
+    ({"train": TrainConfig(use_bias=True)}, "train.use_bias is True, which this study"),
+    ({"train": TrainConfig(l2=0.0)}, "but train.l2 is 0: name them in methods"),
+    ({"dropout_rates": (0.5, 1)}, r"dropout_rate is 1\.0: it must be below 1"),
   ],
 )
-def test_bad_configuration_is_one_sentence(changes, message):
-  with pytest.raises(UsageError) as error:
-    regularization_study(replace(**changes))
-  assert str(error.value) == message
-
-
-def test_dropout_of_everything_is_known_before_the_first_run():
-  with pytest.raises(UsageError, match=r"dropout_rate is 1\.0: it must be below 1"):
-    check(regularization_study(replace(dropout_rates=(0.5, 1))))
+def test_bad_configuration_is_one_sentence(changes, words):
+  with pytest.raises(UsageError, match=words):
+    check(regularization_study(dataclasses.replace(CONFIG, **changes)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -119,4 +93,120 @@ def test_presets_can_be_run(name):
   study = regularization_study(config)
   check(study)
   # The dropout rates that the reviews name, and none.
-  assert {search.labels["dropout_rate"] for search in study.searches} == {0, 0.2, 0.6}
+  assert {search.labels.dropout_rate for search in study.searches} == {0, 0.2, 0.6}
+
+
+def regularized(
+  accuracy, use_bias, dropout, l2=5e-4, method="skipinit", deviation=1e-3
+):
+  labels = RegularizationLabels(method, use_bias, dropout, l2)
+  row = f"{method} {'biases' if use_bias else 'no biases'}"
+  return make_result(labels, accuracy, deviation, row=row, column=f"dropout {dropout}")
+
+
+def findings_on(*searches):
+  return regularization_claims(make_results("regularization_study", searches))
+
+
+PLAIN, BIASES, DROPOUT, BOTH = (False, 0.0), (True, 0.0), (False, 0.6), (True, 0.6)
+L2 = "L2 makes SkipInit more accurate."
+
+
+@pytest.mark.parametrize(
+  ("kind", "claim"),
+  [
+    (BOTH, "Biases and dropout together make SkipInit more accurate."),
+    (BIASES, "Biases alone make SkipInit more accurate."),
+    (DROPOUT, "Dropout alone makes SkipInit more accurate."),
+  ],
+)
+@pytest.mark.parametrize(
+  ("plain", "changed", "deviation", "holds"),
+  [
+    (0.9, 0.92, 0.001, True),
+    (0.92, 0.9, 0.001, False),
+    (0.9, 0.92, 0.02, None),
+    (0.9, 0.92, None, None),
+    (None, 0.9, 0.001, True),
+    (0.9, None, 0.001, False),
+    (None, None, 0.001, None),
+  ],
+)
+def test_what_makes_skipinit_more_accurate(
+  kind, claim, plain, changed, deviation, holds
+):
+  findings = findings_on(
+    regularized(plain, *PLAIN, deviation=deviation),
+    regularized(changed, *kind, deviation=deviation),
+    # These are other networks.
+    regularized(0.99, *kind, l2=0.0),
+    regularized(0.99, *kind, method="batch_norm"),
+  )
+  assert verdicts(findings) == {claim: holds}
+
+
+def test_the_better_of_two_dropout_rates_counts():
+  searches = [regularized(0.9, *PLAIN), regularized(0.3, False, 0.2)]
+  assert list(verdicts(findings_on(*searches)).values()) == [False]
+  better = findings_on(*searches, regularized(0.95, *DROPOUT))
+  assert list(verdicts(better).values()) == [True]
+
+
+@pytest.mark.parametrize(
+  ("with_l2", "without", "holds", "evidence"),
+  [
+    (0.9, 0.88, True, "88.0±0.1 %; difference +2.0±0.1 points."),
+    (0.88, 0.9, False, ""),
+    (0.9, 0.9, None, ""),
+    (0.9, None, True, "90.0±0.1 %; skipinit no biases, dropout 0.0: diverges."),
+    (None, None, None, ""),
+  ],
+)
+def test_l2_makes_skipinit_more_accurate(with_l2, without, holds, evidence):
+  (finding,) = findings_on(
+    regularized(with_l2, *PLAIN), regularized(without, *PLAIN, l2=0.0)
+  )
+  assert (finding.claim, finding.holds) == (L2, holds)
+  assert finding.evidence.endswith(evidence)
+
+
+def test_other_methods_have_no_findings():
+  assert findings_on(regularized(0.9, *BOTH, method="batch_norm")) == []
+
+
+def test_report():
+  config = RegularizationStudyConfig(
+    methods=("skipinit",),
+    dropout_rates=(0.0, 0.5),
+    search=SearchConfig((0.25, 0.125), extend=False, num_seeds=1, best_of=1),
+  )
+  results = run_study(
+    regularization_study(config),
+    lambda labels, rate, seed: 0.8 + 0.1 * labels.use_bias + rate / 10,
+  )
+  assert document.markdown(accuracy_table(results)) == (
+    "| method | no dropout | dropout 0.5 |\n"
+    "| --- | --- | --- |\n"
+    "| SkipInit, α = 0, no biases | 82.5, 2^-2 | 82.5, 2^-2 |\n"
+    "| SkipInit, α = 0, biases | 92.5, 2^-2 | 92.5, 2^-2 |\n"
+    "| SkipInit, α = 0, no biases, no L2 | 82.5, 2^-2 | 82.5, 2^-2 |\n"
+    "| SkipInit, α = 0, biases, no L2 | 92.5, 2^-2 | 92.5, 2^-2 |\n"
+  )
+  report = make_report(results)
+  assert report.title == "Regularization study on scikit-learn's 8x8 digits"
+  contents = contents_of(report)
+  assert list(contents["all_rates"].header[:2]) == ["method", "dropout"]
+  assert "accuracy_by_dropout" in contents
+
+
+def test_curves_by_dropout_rate():
+  searches = [
+    regularized(accuracy, *PLAIN[:1], rate)
+    for rate, accuracy in ((0.6, 0.7), (0.0, 0.8), (0.2, None))
+  ]
+  figure = regularization_curves(make_results("regularization_study", searches))
+  (axes,) = figure.axes
+  # In order, without the rate at which nothing completed.
+  (line,) = (each.lines[0] for each in axes.containers)
+  assert list(line.get_xdata()) == [0.0, 0.6]
+  assert line.get_ydata() == pytest.approx([80, 70])

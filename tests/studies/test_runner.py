@@ -104,7 +104,7 @@ def what_counts(results):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
   """The same study in this process, where nothing is killed."""
-  from experiments.configs.depth_study import demo
+  from experiments.depth_study import demo
   from skipinit_jax.studies import SearchConfig, depth_study
 
   base = demo()

@@ -220,7 +220,7 @@ def test_any_order_of_any_number_of_workers_comes_to_the_same_runs(seed):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"learning_rates": ()}, "s.learning_rates is empty: name at least one rate."),
+    ({"learning_rates": ()}, "s.learning_rates is empty: name at least one."),
     (
       {"learning_rates": (0.5, 0.5)},
       "s.learning_rates is (0.5, 0.5): it names a value twice.",

@@ -1,34 +1,29 @@
 """A study as data: the runs it misses, what they come to, and `results.json`."""
 
 import dataclasses
-import json
 import math
 import random
 
 import pytest
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import Run, Search, SearchConfig, Study, read_results
-from skipinit_jax.studies.study import (
-  Key,
-  check,
-  missing_runs,
-  summarize,
-  write_results,
-)
+from skipinit_jax.studies import Run, Search, SearchConfig, Study
+from skipinit_jax.studies.depth import DepthLabels
+from skipinit_jax.studies.study import Key, check, missing_runs, summarize
 from skipinit_jax.training import TrainConfig
 
 THRESHOLD = 0.2
+LABELS = DepthLabels("residual_mlp", 2, 8, "skipinit", 0.1)
 PROTOCOL = SearchConfig(learning_rates=(0.25, 0.5), num_seeds=2, best_of=2)
 
 
 def make_search(name, protocol=PROTOCOL, **fields):
   config = TrainConfig(model="residual_mlp", depth=2, width=8, **fields)
-  return Search(name, f"row of {name}", "column", {"l2": 0.1}, config, protocol)
+  return Search(name, f"row of {name}", "column", LABELS, config, protocol)
 
 
 def make_study(*searches):
-  return Study("depth_study", {"rates": [0.25]}, searches)
+  return Study("depth_study", PROTOCOL, searches)
 
 
 def make_run(key, accuracy, **changes):
@@ -113,7 +108,8 @@ def test_summary_of_a_study():
     return {0.25: 0.8, 0.5: 0.9, 1.0: 0.7}[key.learning_rate] + 0.02 * key.seed
 
   results = summarize(study, play(study, accuracy), THRESHOLD, "python -m program")
-  assert (results.name, results.config) == ("depth_study", {"rates": [0.25]})
+  assert results.name == "depth_study"
+  assert results.config["learning_rates"] == [0.25, 0.5]
   assert (results.command, results.threshold) == ("python -m program", THRESHOLD)
   assert (results.versions, results.devices) == ({"jax": "0.10"}, ["1 x cpu"])
   a, b = results.searches
@@ -121,7 +117,7 @@ def test_summary_of_a_study():
     "a",
     "row of a",
     "column",
-    {"l2": 0.1},
+    LABELS,
   )
   assert [rate.learning_rate for rate in a.rates] == [0.25, 0.5, 1.0]
   assert a.optimum.learning_rate == 0.5 and a.optimum.is_inside
@@ -224,83 +220,6 @@ def test_signals_are_kept_only_of_the_runs_that_are_drawn():
   assert all({*run.history} >= {"train", "test"} for run in results.runs)
   # Those that were given are as they were.
   assert all("signal" in run.history for run in runs.values())
-
-
-def test_results_survive_the_file(tmp_path):
-  study = make_study(make_search("a"), make_search("b"))
-  accuracy = {"a": lambda rate: 0.9 - abs(rate - 0.5), "b": lambda rate: None}
-  runs = play(study, lambda key: accuracy[key.search](key.learning_rate))
-  results = summarize(study, runs, THRESHOLD, "python -m program --flag='a b'")
-  assert write_results(results, tmp_path) == tmp_path / "results.json"
-  # Plain JSON: another program reads it, which knows no NaN.
-  text = (tmp_path / "results.json").read_text()
-  json.loads(text, parse_constant=lambda name: pytest.fail(name))
-  read = read_results(str(tmp_path))
-  # NaN is not equal to itself; the text of both is.
-  assert repr(read) == repr(results)
-  (nan,) = {repr(run.train_loss) for run in read.runs if run.status == "diverged"}
-  assert nan == "nan"
-  assert {run.test_loss for run in read.runs if run.status == "completed"} == {math.inf}
-
-
-def test_reading_what_is_no_study(tmp_path):
-  with pytest.raises(UsageError) as error:
-    read_results(tmp_path)
-  assert str(error.value) == (
-    f"There is neither a study nor a run in {tmp_path}: it has no results.json and no "
-    "result.json."
-  )
-  with pytest.raises(UsageError, match="There is neither a study nor a run in"):
-    read_results(tmp_path / "nowhere")
-  (tmp_path / "result.json").write_text("{}")
-  with pytest.raises(UsageError) as error:
-    read_results(tmp_path)
-  assert str(error.value) == f"There is no study in {tmp_path}, but a single run."
-
-
-@pytest.mark.parametrize(
-  ("statuses", "finished"),
-  [([], 0), (["completed", "diverged"], 2), (["completed", "interrupted"], 1)],
-)
-def test_reading_an_unfinished_study(tmp_path, statuses, finished):
-  (tmp_path / "trials").mkdir()
-  for seed, status in enumerate(statuses):
-    run = tmp_path / "trials" / "mlp" / "skipinit" / "rate_0.5" / f"seed_{seed}"
-    run.mkdir(parents=True)
-    (run / "result.json").write_text(json.dumps({"status": status}))
-  with pytest.raises(UsageError) as error:
-    read_results(tmp_path)
-  assert str(error.value) == (
-    f"The study in {tmp_path} is not finished ({finished} of its runs are): run the "
-    "same command again to go on, then make the report."
-  )
-
-
-@pytest.mark.parametrize(
-  "content",
-  ["{}", "[]", "3", '{"cells": []}', '{"searches": [1], "runs": []}', "null"],
-)
-def test_reading_results_of_something_else(tmp_path, content):
-  (tmp_path / "results.json").write_text(content)
-  with pytest.raises(UsageError) as error:
-    read_results(tmp_path)
-  assert str(error.value) == (
-    f"The file {tmp_path / 'results.json'} holds no results of this version's: run the "
-    "study again."
-  )
-
-
-def test_reading_a_study_before_its_first_run_ended(tmp_path):
-  # The storage is made first.
-  (tmp_path / "study.db").touch()
-  with pytest.raises(UsageError, match=r"is not finished \(0 of its runs are\)"):
-    read_results(tmp_path)
-
-
-def test_reading_a_damaged_file(tmp_path):
-  (tmp_path / "results.json").write_text('{"name": ')
-  with pytest.raises(UsageError, match=r"results\.json is damaged: it holds no JSON"):
-    read_results(tmp_path)
 
 
 @pytest.mark.parametrize(

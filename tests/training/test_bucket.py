@@ -15,7 +15,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   ImageNetStudyConfig,
   imagenet_study,
-  run_in_turn,
+  run_sequentially,
   write_report,
 )
 from skipinit_jax.training import TrainConfig, load_trained, train
@@ -157,7 +157,7 @@ def test_study_of_all_hosts_and_its_report(objects):
     train=TrainConfig(model="residual_mlp", depth=2, width=8, epochs=1),
   )
   study = imagenet_study(config)
-  results = run_in_turn(study, "gs://bucket/study")
+  results = run_sequentially(study, "gs://bucket/study")
   page, *others = write_report(results, "gs://bucket/study")
   assert str(page) == "gs://bucket/study/report.html"
   names = {name for name in objects if name.startswith("bucket/study/")}
@@ -166,7 +166,7 @@ def test_study_of_all_hosts_and_its_report(objects):
   assert f"{folder}/result.json" in names
   written = json.loads(objects["bucket/study/results.json"])
   assert written["runs"][0]["test_accuracy"] == results.runs[0].test_accuracy
-  assert run_in_turn(study, "gs://bucket/study") == results
+  assert run_sequentially(study, "gs://bucket/study") == results
 
 
 def test_bucket_that_is_not_there(objects):

@@ -21,7 +21,7 @@ from skipinit_jax.training import Result, distributed, train
 from skipinit_jax.training.metrics import read_metrics
 
 
-def run_in_turn(study: Study, workdir: str | os.PathLike[str]) -> StudyResults:
+def run_sequentially(study: Study, workdir: str | os.PathLike[str]) -> StudyResults:
   """Runs a study to its end, where every trial needs all that there is.
 
   The same call goes on with an interrupted study. After

@@ -1,0 +1,111 @@
+"""The programs of studies from their flags to their reports."""
+
+import json
+
+import pytest
+
+from skipinit_jax.data.prepare import sample_photos
+
+# One small network at one rate.
+SMALL = [
+  "--workers=1",
+  "--config.train.model=residual_mlp",
+  "--config.train.depth=2",
+  "--config.train.width=8",
+  "--config.train.epochs=1",
+  "--config.train.eval_every_epochs=1",
+  "--config.search.learning_rates=(0.125,)",
+  "--config.search.extend=False",
+  "--config.search.num_seeds=1",
+  "--config.search.best_of=1",
+]
+
+
+def run(run_program, program, workdir, *flags):
+  """Runs a program; returns what it printed, and its runs by their search."""
+  command = [f"experiments.{program}", *flags, f"--workdir={workdir}"]
+  done = run_program(command, status=0)
+  assert f"Report: {workdir / 'report.html'}, with its tables" in done.stdout
+  results = json.loads((workdir / "results.json").read_text())
+  assert f"-m experiments.{program}" in results["command"]
+  return done.stdout, {run["search"]: run for run in results["runs"]}
+
+
+def test_batch_sizes(run_program, tmp_path):
+  flags = [
+    "--config.methods=('skipinit',)",
+    "--config.batch_sizes=(736,)",
+    "--config.train.batch_size=368",
+    "--config.search.until_unstable=False",
+  ]
+  printed, runs = run(run_program, "batch_size_study", tmp_path, *SMALL, *flags)
+  assert "batch 736, same steps" in printed
+  # 1472 images are 4 batches of 368, and 2 of 736.
+  assert {name: (run["learning_rate"], run["step"]) for name, run in runs.items()} == {
+    "same_epochs/batch_736/skipinit": (0.25, 2),
+    "same_steps/batch_736/skipinit": (0.25, 4),
+  }
+  for name in ("rates.md", "batch_size_same_steps.png"):
+    assert (tmp_path / name).stat().st_size > 0
+
+
+def test_branch_scales(run_program, tmp_path):
+  flags = [
+    "--config.alphas=(0.0, 0.5)",
+    "--config.depths=(2,)",
+    "--config.train.depth=16",
+    "--config.train.batch_size=736",
+  ]
+  printed, runs = run(run_program, "branch_scale_study", tmp_path, *SMALL, *flags)
+  assert "MLP 2-8: Batch norm, divide by √2 trains." in printed
+  assert set(runs) == {
+    "residual_mlp_2/batch_norm/constant/alpha_0.0",
+    "residual_mlp_2/batch_norm/constant/alpha_0.5",
+    "residual_mlp_2/batch_norm_divide_by_sqrt2/as_it_is",
+  }
+  # Alpha is no label only: the same seeds lose differently.
+  assert len({run["train_loss"] for run in runs.values()}) == 3
+
+
+def test_regularization(run_program, tmp_path):
+  flags = [
+    "--config.methods=('skipinit',)",
+    "--config.dropout_rates=(0.5,)",
+    "--config.use_bias=(True,)",
+    "--config.train.batch_size=736",
+  ]
+  printed, runs = run(run_program, "regularization_study", tmp_path, *SMALL, *flags)
+  assert "SkipInit, α = 0, biases, no L2" in printed
+  assert set(runs) == {
+    "skipinit/biases/dropout_0.5",
+    "skipinit_without_l2/biases/dropout_0.5",
+  }
+  # L2 is no label only: the same seeds lose differently.
+  assert len({run["train_loss"] for run in runs.values()}) == 2
+
+
+def test_imagenet_on_small_photographs(run_program, tmp_path):
+  data_dir, workdir = str(tmp_path / "data"), tmp_path / "run"
+  sample_photos.prepare(data_dir)
+  flags = [
+    "--config=sample",
+    "--config.methods=('regularized_skipinit',)",
+    "--config.batch_sizes=(32,)",
+    "--config.train.model=residual_mlp",
+    "--config.train.depth=2",
+    "--config.train.width=16",
+    "--config.train.image_size=8",
+    "--config.train.data_workers=0",
+    f"--config.train.data_dir={data_dir}",
+  ]
+  printed, runs = run(run_program, "imagenet", workdir, *flags)
+  assert "Run 1 of 1: Regularized SkipInit, batch 32, seed 0" in printed
+  # 250 photographs make 7 batches of 32; the rate is the preset's, at 32.
+  (only,) = runs.values()
+  assert (only["step"], only["learning_rate"]) == (14, 0.05)
+  assert 0 <= only["test_accuracy"] <= only["test_top5_accuracy"] <= 1
+  results = json.loads((workdir / "results.json").read_text())
+  # Ten classes and 50 photographs: chance and three standard errors.
+  assert results["threshold"] == pytest.approx(0.1 + 3 * (0.1 * 0.9 / 50) ** 0.5)
+  page = (workdir / "report.html").read_text()
+  assert "Methods and batch sizes on sample photographs" in page
