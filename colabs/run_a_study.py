@@ -167,7 +167,7 @@ for search in results.searches:
 cell = next(
   search
   for search in results.searches
-  if search.labels["depth"] == 100 and search.labels["method"] == "skipinit"
+  if search.labels.depth == 100 and search.labels.method == "skipinit"
 )
 for rate in cell.rates:
   mean = "unknown" if rate.test_accuracy is None else f"{rate.test_accuracy:.1%}"
