@@ -10,7 +10,7 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training import (
   TrainConfig,
+  TrainState,
   batch_sharding,
   make_init,
   make_mesh,
@@ -103,20 +104,70 @@ def tpu_devices(topology: str) -> Sequence[Any]:
   return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
+class Step(NamedTuple):
+  """A train step and what it takes.
+
+  Attributes:
+    apply: returns the next state from state, images and labels, as one jitted function.
+    shapes: of these three, to compile for.
+    init: returns the first state.
+    batch_sharding: where images and labels lie.
+  """
+
+  apply: jax.stages.Wrapped
+  shapes: tuple[Any, ...]
+  init: Callable[[], TrainState]
+  batch_sharding: jax.sharding.Sharding
+
+
+def make_step(
+  config: TrainConfig,
+  image_shape: Sequence[int],
+  num_classes: int,
+  devices: Sequence[Any],
+) -> Step:
+  """Returns the train step of a run as the programs compile it.
+
+  Args:
+    config: the run; `batch_size` is that of all devices.
+    image_shape: height, width and channels.
+    num_classes: number of logits.
+    devices: what to compile for.
+  """
+  mesh = make_mesh(devices)
+  model = config.make_model(num_classes)
+  optimizer = functools.partial(make_optimizer, config, 1000)
+  init, _ = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
+  start = np.uint32(config.seed), np.float32(config.learning_rate)
+  state = jax.eval_shape(init, *start)
+  sharding, batch = (
+    state_sharding(state, mesh, shard_params=False),
+    batch_sharding(mesh),
+  )
+  step = jax.jit(
+    make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
+    in_shardings=(sharding, batch, batch),
+    out_shardings=sharding,
+    donate_argnums=0,
+    compiler_options=compiler_options() if devices[0].platform == "cpu" else None,
+  )
+  images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+  labels = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+  return Step(
+    step,
+    (state, images, labels),
+    lambda: jax.device_put(init(*start), sharding),
+    batch,
+  )
+
+
 def count(
   config: TrainConfig,
-  image_shape: tuple[int, int, int],
+  image_shape: Sequence[int],
   num_classes: int,
   devices: Sequence[Any],
 ) -> StepCost:
-  """Compiles one train step and returns what each device does in it.
-
-  Args:
-    config: the run; its blocks must be written out, because XLA counts the body of a
-      loop once. `batch_size` is that of all devices.
-    image_shape: height, width and channels.
-    num_classes: number of logits.
-    devices: the devices to compile for.
+  """Compiles the step of `make_step` and returns what each device does in it.
 
   Raises:
     UsageError: the blocks are scanned, or the batch is cut into parts.
@@ -126,23 +177,9 @@ def count(
       f"scan is {config.scan} and accumulation_steps is {config.accumulation_steps}: "
       "XLA counts the body of a loop once, so they must be False and 1."
     )
-  mesh = make_mesh(devices)
-  model = config.make_model(num_classes)
-  optimizer = functools.partial(make_optimizer, config, 1000)
-  init, _ = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
-  state = jax.eval_shape(init, np.uint32(0), np.float32(0))
-  sharding = state_sharding(state, mesh, shard_params=False)
-  step = jax.jit(
-    make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
-    in_shardings=(sharding, batch_sharding(mesh), batch_sharding(mesh)),
-    out_shardings=sharding,
-    donate_argnums=0,
-  )
-  images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
-  labels = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-  options: Any = compiler_options() if devices[0].platform == "cpu" else None
+  step = make_step(config, image_shape, num_classes, devices)
   # JAX's types allow that a backend has no analyses.
-  compiled: Any = step.lower(state, images, labels).compile(options)
+  compiled: Any = step.apply.lower(*step.shapes).compile()
   costs = compiled.cost_analysis()
   memory = compiled.memory_analysis()
   collectives = parse_collectives(compiled.as_text())
@@ -157,7 +194,7 @@ def count(
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
-    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(step.shapes[0].params)),
     waited_bytes=tuple(by_position[:-1]),
     update_bytes=by_position[-1],
   )

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import activations, machine, side_by_side, tables
-from benchmarks.side_by_side import Case, Peer
+from benchmarks import machine, peer_jax, side_by_side, tables
+from benchmarks.peer import Case
+from benchmarks.side_by_side import Peer
 from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each peer.", lower_bound=1)
@@ -37,8 +38,8 @@ def _case(depth: int, batch_size: int) -> Case:
 def _compile(depth: int) -> dict[str, Any]:
   """Returns how long a step compiles, and the memory of its activations."""
   case = _case(depth, _BATCH_SIZES[-1])
-  plain = activations.compile_step(case)
-  with_remat = activations.compile_step(dataclasses.replace(case, remat=True))
+  plain = peer_jax.compile_step(case)
+  with_remat = peer_jax.compile_step(dataclasses.replace(case, remat=True))
   return {
     "compile_seconds": float(f"{plain.seconds:.3g}"),
     "activation_megabytes": {

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from benchmarks import peer
+from benchmarks.peer import Case
 
 _NUM_CLASSES = 10
 
@@ -60,27 +61,18 @@ class WideResNet(nn.Module):
     return nn.Dense(_NUM_CLASSES)(nn.relu(x).mean((1, 2)))
 
 
-def make_step(
-  *,
-  depth: int,
-  width: int,
-  image_size: int,
-  batch_size: int,
-  method: str,
-  remat: bool,
-  compile_init: bool,
-) -> Callable[[], None]:
+def make_step(case: Case, *, compile_init: bool) -> Callable[[], None]:
   """Returns a function that takes one step."""
-  assert not remat
-  model = WideResNet(depth, width, method)
+  assert not case.remat
+  model = WideResNet(case.depth, case.width, case.method)
   optimizer = optax.chain(
     optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9)
   )
   rng = np.random.default_rng(0)
   images = jnp.asarray(
-    rng.normal(size=(batch_size, image_size, image_size, 3)), jnp.float32
+    rng.normal(size=(case.batch_size, case.image_size, case.image_size, 3)), jnp.float32
   )
-  labels = jnp.asarray(rng.integers(_NUM_CLASSES, size=batch_size))
+  labels = jnp.asarray(rng.integers(_NUM_CLASSES, size=case.batch_size))
   init = jax.jit(model.init) if compile_init else model.init
   variables: Any = init(jax.random.key(0), images[:1])
   params = variables["params"]

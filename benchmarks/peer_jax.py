@@ -1,93 +1,78 @@
 """Steps of this package, as its programs take them."""
 
-import functools
+import dataclasses
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks import peer
-from skipinit_jax.training import (
-  TrainConfig,
-  batch_sharding,
-  make_init,
-  make_mesh,
-  make_optimizer,
-  make_train_step,
-)
-from skipinit_jax.training.compilation import compiler_options
+from benchmarks import compiled_step, peer
+from benchmarks.peer import Case
+from skipinit_jax.training import TrainConfig
 
 _NUM_CLASSES = 10
 
 
-def make_train(
-  *,
-  depth: int,
-  width: int,
-  image_size: int,
-  batch_size: int,
-  method: str,
-  remat: bool,
-  shapes: bool = False,
-) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
-  """Returns the train step of a case, and what to call it with.
-
-  Args:
-    depth: as in `side_by_side.Case`, like the following.
-    width: as there.
-    image_size: as there.
-    batch_size: as there.
-    method: as there.
-    remat: as there.
-    shapes: whether to return shapes in place of arrays, to compile for.
-
-  Returns:
-    A function of state and batch that returns the next state, and these.
-  """
+def jitted_step(case: Case) -> compiled_step.Step:
+  """Returns the train step of a case."""
   config = TrainConfig(
-    depth=depth,
-    width=width,
-    method=method,
-    batch_size=batch_size,
-    remat=remat,
+    depth=case.depth,
+    width=case.width,
+    method=case.method,
+    batch_size=case.batch_size,
+    remat=case.remat,
     learning_rate=1e-3,
   )
-  mesh = make_mesh()
-  model = config.make_model(_NUM_CLASSES)
-  optimizer = functools.partial(make_optimizer, config, 1000)
-  shape = (image_size, image_size, 3)
-  init, state_sharding = make_init(model, optimizer, shape, mesh=mesh)
-  start = np.uint32(0), np.float32(config.learning_rate)
-  train_step = jax.jit(
-    make_train_step(model, optimizer(), mesh=mesh, sharding=state_sharding),
-    donate_argnums=0,
-    out_shardings=state_sharding,
-    compiler_options=compiler_options(),
-  )
-  sharding = batch_sharding(mesh)
-  if shapes:
-    images = jax.ShapeDtypeStruct((batch_size, *shape), np.float32, sharding=sharding)
-    labels = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding)
-    return train_step, (jax.eval_shape(init, *start), images, labels)
+  shape = (case.image_size, case.image_size, 3)
+  return compiled_step.make_step(config, shape, _NUM_CLASSES, jax.devices())
+
+
+class CompiledStep(NamedTuple):
+  """A train step that was compiled and not run.
+
+  Attributes:
+    seconds: how long it compiled, without tracing.
+    activation_megabytes: what its memory grows by from one batch to twice the batch.
+      Parameters, gradients and momentum do not depend on the batch.
+  """
+
+  seconds: float
+  activation_megabytes: float
+
+
+def compile_step(case: Case) -> CompiledStep:
+  """Compiles the step of a case, and that of twice its batch."""
+  seconds, sizes = [], []
+  for batch_size in (case.batch_size, 2 * case.batch_size):
+    step = jitted_step(dataclasses.replace(case, batch_size=batch_size))
+    lowered = step.apply.lower(*step.shapes)
+    begin = time.perf_counter()
+    # JAX's types allow that a backend has no analysis.
+    compiled: Any = lowered.compile()
+    seconds.append(time.perf_counter() - begin)
+    sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+  return CompiledStep(seconds[0], float(f"{(sizes[1] - sizes[0]) / 1e6:.3g}"))
+
+
+def make_step(case: Case) -> Callable[[], None]:
+  """Returns a function that takes one step of a case."""
+  jitted = jitted_step(case)
   rng = np.random.default_rng(0)
+  shape = (case.batch_size, case.image_size, case.image_size, 3)
   batch = jax.device_put(
     (
-      rng.normal(size=(batch_size, *shape)).astype(np.float32),
-      rng.integers(_NUM_CLASSES, size=batch_size, dtype=np.int32),
+      rng.normal(size=shape).astype(np.float32),
+      rng.integers(_NUM_CLASSES, size=case.batch_size, dtype=np.int32),
     ),
-    sharding,
+    jitted.batch_sharding,
   )
-  return train_step, (init(*start), *batch)
-
-
-def make_step(**case: Any) -> Callable[[], None]:
-  """Returns a function that takes one step of a case."""
-  train_step, (state, *batch) = make_train(**case)
+  state = jitted.init()
 
   def step() -> None:
     nonlocal state
-    state = train_step(state, *batch)
+    state = jitted.apply(state, *batch)
     jax.block_until_ready(state)
 
   return step

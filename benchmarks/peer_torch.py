@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import peer
+from benchmarks.peer import Case
 
 _NUM_CLASSES = 10
 
@@ -72,27 +73,18 @@ def wide_resnet(depth: int, width: int, method: str, num_classes: int) -> nn.Mod
   return nn.Sequential(*layers)
 
 
-def make_step(
-  *,
-  depth: int,
-  width: int,
-  image_size: int,
-  batch_size: int,
-  method: str,
-  remat: bool,
-  compiled: bool,
-) -> Callable[[], None]:
+def make_step(case: Case, *, compiled: bool) -> Callable[[], None]:
   """Returns a function that takes one step."""
-  assert not remat
+  assert not case.remat
   # PyTorch's types do not know the argument of `to`.
-  model: Any = wide_resnet(depth, width, method, _NUM_CLASSES)
+  model: Any = wide_resnet(case.depth, case.width, case.method, _NUM_CLASSES)
   model = model.to(memory_format=torch.channels_last)
   optimizer = torch.optim.SGD(
     model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4
   )
-  images = torch.randn(batch_size, 3, image_size, image_size)
+  images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
   images = images.to(memory_format=torch.channels_last)
-  labels = torch.randint(_NUM_CLASSES, (batch_size,))
+  labels = torch.randint(_NUM_CLASSES, (case.batch_size,))
   apply = torch.compile(model) if compiled else model
 
   def step() -> None:

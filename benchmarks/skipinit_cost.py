@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import activations, machine, side_by_side, tables
-from benchmarks.side_by_side import Case, Peer
+from benchmarks import machine, peer_jax, side_by_side, tables
+from benchmarks.peer import Case
+from benchmarks.side_by_side import Peer
 from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each method.", lower_bound=1)
@@ -50,7 +51,7 @@ def measure() -> dict[str, Any]:
     "activations": {
       "batch_size": _CASE.batch_size,
       "megabytes": {
-        method: activations.compile_step(
+        method: peer_jax.compile_step(
           dataclasses.replace(_CASE, method=method)
         ).activation_megabytes
         for method in _METHODS

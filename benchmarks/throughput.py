@@ -13,7 +13,8 @@ from typing import Any
 from absl import flags
 
 from benchmarks import machine, side_by_side, tables
-from benchmarks.side_by_side import Case, Peer
+from benchmarks.peer import Case
+from benchmarks.side_by_side import Peer
 from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of each peer.", lower_bound=1)

@@ -15,7 +15,6 @@ Example:
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -27,26 +26,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks import machine, tables
+from benchmarks import compiled_step, machine, tables
 from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.files import Path, workdir_path
 from skipinit_jax.studies.names import network_name
-from skipinit_jax.training import (
-  TrainConfig,
-  make_init,
-  make_mesh,
-  make_optimizer,
-  make_train_step,
-  replicated,
-  train,
-)
-from skipinit_jax.training.compilation import compiler_options
+from skipinit_jax.training import TrainConfig, train
 
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 2, "Rounds of each network, in which all ways take turns.", lower_bound=1
@@ -72,27 +61,19 @@ class BareStep:
 
   def __init__(self, config: TrainConfig):
     dataset = data.load(config.dataset)
-    mesh = make_mesh()
-    model = config.make_model(dataset.num_classes)
     self.steps_per_epoch = in_memory.steps_per_epoch(
       dataset.train.num_examples, config.batch_size
     )
-    optimizer = functools.partial(make_optimizer, config, self.steps_per_epoch)
-    images, labels = jax.device_put(
-      (
-        dataset.train.images[: config.batch_size],
-        dataset.train.labels[: config.batch_size],
-      ),
-      replicated(mesh),
+    step = compiled_step.make_step(
+      config, dataset.image_shape, dataset.num_classes, jax.devices()
     )
-    self._batch = augmentation.normalize(images, dataset.mean, dataset.std), labels
-    init, sharding = make_init(model, optimizer, dataset.image_shape, mesh=mesh)
-    self._state = init(np.uint32(config.seed), np.float32(config.learning_rate))
-    self._step = jax.jit(
-      make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
-      donate_argnums=0,
-      compiler_options=compiler_options(),
+    images, labels = (
+      array[: config.batch_size]
+      for array in (dataset.train.images, dataset.train.labels)
     )
+    images = augmentation.normalize(images, dataset.mean, dataset.std)
+    self._batch = jax.device_put((images, labels), step.batch_sharding)
+    self._state, self._step = step.init(), step.apply
     self.epoch_seconds(1)
 
   def epoch_seconds(self, num_epochs: int) -> float:
