@@ -63,6 +63,7 @@ shutil.rmtree(workdir, ignore_errors=True)  # Without this line, an earlier one 
 
 flags = [
   f"--workdir={workdir}",
+  "--workers=1",  # So small a study would wait longer for two processes to start.
   "--config.wide_resnet_depths=()",
   "--config.residual_mlp_depths=(16, 100)",
   "--config.residual_mlp.width=32",

@@ -5,7 +5,7 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -13,7 +13,7 @@ from absl import flags
 from skipinit_jax import methods
 from skipinit_jax.training import TrainConfig
 
-# The first field of each group. What is in a configuration only once has one group.
+# The first field of each group.
 _GROUPS: Mapping[type, Mapping[str, str]] = {
   TrainConfig: {
     "dataset": "Data",
@@ -31,37 +31,31 @@ _MAX_WIDTH = 100
 def program_help(
   documentation: str,
   own_flags: Sequence[flags.Flag],
-  config: Any | None,
-  config_name: str,
-  config_names: Sequence[str],
+  configs: Mapping[str, Callable[[], Any]],
+  name: str,
 ) -> str:
   """Returns the help of a program.
 
   Args:
     documentation: the program's own, with its examples.
     own_flags: its flags, without --config.
-    config: the configuration whose values are the defaults, a dataclass; None: the
-      program has none.
-    config_name: that configuration's name.
-    config_names: those of all.
+    configs: its configurations, dataclasses, by name; empty where it has none.
+    name: the configuration whose values are shown as the defaults.
   """
   rows = [
     (f"--{flag.name}={_default(flag)}", flag.help)
     for flag in sorted(own_flags, key=lambda flag: (not _is_required(flag), flag.name))
   ]
   parts = [documentation.strip(), _section("Flags", rows)]
-  if config is not None:
-    summary = inspect.getdoc(type(config)) or ""
-    names = ", ".join(config_names)
-    rows = [
-      (
-        f"--config={config_name}",
-        f"The default values of all that follows: {names}. Shown are those of "
-        f"{config_name}; --config=NAME --help shows others.",
-      )
-    ]
-    parts.append(_section("Configuration", rows))
-    parts.append(_paragraphs(summary.partition("Attributes:")[0].strip()))
+  if configs:
+    config = configs[name]()
+    meaning = (
+      f"The default values of all that follows: {', '.join(configs)}. Shown are those "
+      f"of {name}; --config=NAME --help shows others."
+    )
+    summary = (inspect.getdoc(type(config)) or "").partition("Attributes:")[0]
+    parts.append(_section("Configuration", [(f"--config={name}", meaning)]))
+    parts.append(_paragraphs(summary.strip()))
     parts += _config_sections(config)
     parts.append(
       _paragraphs(
@@ -90,37 +84,31 @@ def _default(flag: flags.Flag) -> str:
 
 def _config_sections(config: Any) -> list[str]:
   """Returns the sections of a configuration's own fields, and of nested ones."""
-  sections = []
-  titles = dict(_GROUPS.get(type(config), {}))
-  documentation = _fields(type(config))
-  rows: list[tuple[str, str]] = []
-  title = "" if titles else "Fields"
+  groups, documentation = _GROUPS.get(type(config), {}), _fields(type(config))
+  title = "Fields"
+  sections: dict[str, list[tuple[str, str]]] = {}
   nested: dict[type, list[str]] = {}
   for field in dataclasses.fields(config):
-    if field.name in titles and rows:
-      sections.append(_section(title, rows))
-      rows = []
-    title = titles.get(field.name, title)
+    title = groups.get(field.name, title)
     value, flag = getattr(config, field.name), f"--config.{field.name}"
+    row = (f"{flag}={value}", documentation[field.name])
     if dataclasses.is_dataclass(value):
-      nested.setdefault(type(value), []).append(flag)
-      rows.append((f"{flag}.FIELD", documentation[field.name] + _changes(value)))
-    else:
-      rows.append((f"{flag}={value}", documentation[field.name]))
-  sections.append(_section(title, rows))
+      row = (f"{flag}.FIELD", documentation[field.name] + _changes(value))
+      nested.setdefault(type(value), []).append(f"{flag}.FIELD")
+    sections.setdefault(title, []).append(row)
+  parts = [_section(title, rows) for title, rows in sections.items()]
   for kind, names in nested.items():
-    listed = " and ".join(f"{name}.FIELD" for name in names)
+    listed = " and ".join(names)
     if kind is TrainConfig:
-      sections.append(
+      parts.append(
         _paragraphs(
-          f"Fields of {listed}: those of --config.FIELD in `python -m "
+          f"Fields of {listed} are those of --config.FIELD in `python -m "
           "experiments.train --help`. The study sets the ones that it varies."
         )
       )
     else:
-      rows = [(name, text) for name, text in _fields(kind).items()]
-      sections.append(_section(f"Fields of {listed}", rows))
-  return sections
+      parts.append(_section(f"Fields of {listed}", [*_fields(kind).items()]))
+  return parts
 
 
 def _changes(config: Any) -> str:
@@ -137,7 +125,7 @@ def _changes(config: Any) -> str:
 def _fields(config_type: type) -> dict[str, str]:
   """Returns what the docstring says of each field."""
   text = (inspect.getdoc(config_type) or "").partition("Attributes:")[2]
-  # Who types a flag has no module to look into.
+  # The name of a module's table helps nobody who types a flag.
   text = text.replace(_METHODS, f"{_METHODS} ({', '.join(methods.NAMES)})")
   return {name: " ".join(words.split()) for name, words in _FIELD.findall(text)}
 
@@ -153,11 +141,11 @@ def _paragraphs(text: str) -> str:
 def _section(title: str, rows: Sequence[tuple[str, str]]) -> str:
   lines = [f"{title}:"]
   for name, text in rows:
-    indent = " " * _MARGIN
-    first = f"  {name}".ljust(_MARGIN)
-    if len(first) > _MARGIN or first[-1] != " ":
+    indent = first = " " * _MARGIN
+    if len(name) + 2 < _MARGIN:
+      first = f"  {name}".ljust(_MARGIN)
+    else:
       lines += textwrap.wrap(f"  {name}", _width(), subsequent_indent="    ")
-      first = indent
     lines += textwrap.wrap(
       text,
       _width(),

@@ -27,7 +27,8 @@ _Config = TypeVar("_Config")
 
 _HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
 # What --help shows of --config: the configurations by name, and the default's name.
-_defined_configs: tuple[Mapping[str, Callable[[], Any]], str] | None = None
+_configs: Mapping[str, Callable[[], Any]] = {}
+_default_config = ""
 
 # The flags defined here belong to the programs, whose --help shows them.
 flags.disclaim_key_flags()
@@ -66,8 +67,8 @@ def define_path(
   """Defines a flag that names a directory.
 
   Args:
-    name: of the flag.
-    description: what --help says of it.
+    name: the flag, without dashes.
+    description: what --help says.
     required: whether it has to be given, and not empty.
   """
   path = flags.DEFINE(_PathParser(), name, None, description, required=required)
@@ -94,8 +95,8 @@ def define_config(
     configs: the default configurations by name, all of one dataclass.
     default: the name of the one to use without the flag.
   """
-  global _defined_configs
-  _defined_configs = configs, default
+  global _configs, _default_config
+  _configs, _default_config = configs, default
   config = configs[default]()
   try:
     _check_config_fields(type(config), sys.argv[1:])
@@ -116,11 +117,7 @@ def define_config(
 
 
 def print_report(page: os.PathLike[str]) -> None:
-  """Prints where a report is.
-
-  Args:
-    page: the first of its files.
-  """
+  """Prints where the page of a report is."""
   print(f"Report: {page}, with its tables and figures as files beside it.")
 
 
@@ -157,13 +154,13 @@ def define_processes() -> Callable[[], None]:
 def run(main: Program | Callable[[], int | None]) -> None:
   """Parses the flags and runs a program; its return value is the exit status.
 
-  A `UsageError`, and memory that does not suffice, become one sentence on standard
-  error and status 1.
+  A `UsageError`, and a lack of memory, become one sentence on standard error and
+  status 1.
 
-  A process of several that fails ends within seconds. On CPUs so do the others, with a
-  sentence and status 5, or else, as on accelerators, JAX's runtime aborts them: at once
-  where process 0 was lost, within a minute where another one was. Its message then says
-  that "another task died", and the status is 134.
+  In a run of several processes one that fails ends within seconds. On CPUs the others
+  then end too, with a sentence and status 5. Otherwise JAX's runtime aborts them with
+  status 134 and the message that "another task died": at once where process 0 was lost,
+  within a minute where another was.
   """
   run_parsed = main.define_flags() if isinstance(main, Program) else main
 
@@ -219,18 +216,10 @@ def _help() -> str:
   """Returns the text of --help, with the values of --config=NAME if that is given."""
   own_flags = _program_flags()
   own_flags.pop("config", None)
-  main = sys.modules["__main__"]
-  documentation = main.__doc__ or ""
-  if _defined_configs is None:
-    return help_text.program_help(documentation, [*own_flags.values()], None, "", [])
-  configs, name = _defined_configs
-  for argument in sys.argv[1:]:
-    chosen = re.fullmatch(r"--?config=(.*)", argument)
-    if chosen and chosen[1] in configs:
-      name = chosen[1]
-  return help_text.program_help(
-    documentation, [*own_flags.values()], configs[name](), name, [*configs]
-  )
+  named = [argument.partition("config=")[2] for argument in sys.argv[1:]]
+  name = next((each for each in named if each in _configs), _default_config)
+  documentation = sys.modules["__main__"].__doc__ or ""
+  return help_text.program_help(documentation, [*own_flags.values()], _configs, name)
 
 
 def _report(error: BaseException) -> int | None:

@@ -1,7 +1,5 @@
 """PyTorch's layout: names, shapes, errors; tests/test_convert_torch.py has logits."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -31,7 +29,7 @@ def state_dict(variables):
   return convert.to_torchvision(MODEL, variables)
 
 
-@pytest.mark.parametrize("depth", [50, 152])
+@pytest.mark.parametrize("depth", [50, 101])
 def test_both_ways_is_the_same_again(depth):
   model = MODEL.clone(depth=depth)
   variables = make_variables(model)
@@ -39,6 +37,10 @@ def test_both_ways_is_the_same_again(depth):
   # The layers of the name and four projections; all but the last are a kernel and
   # the five arrays of a normalizer.
   assert len(state_dict) == 6 * (depth - 1 + 4) + 2
+  unrolled = convert.to_torchvision(
+    model.clone(scan=False), unroll_variables(variables)
+  )
+  jax.tree.map(np.testing.assert_array_equal, unrolled, state_dict)
   restored, again = convert.from_torchvision(state_dict)
   assert restored == model
   assert jax.tree.structure(again) == jax.tree.structure(variables)
@@ -58,14 +60,6 @@ def test_layout(variables, state_dict):
   there = state_dict["layer2.0.downsample.1.running_var"]
   np.testing.assert_array_equal(there, statistics["var"])
   assert state_dict["bn1.num_batches_tracked"].dtype == np.int64
-
-
-def test_unrolled_variables(variables, state_dict):
-  unrolled = unroll_variables(variables)
-  actual = convert.to_torchvision(MODEL.clone(scan=False), unrolled)
-  assert actual.keys() == state_dict.keys()
-  for name, array in actual.items():
-    np.testing.assert_array_equal(array, state_dict[name])
 
 
 def test_old_checkpoints_have_no_counters(variables, state_dict):
@@ -98,23 +92,11 @@ def without(state_dict, *names):
       r"ResNet-50: 'layer1.0.se.weight' is unknown\.$",
     ),
     (
-      lambda s: s | {"layer4.2.conv1.weight": np.zeros((512, 2048, 3, 3))},
-      r"'layer4.2.conv1.weight' has shape \(512, 2048, 3, 3\), not "
-      r"\(512, 2048, 1, 1\)\.$",
-    ),
-    (
       lambda s: s | {"fc.bias": np.zeros((4,))},
       r"'fc.weight' has shape \(3, 2048\), not \(4, 2048\)\.$",
     ),
     (lambda s: without(s, "fc.bias", "fc.weight"), "'fc.weight' is missing"),
     (lambda s: without(s, "conv1.weight"), r"'conv1.weight' is missing\.$"),
-    (
-      lambda s: (
-        without(s, "layer3.5.conv1.weight", "conv1.weight")
-        | {"module.conv1.weight": np.zeros(3)}
-      ),
-      r"'(conv1|layer3.5.conv1).weight' is missing, .* 'module.conv1.weight' is unkn",
-    ),
     (
       lambda s: {k: v for k, v in s.items() if not k.startswith("layer3.5.")},
       r"have \(3, 4, 5, 3\) blocks .*: convertible are \(3, 4, 6, 3\) \(ResNet-50\), ",
@@ -133,24 +115,12 @@ def test_bad_state_dict(state_dict, change, message):
   assert "\n" not in str(error.value)
 
 
-BATCH_NORM = methods.get("batch_norm")
-
-
 @pytest.mark.parametrize(
   ("model", "message"),
   [
     (MODEL.clone(version=2), "version is 2, but torchvision's networks have 1"),
     (MODEL.clone(symmetric_padding=False), "symmetric_padding is False"),
-    (
-      MODEL.clone(method=methods.get("batch_norm_divide_by_sqrt2")),
-      "method.sum_scale is 0.7",
-    ),
-    (
-      MODEL.clone(
-        method=dataclasses.replace(BATCH_NORM, alpha=0.5, learnable_alpha=False)
-      ),
-      "method.alpha is 0.5, but torchvision's networks have None",
-    ),
+    (MODEL.clone(method=methods.get("batch_norm_divide_by_sqrt2")), "sum_scale is 0.7"),
     (MODEL.clone(method=methods.get("fixup")), "method.alpha is 1.0"),
   ],
 )
@@ -164,6 +134,3 @@ def test_variables_of_another_model(variables):
     convert.to_torchvision(MODEL.clone(num_classes=5), variables)
   with pytest.raises(UsageError, match=r"'batch_stats/.*' is missing, .* more such pr"):
     convert.to_torchvision(MODEL, {"params": variables["params"]})
-  first = variables["params"] | {"stage1_first": {"alpha": np.zeros(())}}
-  with pytest.raises(UsageError, match=r"1_first/.*' is missing, .* and \d+ more"):
-    convert.to_torchvision(MODEL, variables | {"params": first})

@@ -35,10 +35,10 @@ def normalize(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
 def pad_and_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
   """Shifts every image by a random offset of its own.
 
-  Each image is padded with zeros on all sides, then a window of its former size
-  is cut out, all (2 padding + 1)^2 positions being equally likely. Apply it
-  before `normalize`, as torchvision's `RandomCrop` is applied: the padding is
-  then black, and a uint8 image is a quarter of the memory traffic.
+  It pads each image with zeros on all sides and cuts out a window of the former size.
+  All (2 padding + 1)^2 positions are equally likely. Apply it before `normalize`, as
+  torchvision's `RandomCrop` is applied: the padding is then black, and uint8 images are
+  a quarter of the memory traffic.
 
   Args:
     key: a PRNG key.

@@ -1,16 +1,16 @@
 """From the bytes of an image file to a resized crop of it.
 
-Time goes into decoding, so this decodes with libjpeg-turbo (simplejpeg), at a fraction
-of the size where the crop is still large enough, and resizes with OpenCV. OpenCV's own
-decoder is about as fast, but does not tell that a file ends early. Resizing with Pillow
-costs a third of the speed: it copies the image to four bytes a pixel first.
+Decoding takes the time. libjpeg-turbo (simplejpeg) decodes, at a fraction of the size
+where that leaves the crop large enough, and OpenCV resizes. OpenCV's own decoder is
+about as fast, but does not tell that a file ends early. Pillow would cost a third of
+the speed: to resize, it copies the image to four bytes a pixel.
 `benchmarks/decode.py` compares the whole with Pillow and with tf.data.
 """
 
 import io
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -28,10 +28,10 @@ class Window(NamedTuple):
   """A part of an image, in pixels.
 
   Attributes:
-    top: rows above it.
-    left: columns to the left of it.
-    height: its rows.
-    width: its columns.
+    top: the first row.
+    left: the first column.
+    height: the number of rows.
+    width: the number of columns.
   """
 
   top: int
@@ -40,19 +40,18 @@ class Window(NamedTuple):
   width: int
 
 
+ChooseWindow: TypeAlias = Callable[[int, int], Window]
+"""Returns the window of an image, given its height and width."""
+
+
 def random_window(rng: np.random.Generator, height: int, width: int) -> Window:
   """Draws the window of a training example.
 
-  Its area is uniform in 8 to 100 % of the image's and the logarithm of its aspect
-  ratio uniform between 3/4 and 4/3, its position uniform. Where ten draws do not fit
-  into the image, it is the largest centered one of allowed aspect. This is how
-  torchvision's `RandomResizedCrop` implements the sampling of Szegedy et al.,
-  "Going Deeper with Convolutions" (CVPR 2015), section 6.
-
-  Args:
-    rng: the source of randomness.
-    height: of the image.
-    width: of the image.
+  Its area is uniform in 8 to 100 % of the image's, the logarithm of its aspect ratio is
+  uniform between those of 3/4 and 4/3, and its position is uniform. Where ten draws do
+  not fit into the image, it is the largest centered one of allowed aspect. This is how
+  torchvision's `RandomResizedCrop` implements the sampling of Szegedy et al., "Going
+  Deeper with Convolutions" (CVPR 2015), section 6.
   """
   for _ in range(_ATTEMPTS):
     area = rng.uniform(*_AREA) * height * width
@@ -73,30 +72,24 @@ def center_window(height: int, width: int) -> Window:
   Its side is 7/8 of the image's shorter one. Resized to 224 pixels, it shows what the
   ImageNet examples of Flax (224 pixels and a padding of 32) and of torchvision
   (shorter side to 256, then the central 224) evaluate.
-
-  Args:
-    height: of the image.
-    width: of the image.
   """
   side = max(1, round(_CENTER * min(height, width)))
   return Window((height - side) // 2, (width - side) // 2, side, side)
 
 
-def decode(
-  encoded: bytes, choose_window: Callable[[int, int], Window], size: int
-) -> np.ndarray:
+def decode(encoded: bytes, choose_window: ChooseWindow, size: int) -> np.ndarray:
   """Decodes an image file, cuts out a window and resizes that.
 
   Args:
     encoded: the file: a JPEG, or anything else that Pillow reads.
-    choose_window: returns the window for the image's height and width.
+    choose_window: chooses the window from the image's size.
     size: height and width of the result.
 
   Returns:
     The window in RGB, of a grayscale image too: uint8 [size, size, 3].
 
   Raises:
-    ValueError: if the file is damaged or no image.
+    ValueError: the file is damaged or no image.
   """
   try:
     height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)

@@ -1,9 +1,8 @@
 """Batches of a data set that lives on the device as uint8.
 
-Which examples a training batch holds is a function of the seed's key, the epoch
-and the batch's index in the epoch only, so a resumed run sees the same batches.
-Everything but `put` and `eval_batches` may be traced, so that a whole epoch can
-run in one dispatch.
+A training batch is a function of the seed's key, the epoch and the batch's index in the
+epoch alone, so a resumed run sees the same batches. Everything but `put` and
+`eval_batches` may be traced, so that a whole epoch can run in one dispatch.
 """
 
 from typing import NamedTuple
@@ -56,12 +55,9 @@ def put(split: Split, sharding: jax.sharding.Sharding) -> DeviceSplit:
   """Places a split on devices, of other processes too.
 
   Args:
-    split: the examples, the same on every process.
-    sharding: where to; replicated on the mesh, so that any device can gather
-      its part of any batch.
-
-  Returns:
-    The placed arrays.
+    split: the same on every process.
+    sharding: replicated on the mesh, so that any device can gather its part of any
+      batch.
   """
   return DeviceSplit(_place(split.images, sharding), _place(split.labels, sharding))
 
@@ -70,7 +66,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
   """Returns the number of whole batches in an epoch; the rest is left out.
 
   Raises:
-    UsageError: if the batch size is below 1 or above the number of examples.
+    UsageError: the batch size is below 1 or above the number of examples.
   """
   if not 1 <= batch_size <= num_examples:
     raise UsageError(
@@ -87,7 +83,7 @@ def epoch_permutation(
 
   Args:
     key: the PRNG key of the whole run's shuffling.
-    epoch: number of the epoch; may be traced.
+    epoch: from 0; may be traced.
     num_examples: size of the split.
 
   Returns:
@@ -107,7 +103,7 @@ def train_batch(
 
   Args:
     split: the training examples.
-    permutation: the epoch's, from `epoch_permutation`.
+    permutation: what `epoch_permutation` returned.
     index: number of the batch in the epoch, below `steps_per_epoch`; may be traced.
     batch_size: number of examples.
 
@@ -130,15 +126,12 @@ def eval_batches(
   `mask` counts every example exactly once.
 
   Args:
-    split: the examples, the same on every process.
+    split: the same on every process.
     batch_size: number of examples in a batch; need not divide the split.
-    sharding: where to place the batches: axis 1 over the mesh's `data` axis.
-
-  Returns:
-    The placed batches.
+    sharding: has axis 1, the batch, over the mesh's `data` axis.
 
   Raises:
-    UsageError: if the batch size is below 1.
+    UsageError: the batch size is below 1.
   """
   if batch_size < 1:
     raise UsageError(f"Evaluation batch size {batch_size} is not at least 1.")

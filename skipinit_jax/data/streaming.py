@@ -1,8 +1,8 @@
 """Batches of a data set that is decoded while it is trained on, such as ImageNet.
 
-Grain runs worker processes that read records in any order, decode and crop them.
-What a training batch holds is a function of the seed, the batch size and the batch's
-number only: not of the number of processes, workers, or of where a run resumed. So
+Grain runs worker processes that read records in any order, decode and crop them. A
+training batch is a function of the seed, the batch size and the batch's number alone:
+it depends neither on the number of processes or workers nor on where a run resumed. So
 there is no state to save, and a run resumes at any batch at once.
 
 A program that uses workers must start below `if __name__ == "__main__":`, because each
@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
 from typing import Any
@@ -40,23 +40,23 @@ __all__ = [
   "train_batches",
 ]
 
-# Of ImageNet's training pixels, as torchvision and others use them.
+# The statistics of ImageNet's training pixels that torchvision and others use.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _TEST_SPLIT = "validation"
 
-# Workers hand over pieces of a batch of at most this many rows: all work on the next
-# batch, and what is in flight does not grow with the batch size.
+# Workers hand over pieces of a batch, so that all of them work on the next batch. A
+# piece has at most this many rows, so that memory does not grow with the batch size.
 _MAX_PIECE_ROWS = 64
 # Upper bound for the pieces of one worker that lie in shared memory at a time.
 _PIECES_PER_WORKER = 4
-# In each process: pieces being decoded, and records being read ahead for all of them,
-# which hides the latency of remote storage.
+# Each process decodes pieces in some threads, and reads records ahead for all of them
+# in others, which hides the latency of remote storage.
 _DECODING_THREADS = 2
 _READING_THREADS = 16
 _SHARED_MEMORY = "/dev/shm"
 
-# Which random numbers a generator is for.
+# A part of each random generator's seed: what it is for.
 _ORDER, _CROP = 0, 1
 
 
@@ -77,7 +77,7 @@ class StreamedSplit:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-  """A data set in files, of which batches are decoded as they are needed.
+  """A data set in files, whose batches are decoded as they are needed.
 
   Attributes:
     name: one of `datasets.STREAMED_NAMES`.
@@ -125,8 +125,8 @@ def load(
     The data set.
 
   Raises:
-    UsageError: if the name is not that of a streamed set, the set is not prepared in
-      `data_dir` or lacks a split, or the image size is not positive.
+    UsageError: the name is not that of a streamed set; the set is not prepared in
+      `data_dir` or lacks a split; or the image size is not positive.
   """
   if name not in datasets.NAMES:
     raise errors.unknown_name("dataset", name, datasets.NAMES)
@@ -168,14 +168,14 @@ def train_batches(
   """Returns one process's part of the training batches, without end.
 
   Batch number `step` is the one after `step` updates. An epoch has
-  `in_memory.steps_per_epoch` batches, and each takes the examples in another order;
-  those of the order's end that do not fill a batch are left out. Each example is
-  cropped (`decode.random_window`) and, with probability 1/2, mirrored.
+  `in_memory.steps_per_epoch` batches, and each takes the examples in another order. It
+  leaves out the last ones that do not fill a batch. Each example is cropped
+  (`decode.random_window`) and, with probability 1/2, mirrored.
 
   Args:
-    dataset: the data set.
-    batch_size: of all processes together.
-    seed: of the order, the crops and the mirroring.
+    dataset: what `load` returned.
+    batch_size: examples of all processes together.
+    seed: decides the order, the crops and the mirroring.
     first_step: number of the first batch.
     process_index: which part: process p of P gets rows p B / P to (p + 1) B / P - 1.
     process_count: number of parts.
@@ -186,8 +186,8 @@ def train_batches(
     3], and labels, int32 [batch_size / process_count]. Closing it ends the workers.
 
   Raises:
-    UsageError: if the batch size is not between 1 and the number of examples or does
-      not divide; later, from the generator, if a record is damaged.
+    UsageError: the batch size is not between 1 and the number of examples, or is no
+      multiple of `process_count`; later, from the generator: a record is damaged.
   """
   steps = in_memory.steps_per_epoch(dataset.train.num_examples, batch_size)
   rows = _rows_per_process(batch_size, process_count)
@@ -219,8 +219,8 @@ def eval_batches(
   with blank examples, so that a sum weighted by the mask counts every example once.
 
   Args:
-    dataset: the data set.
-    batch_size: of all processes together.
+    dataset: what `load` returned.
+    batch_size: examples of all processes together.
     process_index: which part: process p of P gets rows p B / P to (p + 1) B / P - 1.
     process_count: number of parts.
     num_workers: processes that decode; 0: threads of this one.
@@ -231,8 +231,8 @@ def eval_batches(
     ends the workers.
 
   Raises:
-    UsageError: if the batch size is below 1 or does not divide; later, from the
-      generator, if a record is damaged.
+    UsageError: the batch size is below 1 or no multiple of `process_count`; later,
+      from the generator: a record is damaged.
   """
   if batch_size < 1:
     raise errors.UsageError(f"Evaluation batch size {batch_size} is not at least 1.")
@@ -271,8 +271,8 @@ def _open(split: StreamedSplit) -> Any:
   builder = tfds.builder_from_directory(split.folder)
   raw = {"image": tfds.decode.SkipDecoding()}
   records = builder.as_data_source(split.name, decoders=raw)
-  # Imports what it needs, which in two threads at a time may end in a deadlock. An
-  # error in this record comes again when its turn does.
+  # The first record imports what reading needs, which two threads at a time may not.
+  # An error in it comes again in its turn.
   with contextlib.suppress(RuntimeError):
     records[0]
   return records
@@ -287,12 +287,12 @@ def _readers() -> futures.ThreadPoolExecutor:
 class _Pieces:
   """One process's part of all batches, as a random-access source for Grain.
 
-  Element n holds rows of batch n // pieces_per_batch. Pickled, it is but its fields.
+  Element n holds rows of batch n // pieces_per_batch.
 
   Attributes:
-    dataset: where the examples come from.
-    split: which of them.
-    batch_size: of all processes together.
+    dataset: the data set.
+    split: which of its splits.
+    batch_size: examples of all processes together.
     first_row: the process's first row in each batch.
     rows: its number of rows.
   """
@@ -308,52 +308,51 @@ class _Pieces:
     # piece until Python collects garbage.
     return sys.maxsize
 
+  def __getitem__(self, piece: int) -> tuple[np.ndarray, ...]:
+    batch, part = divmod(piece, self.rows // self.piece_rows)
+    start = self.first_row + part * self.piece_rows
+    return self.piece(batch, range(start, start + self.piece_rows))
+
   @functools.cached_property
   def piece_rows(self) -> int:
     """Rows of a piece: the largest divisor that is small enough."""
     sizes = range(1, min(self.rows, _MAX_PIECE_ROWS) + 1)
     return max(size for size in sizes if self.rows % size == 0)
 
-  @property
-  def pieces_per_batch(self) -> int:
-    """Pieces that make the process's part of a batch."""
-    return self.rows // self.piece_rows
+  def piece(self, batch: int, rows: range) -> tuple[np.ndarray, ...]:
+    """Returns some rows of a batch; they count over all processes."""
+    raise NotImplementedError
 
-  def _batch_and_rows(self, piece: int) -> tuple[int, range]:
-    """Returns a piece's batch and its rows in that, counted over all processes."""
-    batch, part = divmod(piece, self.pieces_per_batch)
-    start = self.first_row + part * self.piece_rows
-    return batch, range(start, start + self.piece_rows)
-
-  def _blank(self) -> tuple[np.ndarray, np.ndarray]:
+  def decode(
+    self, numbers: Sequence[int], windows: Iterable[decode.ChooseWindow]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of records; what is left of a piece is blank."""
     images = np.zeros((self.piece_rows, *self.dataset.image_shape), np.uint8)
-    return images, np.zeros(self.piece_rows, np.int32)
-
-  def _records(self, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields records with their numbers, reading ahead."""
+    labels = np.zeros(self.piece_rows, np.int32)
     records = _open(self.split)
+    # Reads ahead.
     reading = _readers().map(lambda number: records[number], numbers)
-    for number in numbers:
+    for row, (number, window) in enumerate(zip(numbers, windows, strict=False)):
+      where = (
+        f"Record {number} of the {self.split.name} split of {self.dataset.name!r} in "
+        f"{self.split.folder}"
+      )
       try:
-        yield number, next(reading)
+        record = next(reading)
       except RuntimeError as error:  # What array_record raises.
         raise errors.UsageError(
-          f"Record {number} of the {self.split.name} split of {self.dataset.name!r} "
-          f"in {self.split.folder} cannot be read ({str(error).splitlines()[0]}): "
-          "delete that folder and prepare it again."
+          f"{where} cannot be read ({str(error).splitlines()[0]}): delete that folder "
+          "and prepare it again."
         ) from error
-
-  def _decode(
-    self, number: int, record: dict[str, Any], choose_window: Any
-  ) -> np.ndarray:
-    try:
-      return decode.decode(record["image"], choose_window, self.dataset.image_size)
-    except ValueError as error:
-      raise errors.UsageError(
-        f"Record {number} of the {self.split.name} split of {self.dataset.name!r} in "
-        f"{self.split.folder} (file {record['file_name'].decode()!r}) is no image that "
-        f"can be decoded ({error}): prepare the data set again from intact files."
-      ) from error
+      try:
+        images[row] = decode.decode(record["image"], window, self.dataset.image_size)
+      except ValueError as error:
+        raise errors.UsageError(
+          f"{where} (file {record['file_name'].decode()!r}) is no image that can be "
+          f"decoded ({error}): prepare the data set again from intact files."
+        ) from error
+      labels[row] = record["label"]
+    return images, labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,38 +369,33 @@ class _TrainPieces(_Pieces):
   steps_per_epoch: int
   first_step: int
 
-  def __getitem__(self, piece: int) -> tuple[np.ndarray, ...]:
-    batch, rows = self._batch_and_rows(piece)
+  def piece(self, batch: int, rows: range) -> tuple[np.ndarray, ...]:
+    """Returns some rows of a batch, cropped and mirrored at random."""
     step = self.first_step + batch
     epoch, index = divmod(step, self.steps_per_epoch)
     order = _order(self.seed, epoch, self.split.num_examples)
-    numbers = [int(order[index * self.batch_size + row]) for row in rows]
-    images, labels = self._blank()
-    for i, (number, record) in enumerate(self._records(numbers)):
-      # Of the example's own, so that it does not matter who decodes it.
-      rng = np.random.default_rng((_CROP, self.seed, step * self.batch_size + rows[i]))
-      mirrored = rng.random() < 0.5
-      window = functools.partial(decode.random_window, rng)
-      image = self._decode(number, record, window)
-      images[i] = image[:, ::-1] if mirrored else image
-      labels[i] = record["label"]
+    numbers = order[[index * self.batch_size + row for row in rows]].tolist()
+    # A generator for each example, so that it does not matter who decodes it.
+    generators = [
+      np.random.default_rng((_CROP, self.seed, step * self.batch_size + row))
+      for row in rows
+    ]
+    mirrored = np.array([rng.random() < 0.5 for rng in generators])
+    windows = [functools.partial(decode.random_window, rng) for rng in generators]
+    images, labels = self.decode(numbers, windows)
+    images[mirrored] = images[mirrored, :, ::-1]
     return images, labels
 
 
 class _EvalPieces(_Pieces):
   """Pieces of evaluation batches: images, labels and mask."""
 
-  def __getitem__(self, piece: int) -> tuple[np.ndarray, ...]:
-    batch, rows = self._batch_and_rows(piece)
+  def piece(self, batch: int, rows: range) -> tuple[np.ndarray, ...]:
+    """Returns some rows of a batch; the blank ones come last."""
     numbers = [batch * self.batch_size + row for row in rows]
     mask = np.array(numbers) < self.split.num_examples
-    images, labels = self._blank()
-    # The blank examples come last.
-    existing = self._records(numbers[: mask.sum()])
-    for i, (number, record) in enumerate(existing):
-      images[i] = self._decode(number, record, decode.center_window)
-      labels[i] = record["label"]
-    return images, labels, mask
+    existing = numbers[: mask.sum()]
+    return *self.decode(existing, itertools.repeat(decode.center_window)), mask
 
 
 def _batches(

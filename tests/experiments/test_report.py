@@ -2,12 +2,9 @@
 
 import json
 
-import jax
-
 from skipinit_jax import studies
 from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
 from skipinit_jax.studies.results import write_results
-from skipinit_jax.training import TrainConfig, train
 from tests.studies.results import run_study
 
 
@@ -42,17 +39,8 @@ def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
   assert {path.name: path.read_bytes() for path in again.iterdir()} == written
 
 
-def test_report_of_a_run(run_program, tmp_path):
-  workdir = tmp_path / "a run"
-  config = TrainConfig(
-    model="residual_mlp",
-    depth=2,
-    width=8,
-    epochs=1,
-    batch_size=736,
-    signal_every_steps=1,
-  )
-  train(config, workdir, show_progress=False, devices=jax.devices()[:1])
+def test_report_of_a_run(trained_run, run_program, tmp_path):
+  workdir = trained_run
   accuracy = json.loads((workdir / "result.json").read_text())["test_accuracy"]
   output = tmp_path / "elsewhere"
   done = report(run_program, f"--workdir={workdir}", f"--output={output}")

@@ -20,7 +20,7 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
       "--config=linear",
       "--config.methods=('unnormalized', 'skipinit')",
       "--config.depth=40",
-      "--config.width=32",
+      "--config.width=16",
       "--config.batch_size=8",
       "--config.num_seeds=2",
     ],
@@ -49,13 +49,10 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
 
 def test_bad_input_is_one_sentence(run_program, tmp_path):
   workdir = tmp_path / "signal"
-  for flag, words in (
-    ("--config.methods=('skipint',)", "did you mean 'skipinit'"),
-    ("--config=linaer", "choose one of batch_norm, demo, linear, skipinit"),
-  ):
-    done = run_program([PROGRAM, f"--workdir={workdir}", flag], status=1)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+  flags = [f"--workdir={workdir}", "--config.methods=('skipint',)"]
+  done = run_program([PROGRAM, *flags], status=1)
+  assert "did you mean 'skipinit'" in done.stderr
+  assert "Traceback" not in done.stderr
   assert not workdir.exists()
 
 
