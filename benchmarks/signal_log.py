@@ -19,7 +19,6 @@ import jax
 from benchmarks import tables
 from experiments import program
 from skipinit_jax import data
-from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig, Trainer, make_mesh
 from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.signal_log import SignalLog
@@ -75,7 +74,7 @@ def measure(config: TrainConfig) -> dict[str, object]:
   step = statistics.median(step_seconds[1:])
   row = statistics.median(row_seconds[1:])
   return {
-    "network": network_name(config),
+    "network": config.network_title,
     "method": config.method,
     "batch_size": config.batch_size,
     "step_seconds": float(f"{step:.3g}"),

@@ -21,7 +21,6 @@ from absl import flags
 
 from benchmarks import machine, tables
 from experiments import program
-from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
 
 _ROUNDS = flags.DEFINE_integer(
@@ -87,7 +86,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
       first.append(seconds_to_first_step(config, cache))
       second.append(seconds_to_first_step(config, cache))
   return {
-    "network": network_name(config),
+    "network": config.network_title,
     "dataset": config.dataset,
     "batch_size": config.batch_size,
     "seconds_to_first_step": {

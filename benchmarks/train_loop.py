@@ -34,7 +34,6 @@ from experiments import program
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.files import Path, workdir_path
-from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig, train
 
 _ROUNDS = flags.DEFINE_integer(
@@ -148,7 +147,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
       before = after
   images = bare.steps_per_epoch * config.batch_size
   return {
-    "network": network_name(config),
+    "network": config.network_title,
     "dataset": config.dataset,
     "batch_size": config.batch_size,
     "steps_per_epoch": bare.steps_per_epoch,

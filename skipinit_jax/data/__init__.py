@@ -9,6 +9,7 @@ from skipinit_jax.data.datasets import (
   known_names,
   load,
   register,
+  title,
 )
 from skipinit_jax.data.streaming import StreamedDataset, StreamedSplit
 
@@ -26,4 +27,5 @@ __all__ = [
   "prepare",
   "register",
   "streaming",
+  "title",
 ]

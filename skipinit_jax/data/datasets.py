@@ -25,6 +25,15 @@ _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 10
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
+_TITLES = {
+  "digits": "scikit-learn's 8x8 digits",
+  "fashion_mnist": "Fashion-MNIST",
+  "cifar10": "CIFAR-10",
+  "cifar100": "CIFAR-100",
+  "imagenet2012": "ImageNet",
+  "sample_photos": "sample photographs",
+}
+
 NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
 """The names of this package's data sets."""
 
@@ -120,6 +129,11 @@ def register(name: str, make: Callable[[], Dataset]) -> None:
   if name in known_names():
     raise errors.UsageError(f"name is {name!r}, which is that of another data set.")
   _registered[name] = functools.cache(make)
+
+
+def title(name: str) -> str:
+  """Returns the name of a data set for people."""
+  return _TITLES.get(name, name)
 
 
 def known_names() -> tuple[str, ...]:

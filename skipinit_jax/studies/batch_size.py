@@ -11,7 +11,7 @@ from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawin
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config
-from skipinit_jax.studies.names import format_rate
+from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import Optimum, difference
 from skipinit_jax.studies.study import (

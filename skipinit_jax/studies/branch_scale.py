@@ -8,7 +8,7 @@ from skipinit_jax import methods
 from skipinit_jax.document import Figure, Finding, drawing
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config
-from skipinit_jax.studies.names import format_alpha, model_name, network_name
+from skipinit_jax.studies.formatting import format_alpha
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.study import (
   Search,
@@ -127,7 +127,7 @@ def _search(
   if labels.alpha is None:
     return Search(
       name=f"{name}/as_it_is",
-      row=f"{network_name(train)}, as it is",
+      row=f"{train.network_title}, as it is",
       column=_line_title(labels),
       labels=labels,
       config=train,
@@ -136,7 +136,7 @@ def _search(
   kind = "learnable" if labels.learnable else "constant"
   return Search(
     name=f"{name}/{kind}/alpha_{labels.alpha!r}",
-    row=f"{network_name(train)}, {_line_title(labels)}",
+    row=f"{train.network_title}, {_line_title(labels)}",
     column=f"α = {format_alpha(labels.alpha)}",
     labels=labels,
     config=train,
@@ -159,9 +159,12 @@ def branch_scale_claims(results: Results) -> list[Finding]:
   """Answers what the reviews of De & Smith (2020) ask about alpha."""
   references = [each for each in results.searches if each.labels.alpha is None]
   found = [
-    claims.trains_claim(f"{network}: {search.column} trains.", [search])
+    claims.trains_claim(
+      f"{report.network_title(results, depth=search.labels.depth)}: "
+      f"{search.column} trains.",
+      [search],
+    )
     for search in references
-    for network in [report.network_title(results, depth=search.labels.depth)]
   ]
   rows = [results.in_row(row) for row in results.rows]
   scaled = [row for row in rows if row[0].labels.alpha is not None]
@@ -235,10 +238,10 @@ def branch_scale_report(results: Results) -> StudyReport:
     "are rates at the edge of those allowed. Crosses on the lower edge mark an α at "
     "which too few runs complete; a method as it is that diverges has no line.",
   )
-  model = model_name(results.config["train"]["model"])
+  train = TrainConfig(model=results.config["train"]["model"])
   return StudyReport(
     f"Branch-scale study on {dataset}",
-    f"{model}s on {dataset} whose branches end in a factor α, a constant or a "
+    f"{train.model_title}s on {dataset} whose branches end in a factor α, a constant or a "
     "learnable scalar: which values train, and how well. Reviewers of De & Smith "
     "(2020) asked.",
     [curves],

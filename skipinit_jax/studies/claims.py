@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from skipinit_jax.document import Finding
-from skipinit_jax.studies.names import format_accuracy
+from skipinit_jax.studies.formatting import format_accuracy
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import SearchResult
 

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from skipinit_jax import methods
+from skipinit_jax import data, methods
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config, with_and_without_l2
-from skipinit_jax.studies.names import dataset_name, network_name
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import (
@@ -134,7 +133,7 @@ def _search(
   network = f"{config.model}_{config.depth}_{config.width}"
   return Search(
     name=f"{network}/{config.method}" + ("" if with_l2 else "_without_l2"),
-    row=network_name(config),
+    row=config.network_title,
     column=methods.get(config.method).title + ("" if with_l2 else ", no L2"),
     labels=DepthLabels(
       config.model, config.depth, config.width, config.method, config.l2
@@ -332,7 +331,7 @@ def published_table(results: StudyResults[DepthLabels]) -> Table | None:
       "network",
       "method",
       f"measured: {dataset}",
-      f"published: {dataset_name('cifar10')}, Wide-ResNet of this depth and width 2",
+      f"published: {data.title('cifar10')}, Wide-ResNet of this depth and width 2",
       "agreement",
     ],
     rows=rows,

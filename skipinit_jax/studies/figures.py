@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from skipinit_jax.document import drawing
-from skipinit_jax.studies.names import format_rate
+from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.study import Labels, SearchResult, StudyResults, unique
 
 # matplotlib takes most of a second to import; a study draws when it has finished.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from skipinit_jax.studies.names import format_rate
+from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.study import Key, Run, Study
 from skipinit_jax.training.progress import Display
 

@@ -8,18 +8,13 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from skipinit_jax import document
+from skipinit_jax import data, document
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.files import Path
 from skipinit_jax.studies import figures
+from skipinit_jax.studies.formatting import format_accuracy, format_rate
 from skipinit_jax.studies.history import read_signal
-from skipinit_jax.studies.names import (
-  dataset_name,
-  format_accuracy,
-  format_rate,
-  network_name,
-)
 from skipinit_jax.studies.results import write_results
 from skipinit_jax.studies.study import (
   Labels,
@@ -209,13 +204,13 @@ def accuracy_entry(search: SearchResult[Any]) -> Entry:
 
 
 def dataset_title(results: StudyResults[Any], field: str = "train") -> str:
-  """Returns the name for people of a study's data set.
+  """Returns the name of a study's data set for people.
 
   Args:
     results: the study's results.
     field: the training configuration in the study's that names it.
   """
-  return dataset_name(results.config[field]["dataset"])
+  return data.title(results.config[field]["dataset"])
 
 
 def network_title(results: StudyResults[Any], **changes: Any) -> str:
@@ -227,7 +222,7 @@ def network_title(results: StudyResults[Any], **changes: Any) -> str:
   """
   train = results.config["train"]
   fields = {name: train[name] for name in ("model", "depth", "width", "version")}
-  return network_name(TrainConfig(**fields | changes))
+  return TrainConfig(**fields | changes).network_title
 
 
 def _curves_section(results: StudyResults[Any]) -> Section:

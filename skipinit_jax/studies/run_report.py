@@ -5,13 +5,13 @@ import pathlib
 import shlex
 from collections.abc import Collection
 
-from skipinit_jax import document, methods
+from skipinit_jax import data, document, methods
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import CHECKPOINTS, METRICS, RESULT, Path, read_json
 from skipinit_jax.studies import figures
+from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.history import make_history, read_signal
-from skipinit_jax.studies.names import dataset_name, format_rate, network_name
 from skipinit_jax.studies.report import signal_figures
 from skipinit_jax.training import Result, TrainConfig
 from skipinit_jax.training.metrics import read_metrics
@@ -90,7 +90,7 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
   result = read_result(workdir)
   history = make_history(read_metrics(workdir))
   config = TrainConfig(**result.config)
-  title = f"{network_name(config)}, {methods.get(config.method).title}"
+  title = f"{config.network_title}, {methods.get(config.method).title}"
   ended = (
     f"Test accuracy {_format(result.test_accuracy, '.2f', 100)} % after"
     if result.status == "completed"
@@ -120,7 +120,7 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
     sections.append(Section("Signal during training", "", maps))
   return Document(
     title=title,
-    lead=f"One training run on {dataset_name(config.dataset)}, at a highest learning "
+    lead=f"One training run on {data.title(config.dataset)}, at a highest learning "
     f"rate of {format_rate(config.learning_rate)}. {ended} {result.step} steps.",
     findings=[],
     sections=sections,

@@ -16,12 +16,17 @@ from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResN
 
 Network: TypeAlias = WideResNet | ResNet | ResidualMLP | VisionTransformer
 
-# Each network's class, and the fields that it takes beside depth and what all take.
-_NETWORKS: dict[str, tuple[Any, tuple[str, ...]]] = {
-  "wide_resnet": (WideResNet, ("width",)),
-  "resnet": (ResNet, ("version", "symmetric_padding")),
-  "residual_mlp": (ResidualMLP, ("width", "layers_per_block")),
-  "vision_transformer": (VisionTransformer, ("width", "patch_size", "num_heads")),
+# Each network's class, the fields that it takes beside depth and what all take, and its
+# name for people.
+_NETWORKS: dict[str, tuple[Any, tuple[str, ...], str]] = {
+  "wide_resnet": (WideResNet, ("width",), "Wide-ResNet"),
+  "resnet": (ResNet, ("version", "symmetric_padding"), "ResNet"),
+  "residual_mlp": (ResidualMLP, ("width", "layers_per_block"), "MLP"),
+  "vision_transformer": (
+    VisionTransformer,
+    ("width", "patch_size", "num_heads"),
+    "Vision Transformer",
+  ),
 }
 MODELS: tuple[str, ...] = tuple(_NETWORKS)
 SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
@@ -159,6 +164,18 @@ class TrainConfig:
   eval_every_epochs: int = 1
   checkpoint_every_seconds: float = 60.0
   signal_every_steps: int = 0
+
+  @property
+  def model_title(self) -> str:
+    """The name of the kind of network for people."""
+    return _NETWORKS[self.model][2]
+
+  @property
+  def network_title(self) -> str:
+    """The name of the network for people, such as "Wide-ResNet 16-1"."""
+    has_width = "width" in _NETWORKS[self.model][1]
+    size = f"-{self.width}" if has_width else f" v{self.version}"
+    return f"{self.model_title} {self.depth}{size}"
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
@@ -311,7 +328,7 @@ class TrainConfig:
     """
     if self.model not in _NETWORKS:
       raise unknown_name("model", self.model, MODELS)
-    network, names = _NETWORKS[self.model]
+    network, names, _ = _NETWORKS[self.model]
     made: Network = network(
       **{name: getattr(self, name) for name in ("depth", *names)},
       num_classes=num_classes,

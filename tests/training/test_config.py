@@ -394,3 +394,14 @@ def test_identity_is_what_decides_the_result():
     "checkpoint_every_seconds",
     "signal_every_steps",
   }
+
+
+def test_networks_are_named_as_in_the_paper():
+  def title(**fields):
+    return TrainConfig(**fields).network_title
+
+  assert title(depth=16, width=4) == "Wide-ResNet 16-4"
+  assert title(model="residual_mlp", depth=5, width=7) == "MLP 5-7"
+  assert title(model="resnet", depth=50) == "ResNet 50 v2"
+  transformer = {"model": "vision_transformer", "depth": 64, "width": 32}
+  assert title(**transformer) == "Vision Transformer 64-32"

@@ -1,0 +1,23 @@
+"""How studies write numbers."""
+
+import math
+
+
+def format_accuracy(accuracy: float | None, deviation: float | None) -> str:
+  """Returns a share in percent, with its deviation where that is known: 93.5±0.1."""
+  if accuracy is None:
+    return "none"
+  error = "" if deviation is None else f"±{100 * deviation:.1f}"
+  return f"{100 * accuracy:.1f}{error}"
+
+
+def format_rate(rate: float) -> str:
+  """Returns a rate as a power of two where it is one: 2^-5."""
+  mantissa, exponent = math.frexp(rate)
+  return f"2^{exponent - 1}" if mantissa == 0.5 else f"{rate:g}"
+
+
+def format_alpha(alpha: float) -> str:
+  """Returns alpha as a power of two where it is one below 1, else to three digits."""
+  text = format_rate(alpha)
+  return text if alpha < 1 and text.startswith("2^") else f"{alpha:.3g}"
