@@ -134,7 +134,6 @@ def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int |
 
   Args:
     largest: examples of a ghost batch, for larger batches; None: whole batches.
-    method: the method's name.
     batch_size: examples of a step.
 
   Returns:
@@ -342,7 +341,6 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
   """Draws accuracy, loss, best and largest stable rate by batch size.
 
   Args:
-    results: the results of a batch-size study.
     budget: "epochs" or "steps".
   """
   from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator

@@ -241,8 +241,8 @@ def branch_scale_report(results: Results) -> StudyReport:
   train = TrainConfig(model=results.config["train"]["model"])
   return StudyReport(
     f"Branch-scale study on {dataset}",
-    f"{train.model_title}s on {dataset} whose branches end in a factor α, a constant or a "
-    "learnable scalar: which values train, and how well. Reviewers of De & Smith "
+    f"{train.model_title}s on {dataset} whose branches end in a factor α, a constant "
+    "or a learnable scalar: which values train, and how well. Reviewers of De & Smith "
     "(2020) asked.",
     [curves],
   )

@@ -93,7 +93,6 @@ def trains_claim(
   """Returns a claim that networks train, or that they do not.
 
   Args:
-    claim: what it says.
     searches: the networks, at least one.
     trains: what it expects of each.
     name: what to call a network in the evidence.

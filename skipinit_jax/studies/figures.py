@@ -48,7 +48,6 @@ def accuracy_bars(
   """Draws test accuracy by row and column.
 
   Args:
-    results: the results of a study.
     family: what rows of one panel have in common.
   """
   columns = results.columns
@@ -210,11 +209,7 @@ def _panels(
 
 
 def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
-  """Draws loss and accuracy of one run by epoch, on training and test set.
-
-  Args:
-    history: the run's; see `history.make_history`.
-  """
+  """Draws loss and accuracy of one run by epoch, on training and test set."""
   figure = drawing.new_figure(3.2)
   panels = figure.subplots(1, 2)
   loss, accuracy = panels
@@ -329,7 +324,6 @@ def log_axis(
   """Scales an axis by factors of two, with some of the values as its ticks.
 
   Args:
-    axes: the panel.
     name: the axis.
     values: what it has to show.
     most: the largest number of ticks.

@@ -54,9 +54,6 @@ def make_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def read_signal(history: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
   """Returns the signal that `make_history` kept, as `heat_map_figures` takes it.
 
-  Args:
-    history: the curves of a run.
-
   Returns:
     Arrays by name; none if the signal was not logged.
   """

@@ -26,7 +26,6 @@ class StudyProgress(Display):
     """Starts the display.
 
     Args:
-      study: the study.
       capacity: trials that this process runs at the same time.
       stream: where to write; None is standard error.
     """

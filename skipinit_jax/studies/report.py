@@ -32,9 +32,6 @@ _EDGE = "*"
 def make_report(results: StudyResults[Any]) -> Document:
   """Returns the report of a study: findings, tables and figures.
 
-  Args:
-    results: the results of a finished study.
-
   Raises:
     UsageError: the study is of an unknown kind.
   """
@@ -67,7 +64,6 @@ def write_report(
   """Writes `results.json`, `report.html` and the files of all tables and figures.
 
   Args:
-    results: the results of a finished study.
     directory: where to, or a folder of a bucket; made if it does not exist.
     formats: of the tables and figures, as `document.write` takes them.
 
@@ -137,7 +133,6 @@ def grid_table(
     columns: the titles of the columns to show.
     entry: what to say of a search.
     name: the stem of its files.
-    title: what it shows.
     corner: what its rows are.
     note: how to read it.
   """
@@ -207,7 +202,6 @@ def dataset_title(results: StudyResults[Any], field: str = "train") -> str:
   """Returns the name of a study's data set for people.
 
   Args:
-    results: the study's results.
     field: the training configuration in the study's that names it.
   """
   return data.title(results.config[field]["dataset"])
@@ -217,7 +211,6 @@ def network_title(results: StudyResults[Any], **changes: Any) -> str:
   """Returns the name for people of the network of a study's field `train`.
 
   Args:
-    results: the study's results.
     **changes: fields of the network that the study sets itself.
   """
   train = results.config["train"]

@@ -25,9 +25,6 @@ def write_results(
 def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
   """Reads `results.json`.
 
-  Args:
-    workdir: a study's directory.
-
   Raises:
     UsageError: the directory holds no results, an unfinished study, or results of
       another version or of an unknown kind of study.

@@ -28,9 +28,6 @@ def is_run(workdir: str | os.PathLike[str]) -> bool:
 def read_result(workdir: str | os.PathLike[str]) -> Result:
   """Reads the result of a run that has ended.
 
-  Args:
-    workdir: the run's directory.
-
   Raises:
     UsageError: the run is not finished, or its result is of another version.
   """
@@ -51,11 +48,7 @@ def read_result(workdir: str | os.PathLike[str]) -> Result:
 
 
 def result_table(result: Result) -> Table:
-  """Returns what a run came to as a table.
-
-  Args:
-    result: of the run.
-  """
+  """Returns what a run came to as a table."""
   completed = result.status == "completed"
   rows: list[tuple[str, str | Entry]] = [
     ("status", "completed" if completed else Entry("diverged", "bad")),
@@ -81,7 +74,6 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
   """Returns the report of a run: its result, learning curves and signal.
 
   Args:
-    workdir: the run's directory.
     command: the command that makes the report.
 
   Raises:
@@ -139,7 +131,6 @@ def write_run_report(
   """Writes `report.html` and the files of all tables and figures of a run.
 
   Args:
-    workdir: the run's directory.
     directory: where to; made if it does not exist.
     formats: of the tables and figures, as `document.write` takes them.
 
@@ -159,9 +150,6 @@ def write_run_report(
 
 def print_result(workdir: str | os.PathLike[str]) -> None:
   """Prints the result of a finished run to standard output.
-
-  Args:
-    workdir: the run's directory.
 
   Raises:
     UsageError: the run is not finished.

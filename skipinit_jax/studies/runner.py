@@ -80,7 +80,6 @@ def run(
   same storage share the work, each with a workdir of its own or a common one.
 
   Args:
-    study: the study.
     workdir: directory of the results, of the runs' own directories (under `trials`),
       and of the storage's file unless there is another.
     storage: URL of a database; None: an SQLite file in the workdir.
@@ -470,14 +469,7 @@ def _run(
 def record(
   key: Key, result: Result, rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> Run:
-  """Returns what a study keeps of a finished run.
-
-  Args:
-    key: the run.
-    result: what it came to.
-    rows: of its metrics.
-    seconds: that it took.
-  """
+  """Returns what a study keeps of a finished run."""
   return Run(
     search=key.search,
     learning_rate=key.learning_rate,

@@ -11,7 +11,6 @@ from skipinit_jax.studies.statistics import (
   Outcome,
   RateSummary,
   find_optimum,
-  group_by_rate,
   largest_stable_rate,
   summarize_rate,
 )
@@ -105,7 +104,6 @@ def wanted_runs(
   any interruption, come to the same runs.
 
   Args:
-    config: the protocol.
     outcomes: of the finished runs, by rate and seed; seeds count from 0.
     threshold: the accuracy above which a network trains.
 
@@ -127,16 +125,11 @@ def wanted_runs(
 def summarize_rates(
   config: SearchConfig, outcomes: Mapping[tuple[float, int], Outcome]
 ) -> list[RateSummary]:
-  """Returns the statistics of each rate, ascending.
-
-  Args:
-    config: the protocol.
-    outcomes: of the finished runs, by rate and seed.
-  """
-  return [
-    summarize_rate(rate, list(seeds.values()), config.best_of)
-    for rate, seeds in group_by_rate(outcomes).items()
-  ]
+  """Returns the statistics of each rate, ascending."""
+  by_rate: dict[float, list[Outcome]] = {}
+  for (rate, _), outcome in sorted(outcomes.items(), key=lambda run: run[0]):
+    by_rate.setdefault(rate, []).append(outcome)
+  return [summarize_rate(rate, runs, config.best_of) for rate, runs in by_rate.items()]
 
 
 def _rates_beyond(

@@ -29,7 +29,6 @@ def run_sequentially(study: Study, workdir: str | os.PathLike[str]) -> StudyResu
   parts of a study may share its workdir.
 
   Args:
-    study: the study.
     workdir: directory of the runs' own directories (under `trials`), or a folder of a
       bucket.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,8 +80,7 @@ def summarize_rate(
   """Returns the statistics of the runs at one rate.
 
   Args:
-    learning_rate: the rate.
-    outcomes: of its runs, at least one.
+    outcomes: what its runs came to, at least one.
     best_of: k, the number of best runs that the means are over.
   """
   accuracy = _best(
@@ -156,7 +155,6 @@ def largest_stable_rate(rates: Sequence[RateSummary], threshold: float) -> float
   """Returns the largest rate that still trains.
 
   Args:
-    rates: the statistics of each rate that was tried.
     threshold: the accuracy above which a network trains, see `above_chance`.
 
   Returns:
@@ -180,7 +178,7 @@ def difference(
     value: a mean.
     deviation: its deviation; None if it is unknown.
     other: the mean to compare it with.
-    other_deviation: likewise.
+    other_deviation: the deviation of that; None if it is unknown.
 
   Returns:
     The difference, and the root of the sum of the squared deviations; None if one of
@@ -191,41 +189,16 @@ def difference(
   return value - other, math.hypot(deviation, other_deviation)
 
 
-def chance(labels: np.ndarray) -> float:
-  """Returns the share of the most frequent label: [N] int."""
-  return float(np.bincount(labels).max() / len(labels))
-
-
 def above_chance(labels: np.ndarray) -> float:
   """Returns the accuracy above which a network has learned something.
 
-  It is chance plus three standard errors of a share over these labels.
-
   Args:
-    labels: of the test set, [N] int.
+    labels: the labels of the test set, [N] int. Chance is the share of the most
+      frequent one.
   """
-  return above_share(chance(labels), len(labels))
+  return above_share(float(np.bincount(labels).max() / len(labels)), len(labels))
 
 
 def above_share(share: float, num_examples: int) -> float:
-  """Returns a share plus three standard errors of it over so many examples.
-
-  Args:
-    share: from 0 to 1.
-    num_examples: size of the test set.
-  """
+  """Returns a share plus three standard errors of it over so many examples."""
   return share + 3 * math.sqrt(share * (1 - share) / num_examples)
-
-
-def group_by_rate(
-  outcomes: Mapping[tuple[float, int], Outcome],
-) -> dict[float, dict[int, Outcome]]:
-  """Returns outcomes by rate and seed, the rates ascending.
-
-  Args:
-    outcomes: by rate and seed.
-  """
-  groups: dict[float, dict[int, Outcome]] = {}
-  for (rate, seed), outcome in sorted(outcomes.items()):
-    groups.setdefault(rate, {})[seed] = outcome
-  return groups

@@ -72,7 +72,6 @@ class Storage:
 
     Args:
       url: SQLAlchemy's URL of a database.
-      study: the study.
       study_name: its name in the database; None: the name of its kind.
 
     Raises:
@@ -336,7 +335,6 @@ def run_dir(trials_dir: str | os.PathLike[str], key: Key) -> pathlib.Path:
 
   Args:
     trials_dir: the directory of all runs.
-    key: the run.
   """
   # In full: two rates that are printed alike are two runs.
   return pathlib.Path(

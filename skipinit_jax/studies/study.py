@@ -276,11 +276,7 @@ _kinds: dict[str, StudyKind[Any]] = {}
 
 
 def register(kind: StudyKind[Any]) -> None:
-  """Makes a kind of study known, so that its results can be read and reported.
-
-  Args:
-    kind: the kind; one of the same name is replaced.
-  """
+  """Makes a kind of study known, so that its results can be read and reported."""
   _kinds[kind.name] = kind
 
 
@@ -323,8 +319,6 @@ def missing_runs(
   """Returns the runs that the study asks for and that are not finished.
 
   Args:
-    study: the study.
-    runs: the finished runs.
     threshold: the accuracy above which a network trains.
 
   Returns:
@@ -352,10 +346,8 @@ def summarize(
   """Returns the results of a finished study.
 
   Args:
-    study: the study.
     runs: the finished runs; those that the study does not ask for are left out.
     threshold: the accuracy above which a network trains.
-    command: the command that ran it.
   """
   outcomes = _outcomes(runs)
   searches, kept = [], []
