@@ -3,9 +3,9 @@
     make colabs
     python -m colabs.execute --prose
 
-A text holds a notebook's cells and is what people edit and review; the notebook beside
-it holds the same cells and what they printed and drew. With --prose nothing is
-executed: notebooks of which only the prose has changed keep their outputs.
+A text holds a notebook's cells and is what people edit and review. The notebook beside
+it holds the same cells and what they printed and drew. --prose executes nothing:
+notebooks of which only the prose has changed keep their outputs.
 """
 
 import argparse
@@ -41,11 +41,7 @@ _PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": True
 
 
 def read_text(name: str) -> NotebookNode:
-  """Returns the notebook of a text, not executed.
-
-  Args:
-    name: one of `NOTEBOOKS`.
-  """
+  """Returns the notebook of the text of this name, not executed."""
   text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
   notebook = jupytext.reads(text, fmt=_PERCENT)
   notebook.metadata = nbformat.from_dict(_METADATA)
@@ -64,10 +60,10 @@ def execute(
   """Executes a notebook in place, in a kernel of this very Python.
 
   Args:
-    notebook: the notebook; its code cells get outputs and numbers.
+    notebook: its code cells get outputs and numbers.
     folder: working directory of the kernel.
-    env: environment of the kernel; None: this process's. The checkout comes first on
-      its path of modules.
+    env: environment of the kernel; None: this process's. The kernel finds the modules
+      of the checkout in any case.
 
   Raises:
     nbclient.exceptions.CellExecutionError: a cell failed.
@@ -76,14 +72,14 @@ def execute(
   paths = [str(ROOT), environment.get("PYTHONPATH", "")]
   environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
   with tempfile.TemporaryDirectory() as kernels:
-    # A kernel of this name that the user has may belong to another Python.
+    # The user's own kernel of this name may belong to another Python.
     write_kernel_spec(Path(kernels, _KERNEL))
     client = NotebookClient(
       notebook,
       config=Config({"KernelSpecManager": {"kernel_dirs": [kernels]}}),
       kernel_name=_KERNEL,
       timeout=None,
-      # Where other programs have the machine, a minute is not enough.
+      # On a busy machine a minute is not enough.
       startup_timeout=300,
       resources={"metadata": {"path": str(folder)}},
       record_timing=False,
@@ -95,11 +91,8 @@ def execute(
 def strip(notebook: NotebookNode, folder: str) -> None:
   """Removes from an executed notebook what differs whenever it is executed.
 
-  That includes standard error, which has what libraries say about the machine.
-
-  Args:
-    notebook: the notebook.
-    folder: where it was executed; it is taken off all paths in there.
+  That includes standard error, where libraries say something about the machine, and
+  `folder`, where the notebook was executed.
   """
   notebook.metadata = nbformat.from_dict(_METADATA)
   for cell in notebook.cells:
@@ -111,18 +104,15 @@ def strip(notebook: NotebookNode, folder: str) -> None:
       if "metadata" in output:
         output.metadata = {}
       if "text" in output:
-        output.text = _without_times(output.text).replace(f"{folder}/", "")
+        # The progress of a study, "3 done, 7 left, 0:00:05 passed, about ... left".
+        text = re.sub(r", \d+:\d\d:\d\d passed, [^\]]* left\]", "]", output.text)
+        output.text = text.replace(f"{folder}/", "")
       if "image/png" in output.get("data", {}):
         output.data["image/png"] = _smaller(output.data["image/png"])
 
 
-def _without_times(text: str) -> str:
-  # The progress of a study, "3 done, 2 running, 7 left, 0:00:05 passed, about ...".
-  return re.sub(r", \d+:\d\d:\d\d passed, [^\]]* left\]", "]", text)
-
-
 def _smaller(image: str) -> str:
-  """Returns a figure with a table of its few colors, a third as large."""
+  """Returns a PNG with a table of its few colors, a third as large."""
   file = io.BytesIO()
   figure = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
   figure.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
@@ -132,12 +122,8 @@ def _smaller(image: str) -> str:
 def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
   """Gives the code cells of a notebook the outputs of the same cells, executed.
 
-  Args:
-    notebook: not executed.
-    executed: the same but for its prose.
-
   Raises:
-    ValueError: their code differs.
+    ValueError: the two notebooks differ in code.
   """
   cells, sources = (
     [cell for cell in each.cells if cell.cell_type == "code"]

@@ -1,9 +1,9 @@
 """Installs what the notebooks need into the Python that runs them.
 
-A Colab runtime comes with JAX built for its accelerator, in a version that may be older
-than this package needs. pip alone would then take a newer JAX and leave the
-accelerator's part of it behind, and the notebook would run on the CPU. So this asks for
-both together; where they are new enough, pip leaves them as they are.
+A Colab runtime comes with JAX built for its accelerator, perhaps in an older version
+than this package needs. pip alone would then take a newer JAX without the accelerator's
+part, and the notebook would run on the CPU. So this asks for both together. Where they
+are new enough, pip leaves them as they are.
 """
 
 import importlib.metadata
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# Modules of JAX's builds for accelerators, and the extra of `jax` that requires each.
+# The module of each build of JAX for an accelerator, and the extra that requires it.
 _BUILDS = {
   "libtpu": "tpu",
   "jax_cuda13_plugin": "cuda13",

@@ -21,9 +21,12 @@ MACHINE = {
   # initialized in a fifth of the time. Training sets a level of its own.
   "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
-# JAX reads its variables when it is imported.
+# JAX reads its variables when it is imported; processes that tests start inherit them.
 assert "jax" not in sys.modules
-os.environ.update(MACHINE, JAX_NUM_CPU_DEVICES="8")
+os.environ.update(MACHINE)
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from skipinit_jax import data, training
+from skipinit_jax import data
 from skipinit_jax.data.prepare import idx
 from skipinit_jax.errors import UsageError
 
@@ -103,15 +103,6 @@ def test_registered_set_is_known_by_its_name_and_made_once(registered):
       registered(name, make_set)
   with pytest.raises(UsageError, match=r"'mode'.*did you mean 'made'"):
     data.load("mode")
-
-
-def test_registered_set_is_trained_on(registered, tmp_path):
-  registered("made", make_set)
-  config = training.TrainConfig(
-    dataset="made", model="residual_mlp", depth=2, width=16, batch_size=8, epochs=8
-  )
-  result = training.train(config, tmp_path, show_progress=False)
-  assert (result.config["dataset"], result.test_accuracy) == ("made", 1.0)
 
 
 @pytest.mark.parametrize(

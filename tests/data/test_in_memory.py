@@ -68,14 +68,7 @@ def test_order_depends_on_key_and_epoch_only():
   assert run_epoch(split, key, 3, 64).ravel().tolist() == first.ravel().tolist()
 
 
-def test_left_out_examples_change_with_the_epoch():
-  split = numbered_split(100)
-  seen = [set(run_epoch(split, jax.random.key(0), e, 64).ravel()) for e in range(8)]
-  assert all(len(epoch) == 64 for epoch in seen)
-  assert set.union(*seen) == set(range(100))
-
-
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("num_devices", [1, 8])
 def test_batch_is_the_same_for_any_number_of_devices(num_devices, make_mesh):
   split = numbered_split(200)
   mesh = make_mesh(num_devices)
@@ -95,19 +88,18 @@ def test_batch_is_the_same_for_any_number_of_devices(num_devices, make_mesh):
   np.testing.assert_array_equal(read_index(images), expected)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 101])
-def test_batch_size_that_does_not_fit_is_an_error(batch_size):
-  with pytest.raises(UsageError, match=f"Batch size {batch_size} .* 1 and 100"):
-    in_memory.steps_per_epoch(100, batch_size)
-
-
 def test_steps_per_epoch_counts_whole_batches():
   assert in_memory.steps_per_epoch(1472, 64) == 23
   assert in_memory.steps_per_epoch(1471, 64) == 22
   assert in_memory.steps_per_epoch(5, 5) == 1
+  for batch_size in (0, 101):
+    with pytest.raises(UsageError, match=f"Batch size {batch_size} .* 1 and 100"):
+      in_memory.steps_per_epoch(100, batch_size)
+  with pytest.raises(UsageError, match="batch size 0"):
+    in_memory.eval_batches(numbered_split(5), 0, SINGLE_DEVICE)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 325, 1000])
+@pytest.mark.parametrize("batch_size", [7, 325, 1000])
 def test_evaluation_counts_every_example_once(batch_size):
   split = numbered_split(325)
   batches = in_memory.eval_batches(split, batch_size, SINGLE_DEVICE)
@@ -131,8 +123,3 @@ def test_evaluation_batches_are_sharded_over_the_batch_axis(make_mesh):
   assert batches.images.sharding == sharding
   assert batches.images.addressable_shards[0].data.shape == (4, 2, 3, 4, 2)
   assert int(batches.mask.sum()) == 50
-
-
-def test_evaluation_batch_size_below_one_is_an_error():
-  with pytest.raises(UsageError, match="batch size 0"):
-    in_memory.eval_batches(numbered_split(5), 0, SINGLE_DEVICE)
