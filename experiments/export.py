@@ -4,7 +4,7 @@ Example:
   python -m experiments.train --workdir=/tmp/run
   python -m experiments.export --workdir=/tmp/run --output=/tmp/exported
 
-writes into the output directory, of the run's newest checkpoint,
+writes three files of the run's newest checkpoint:
   model.stablehlo    the program from uint8 images to logits, for any batch size, on
                      CPU, CUDA and TPU: jax.export.deserialize reads it without this
                      package; images are normalized inside
@@ -61,7 +61,7 @@ def main() -> None:
     "num_classes": dataset.num_classes,
     "input": {"shape": ["batch", *dataset.image_shape], "dtype": "uint8"},
     "output": {"shape": ["batch", dataset.num_classes], "dtype": "float32"},
-    # Of images in 0..1, for use of the weights without the program.
+    # The statistics of images in 0..1, for who uses the weights without the program.
     "mean": dataset.mean.tolist(),
     "std": dataset.std.tolist(),
     "platforms": exported.platforms,

@@ -143,7 +143,7 @@ def test_from_torchvision(network, converted, height, width):
 
 def test_to_torchvision(converted):
   model, variables = converted
-  # Of JAX's making: other numbers than those of the network they go into.
+  # Other numbers than those of the network that they go into.
   rng = np.random.default_rng(1)
   variables = jax.tree.map(
     lambda x: jnp.float32(x * rng.uniform(0.8, 1.2, x.shape)), variables

@@ -80,7 +80,7 @@ def functions_of(obj):
       member = member.__func__
     if isinstance(member, property):
       member = member.fget
-    # Others were generated, such as those of a dataclass.
+    # Methods of other modules were generated, such as those of a dataclass.
     if not inspect.isfunction(member) or member.__module__ != obj.__module__:
       continue
     written = member.__code__.co_filename.endswith(".py")

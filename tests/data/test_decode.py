@@ -131,7 +131,7 @@ def test_large_image_is_decoded_at_a_fraction_of_its_size(photograph, monkeypatc
   encoded = encode(Image.fromarray(photograph))
   for size in (320, 213, 100):
     decode_window(encoded, Window(0, 0, 427, 640), size)
-  # Of 427 x 640: 213 rows would leave less than 213 at one half, which rounds up.
+  # Half of 427 rows is rounded up.
   assert shapes == [(427, 640, 3), (214, 320, 3), (107, 160, 3)]
 
 
