@@ -331,7 +331,7 @@ def _curves(results: Results, budget: str) -> Figure:
     figure=batch_size_curves(results, budget),
     description="Four panels by batch size and method: test accuracy, training loss, "
     "optimal learning rate, largest stable learning rate.",
-    note="Whiskers are one standard deviation, those of a rate its range. Networks "
+    note="Whiskers are one standard deviation, and the range of a rate. Networks "
     "that do not train have no optimal rate. Hollow marks are bounds: the best, or a "
     "stable, rate is the lowest or highest that was tried.",
   )

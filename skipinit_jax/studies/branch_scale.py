@@ -68,7 +68,7 @@ class BranchScaleLabels:
     depth: layers; blocks of a residual_mlp.
     method: the method's name.
     alpha: the initial value of the scalar; None: the method is trained as it is.
-    learnable: whether the scalar is a parameter; None likewise.
+    learnable: whether the scalar is a parameter; None where alpha is None.
   """
 
   depth: int
@@ -234,7 +234,7 @@ def branch_scale_report(results: Results) -> StudyReport:
     figure=branch_scale_curves(results),
     description="Two panels for each depth, by α and method: test accuracy and optimal "
     "learning rate.",
-    note="Whiskers are one standard deviation, those of a rate its range; hollow marks "
+    note="Whiskers are one standard deviation, and the range of a rate; hollow marks "
     "are rates at the edge of those allowed. Crosses on the lower edge mark an α at "
     "which too few runs complete; a method as it is that diverges has no line.",
   )

@@ -18,8 +18,8 @@ def make_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     rows: of its metrics, as `training.metrics.read_metrics` returns them.
 
   Returns:
-    Columns of equal length: "train" has epoch, loss and accuracy (as trained on),
-    "test" likewise. If the signal was logged, "signal" has the steps, the numbers of
+    Columns of equal length: "train" (as trained on) and "test" have epoch, loss and
+    accuracy. If the signal was logged, "signal" has the steps, the numbers of
     the blocks, from 1, and for each quantity a string at each step: numbers, block by
     block, between spaces. It is thinned evenly, to at most 48 steps and blocks; the
     first and the last are kept.

@@ -100,7 +100,7 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
           figure=figures.run_curves(history),
           description="Two panels by epoch, loss and accuracy, a line each for "
           "training and test set.",
-          note="Those of the training set are means over an epoch's steps, as trained "
+          note="On the training set they are means over an epoch's steps, as trained "
           "on: augmented, with dropout, and while the network changes.",
         )
       ],

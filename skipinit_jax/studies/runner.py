@@ -7,6 +7,7 @@ its devices. Whatever is killed, the same command goes on.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -470,19 +471,10 @@ def record(
   key: Key, result: Result, rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> Run:
   """Returns what a study keeps of a finished run."""
+  names = {field.name for field in dataclasses.fields(Run)} & vars(result).keys()
   return Run(
-    search=key.search,
-    learning_rate=key.learning_rate,
-    seed=key.seed,
-    status=result.status,
-    step=result.step,
-    train_loss=result.train_loss,
-    train_accuracy=result.train_accuracy,
-    test_loss=result.test_loss,
-    test_accuracy=result.test_accuracy,
-    test_top5_accuracy=result.test_top5_accuracy,
+    **key._asdict(),
+    **{name: getattr(result, name) for name in names},
     history=make_history(rows),
     seconds=float(f"{seconds:.4g}"),
-    device=result.device,
-    versions=result.versions,
   )

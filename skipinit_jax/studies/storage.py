@@ -152,8 +152,9 @@ class Storage:
       self._study.set_user_attr("config", study.json_config)
     elif kind != study.name:
       raise UsageError(
-        f"The study {self._name} in {self._url} is a {kind or 'study of others'}, not "
-        f"a {study.name}: use another --workdir or --study_name."
+        f"The study {self._name} in {self._url} is a "
+        f"{kind or 'study of another program'}, not a {study.name}: use another "
+        "--workdir or --study_name."
       )
     searches = {search.name: search for search in study.searches}
     checked = set()

@@ -193,7 +193,7 @@ class StudyResults(Generic[Labels]):
     threshold: the accuracy above which a network counts as trained.
     searches: what each search came to, in the order of the tables.
     runs: every run, search by search. The signal is kept only of the runs that the
-      report draws, those of `signal_run`.
+      report draws, which `signal_run` names.
     versions: the versions of the packages that decide the results.
     devices: kinds and numbers of the devices of a run.
   """

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import signal_propagation
-from experiments.configs.signal_propagation import SignalConfig
+from experiments.signal_propagation import SignalConfig
 from skipinit_jax.errors import UsageError
 
 PROGRAM = "experiments.signal_propagation"

@@ -71,15 +71,6 @@ def test_a_resumed_study_repeats_no_line(clock, study, keys, make_run):
   assert stream.getvalue() == "2 trials are done already.\n"
 
 
-def test_without_a_best_there_is_none(clock, study, keys, make_run):
-  stream = io.StringIO()
-  with StudyProgress(study, capacity=1, stream=stream) as progress:
-    progress.update({}, keys, num_running=1)
-    run = make_run(keys[0], status="diverged", step=3, test_accuracy=None)
-    progress.update({keys[0]: run}, keys[1:], num_running=1)
-  assert stream.getvalue().endswith(" seed 0: diverged at step 3\n")
-
-
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_no_control_characters_in_a_file(
   tmp_path, monkeypatch, study, keys, make_run, variable
@@ -122,15 +113,3 @@ def test_live_bar(monkeypatch, study, keys, make_run):
     "━ 3 done, 1 running, 0 left, 0:00:0. passed, about 0:00:01 left", last
   )
   assert len(last) <= 100
-
-
-def test_dumb_terminal_gets_plain_lines(monkeypatch, study, keys, make_run):
-  monkeypatch.setenv("TERM", "dumb")
-
-  def run(stream):
-    with StudyProgress(study, 1, stream=stream) as progress:
-      progress.update({}, keys, num_running=1)
-      progress.update({keys[0]: make_run(keys[0])}, keys[1:], num_running=1)
-
-  output = run_on_terminal(run)
-  assert output.startswith("[1 done, 1 running, 2 left, ") and "\x1b" not in output

@@ -390,7 +390,7 @@ def test_a_study_of_another_kind_is_refused(storage_url, make_study):
 def test_a_study_that_is_not_ours_is_refused(storage_url, make_study):
   other = optuna.create_study(study_name="theirs", storage=storage_url)
   other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-  with pytest.raises(UsageError, match=r"theirs .* is a study of others, not"):
+  with pytest.raises(UsageError, match=r"theirs .* is a study of another program, not"):
     Storage(storage_url, make_study(), "theirs")
 
 

@@ -173,18 +173,6 @@ def test_runs_of_another_protocol_are_left_out():
   assert summarize(study, more, THRESHOLD, "") == summarize(study, runs, THRESHOLD, "")
 
 
-def test_a_study_grows_with_its_configuration():
-  small = make_study(make_search("a"))
-  runs = play(small, lambda key: 0.9 - abs(key.learning_rate - 0.5))
-  protocol = dataclasses.replace(PROTOCOL, num_seeds=3)
-  grown = make_study(make_search("a", protocol), make_search("b", protocol))
-  missing = {key for _, key in missing_runs(grown, runs, THRESHOLD)}
-  # The first rates come first; then those that the search goes on with.
-  assert missing == {("a", rate, 2) for rate in (0.25, 0.5)} | {
-    ("b", rate, seed) for rate in (0.25, 0.5) for seed in range(3)
-  }
-
-
 def test_versions_of_a_study_that_went_on_with_newer_packages():
   study = make_study(make_search("a"))
   runs = play(study, lambda key: 0.9 - abs(key.learning_rate - 0.5))
@@ -218,7 +206,7 @@ def test_signals_are_kept_only_of_the_runs_that_are_drawn():
     if "signal" in run.history
   ] == [("a", 0.5, 0), ("b", 0.5, 1)]
   assert all({*run.history} >= {"train", "test"} for run in results.runs)
-  # Those that were given are as they were.
+  # The runs that were given are as they were.
   assert all("signal" in run.history for run in runs.values())
 
 
