@@ -1,5 +1,4 @@
 import gc
-import json
 import pathlib
 import re
 import shutil
@@ -68,24 +67,13 @@ def workdir(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / "run")
 
 
-def test_nothing_to_restore(tmp_path):
-  with Checkpoints(tmp_path / "a" / "b", config=CONFIG) as checkpoints:
-    assert checkpoints.latest_step() is None
-    assert checkpoints.restore_latest(make_state(0)) is None
-
-
 def test_restores_every_bit(workdir):
   with Checkpoints(workdir, config=CONFIG) as checkpoints:
     assert checkpoints.latest_step() == 2
-    step, state = checkpoints.restore_latest(make_state(0))
-  assert step == 2
-  assert_same_bits(state, make_state(2))
-
-
-def test_restores_into_abstract_state(workdir):
-  with Checkpoints(workdir, config=CONFIG) as checkpoints:
-    _, state = checkpoints.restore_latest(jax.eval_shape(lambda: make_state(0)))
-  assert_same_bits(state, make_state(2))
+    for template in (make_state(0), jax.eval_shape(lambda: make_state(0))):
+      step, state = checkpoints.restore_latest(template)
+      assert step == 2
+      assert_same_bits(state, make_state(2))
 
 
 def test_restores_into_the_shardings_of_the_template(tmp_path):
@@ -183,15 +171,9 @@ def flip_bit(path):
 DAMAGES = {
   "flipped bit in the arrays": lambda c: flip_bit(array_file(c)),
   "truncated arrays": lambda c: truncate(array_file(c)),
-  "missing arrays": lambda c: array_file(c).unlink(),
   "garbled manifest": lambda c: garble(c / "state" / "manifest.ocdbt"),
-  "missing manifest": lambda c: (c / "state" / "manifest.ocdbt").unlink(),
   "truncated metadata": lambda c: truncate(c / "state" / "_METADATA"),
-  "garbled array metadata": lambda c: garble(
-    c / "state" / "array_metadatas" / "process_0"
-  ),
   "missing digests": lambda c: (c / "state" / "sha256.json").unlink(),
-  "garbled digests": lambda c: garble(c / "state" / "sha256.json"),
   "missing state": lambda c: shutil.rmtree(c / "state"),
   "empty": lambda c: (shutil.rmtree(c), c.mkdir()),
 }
@@ -373,18 +355,15 @@ def test_other_config_names_every_difference(workdir):
   )
 
 
-def test_config_is_written_once(workdir):
-  path = workdir / "config.json"
-  assert json.loads(path.read_text()) == CONFIG
-  before = path.stat().st_mtime_ns
-  Checkpoints(workdir, config=CONFIG).close()
-  assert path.stat().st_mtime_ns == before
-
-
 def test_config_of_non_json_values(tmp_path):
   config = {"clip": float("inf"), "rates": (1, 2), "scale": np.float32(0.5), "none": {}}
-  for _ in range(2):
-    Checkpoints(tmp_path, config=config).close()
+  with Checkpoints(tmp_path / "new" / "run", config=config) as checkpoints:
+    assert checkpoints.latest_step() is None
+    assert checkpoints.restore_latest(make_state(0)) is None
+  tmp_path = tmp_path / "new" / "run"
+  written = (tmp_path / "config.json").stat().st_mtime_ns
+  Checkpoints(tmp_path, config=config).close()
+  assert (tmp_path / "config.json").stat().st_mtime_ns == written
   with pytest.raises(UsageError, match=r'clip is "Infinity" there and 1.0 here; '):
     Checkpoints(tmp_path, config=config | {"clip": 1.0})
 

@@ -86,18 +86,34 @@ def error_of(done):
   return line.removeprefix("error: ")
 
 
-def test_no_space_for_a_checkpoint(stopped, finished, monkeypatch):
+def test_each_file(stopped, finished, monkeypatch):
   before = checkpoint_steps(stopped)
-  with monkeypatch.context() as patch:
-    usage = shutil.disk_usage(stopped)._replace(free=2**19)
-    patch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UsageError) as caught:
-      train(stopped)
-  assert str(caught.value) == (
+
+  def fail(*args, **kwargs):
+    raise NO_SPACE
+
+  def message_of(owner, name, replacement=fail):
+    with monkeypatch.context() as patch:
+      patch.setattr(owner, name, replacement)
+      with pytest.raises(UsageError) as caught:
+        train(stopped)
+    return str(caught.value)
+
+  usage = shutil.disk_usage(stopped)._replace(free=2**19)
+  assert message_of(checkpoints.shutil, "disk_usage", lambda path: usage) == (
     f"The workdir {stopped} has 0.5 MiB of free space, but a checkpoint takes 0.6 MiB: "
     "make space, and the same command goes on from the last checkpoint."
   )
+  full = (
+    f"The workdir {stopped} cannot be written (No space left on device): make space, "
+    "and the same command goes on from the last checkpoint."
+  )
+  assert message_of(loop.MetricsWriter, "write") == full
+  assert message_of(EventsWriter, "flush") == full
+  (stopped / "config.json").unlink()
+  assert message_of(checkpoints, "write_json") == full
   assert checkpoint_steps(stopped) == before
+  assert message_of(loop, "write_json") == full
   assert_goes_on(stopped, finished)
 
 
@@ -109,15 +125,10 @@ def test_a_step_that_is_saved_needs_no_space(tmp_path, monkeypatch):
     opened.save(1, {"x": np.ones(3)})
     with pytest.raises(UsageError, match=r"has 0\.0 MiB of free space"):
       opened.save(2, {"x": np.ones(3)})
-  assert checkpoint_steps(tmp_path) == [1]
-
-
-def test_file_system_that_does_not_know_its_size(tmp_path, monkeypatch):
-  usage = shutil.disk_usage(tmp_path)._replace(total=0, used=0, free=0)
-  monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
-  with Checkpoints(tmp_path, config={}) as opened:
-    opened.save(1, {"x": np.ones(3)})
-  assert checkpoint_steps(tmp_path) == [1]
+    # Some file systems do not know their size.
+    usage = usage._replace(total=0)
+    opened.save(2, {"x": np.ones(3)})
+  assert checkpoint_steps(tmp_path) == [1, 2]
 
 
 def test_error_in_the_middle_of_a_checkpoint(stopped, finished, child_environment):
@@ -183,27 +194,3 @@ def test_disk_that_is_full(finished, tmp_path, child_environment):
   assert result["test_loss"] == pytest.approx(
     read_json(finished / "result.json")["test_loss"], rel=1e-4
   )
-
-
-@pytest.mark.parametrize("what", ["rows", "events", "result", "configuration"])
-def test_other_files(what, stopped, finished, monkeypatch):
-  def fail(*args, **kwargs):
-    raise NO_SPACE
-
-  with monkeypatch.context() as patch:
-    if what == "rows":
-      patch.setattr(loop.MetricsWriter, "write", fail)
-    elif what == "events":
-      patch.setattr(EventsWriter, "flush", fail)
-    elif what == "result":
-      patch.setattr(loop, "write_json", fail)
-    else:
-      (stopped / "config.json").unlink()
-      patch.setattr(checkpoints, "write_json", fail)
-    with pytest.raises(UsageError) as caught:
-      train(stopped)
-  assert str(caught.value) == (
-    f"The workdir {stopped} cannot be written (No space left on device): make space, "
-    "and the same command goes on from the last checkpoint."
-  )
-  assert_goes_on(stopped, finished)

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from skipinit_jax import export
 from skipinit_jax.training import (
   Checkpoints,
   TrainConfig,
-  load_trained,
   make_mesh,
 )
 from skipinit_jax.training.mesh import fsdp_sharding
@@ -22,10 +20,8 @@ from tests.training.runs import (
   StopAt,
   assert_same_training,
   bits,
-  digits,
   dispatch,
   largest_change,
-  preprocess,
 )
 
 # 1472 training examples make 4 steps an epoch.
@@ -38,7 +34,6 @@ MLP = TrainConfig(
   schedule="exponential",
   growth_per_epoch=0.8,
 )
-WRN = dataclasses.replace(MLP, model="wide_resnet", depth=10, width=1, batch_size=32)
 
 
 def shard(config):
@@ -122,9 +117,8 @@ def test_one_device_holds_everything():
       {"method": "batch_norm", "ghost_batch_size": 23, "dropout_rate": 0.3}
       | {"adaptive_clip": 0.1},
     ),
-    (WRN, {"method": "batch_norm", "accumulation_steps": 2, "nesterov": True}),
   ],
-  ids=["batch_norm", "skipinit", "ghost_unrolled", "wide_resnet"],
+  ids=["batch_norm", "skipinit", "ghost_unrolled"],
 )
 def test_is_the_same_training(config, fields):
   config = dataclasses.replace(config, **fields)
@@ -179,7 +173,7 @@ def test_memory():
 
 @pytest.mark.parametrize(
   ("before", "after"),
-  [((True, 8), (False, 8)), ((False, 4), (True, 8)), ((True, 8), (True, 4))],
+  [((True, 8), (False, 8)), ((False, 4), (True, 8))],
   ids=str,
 )
 def test_checkpoints_go_between_settings_and_devices(before, after, tmp_path):
@@ -255,16 +249,3 @@ def test_resumed_with_other_settings(finished, tmp_path):
   assert result.status == "completed"
   assert result.test_loss == pytest.approx(finished[False][0].test_loss, rel=1e-3)
   assert_same_rows(tmp_path, finished[False][1])
-
-
-def test_used_outside_of_training(finished, tmp_path):
-  outputs = {}
-  images = preprocess(digits().test.images)
-  for flag, (_, workdir) in finished.items():
-    trained = load_trained(workdir)
-    outputs[flag] = trained.model.apply(trained.variables, images, train=False)
-    if flag:
-      path = tmp_path / "weights.safetensors"
-      export.save_safetensors(path, trained.variables)
-      assert bits(export.load_safetensors(path)) == bits(trained.variables)
-  np.testing.assert_allclose(outputs[True], outputs[False], rtol=1e-3, atol=1e-3)
