@@ -73,6 +73,10 @@ class DepthLabels:
   l2: float
 
 
+Result = SearchResult[DepthLabels]
+Results = StudyResults[DepthLabels]
+
+
 def depth_study(config: DepthStudyConfig) -> Study[DepthLabels]:
   """Returns the study of a configuration.
 
@@ -213,7 +217,7 @@ None: the network does not train.
 """
 
 
-def depth_claims(results: StudyResults[DepthLabels]) -> list[Finding]:
+def depth_claims(results: Results) -> list[Finding]:
   """Checks the claims on depth (De & Smith, 2020, tables 1 and 2)."""
   findings = []
   # The last one is a reviewer's question.
@@ -255,9 +259,7 @@ def depth_claims(results: StudyResults[DepthLabels]) -> list[Finding]:
   return findings
 
 
-def _with_l2(
-  searches: Sequence[SearchResult[DepthLabels]], name: str
-) -> list[SearchResult[DepthLabels]]:
+def _with_l2(searches: Sequence[Result], name: str) -> list[Result]:
   return [
     search
     for search in searches
@@ -265,7 +267,7 @@ def _with_l2(
   ]
 
 
-def depth_report(results: StudyResults[DepthLabels]) -> StudyReport:
+def depth_report(results: Results) -> StudyReport:
   """Returns the bars by depth, and the tables beside the paper and batch norm."""
   dataset = report.dataset_title(results, results.searches[0].labels.model)
   bars = Figure(
@@ -298,7 +300,7 @@ def depth_report(results: StudyResults[DepthLabels]) -> StudyReport:
   )
 
 
-def published_table(results: StudyResults[DepthLabels]) -> Table | None:
+def published_table(results: Results) -> Table | None:
   """Returns measured beside published results of the same depth and method.
 
   Returns:
@@ -341,9 +343,7 @@ def published_table(results: StudyResults[DepthLabels]) -> Table | None:
   )
 
 
-def _agreement(
-  search: SearchResult[DepthLabels], published: Published | None, same: bool
-) -> Entry:
+def _agreement(search: Result, published: Published | None, same: bool) -> Entry:
   """Compares numbers in the same setting, and elsewhere only what trains."""
   if search.trains != (published is not None):
     return Entry(
@@ -369,7 +369,7 @@ def _agreement(
   )
 
 
-def _difference_table(results: StudyResults[DepthLabels]) -> Table | None:
+def _difference_table(results: Results) -> Table | None:
   reference = {
     search.row: search
     for search in _with_l2(results.searches, "batch_norm")
@@ -380,7 +380,7 @@ def _difference_table(results: StudyResults[DepthLabels]) -> Table | None:
   if not reference or not columns:
     return None
 
-  def entry(search: SearchResult[DepthLabels]) -> str:
+  def entry(search: Result) -> str:
     if not search.trains:
       return "does not train"
     return str(claims.accuracy_gap(search, reference[search.row]))

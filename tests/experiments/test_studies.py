@@ -109,3 +109,63 @@ def test_imagenet_on_small_photographs(run_program, tmp_path):
   assert results["threshold"] == pytest.approx(0.1 + 3 * (0.1 * 0.9 / 50) ** 0.5)
   page = (workdir / "report.html").read_text()
   assert "Methods and batch sizes on sample photographs" in page
+
+
+DEPTH = [
+  "experiments.depth_study",
+  "--config.methods=('skipinit',)",
+  "--config.wide_resnet_depths=()",
+  "--config.residual_mlp_depths=(2,)",
+  "--config.residual_mlp.width=16",
+]
+
+
+def test_finished_study_is_not_repeated(run_program, tmp_path):
+  command = [
+    *DEPTH,
+    "--config.residual_mlp_search.learning_rates=(0.1, 1e9)",
+    f"--workdir={tmp_path}",
+    "--config.residual_mlp.epochs=2",
+  ]
+  first = run_program(command, status=0)
+  assert "rate 1e+09, seed 0: diverged at step" in first.stderr
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["name"] == "depth_study"
+  assert "-m experiments.depth_study" in results["command"]
+  assert results["config"]["residual_mlp"]["epochs"] == 2
+  (search,) = results["searches"]
+  assert search["labels"]["depth"] == 2 and search["labels"]["method"] == "skipinit"
+  assert (search["num_runs"], search["num_diverged"]) == (2, 1)
+  assert (search["optimum"]["learning_rate"], search["trains"]) == (0.1, True)
+  runs = {run["learning_rate"]: run["status"] for run in results["runs"]}
+  assert runs == {0.1: "completed", 1e9: "diverged"}
+
+  trials = list(tmp_path.glob("trials/**/result.json"))
+  assert len(trials) == 2
+  times = [path.stat().st_mtime_ns for path in trials]
+  # How many processes there are is not part of a study.
+  second = run_program([*command, "--workers=1"], status=0)
+  assert "2 trials are done already." in second.stderr
+  assert [path.stat().st_mtime_ns for path in trials] == times
+  again = json.loads((tmp_path / "results.json").read_text())
+  assert again.pop("command") != results.pop("command")
+  assert again == results
+
+
+def test_bad_input_is_one_sentence(run_program, tmp_path):
+  workdir = tmp_path / "study"
+  flags = ["--config.methods=('skipint',)", f"--workdir={workdir}"]
+  done = run_program(["experiments.depth_study", *flags], status=1)
+  assert done.stderr.startswith("error: Unknown method 'skipint' (did you mean 'skipin")
+  assert done.stderr.count("\n") == 1
+  assert done.stdout == ""
+  assert not workdir.exists()
+
+
+def test_unreachable_database_is_one_sentence(run_program, tmp_path):
+  url = "postgresql+psycopg://me:secret@127.0.0.1:1/studies"
+  result = run_program([*DEPTH, f"--workdir={tmp_path}", f"--storage={url}"], status=1)
+  assert result.stderr.startswith("error: The study's database postgresql+psycopg://me")
+  assert "refused" in result.stderr
+  assert result.stderr.count("\n") == 1
+  assert "secret" not in result.stdout + result.stderr

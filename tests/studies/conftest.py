@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 import pytest
 
 from skipinit_jax.studies import SearchConfig
@@ -98,22 +97,13 @@ class Command:
     process: the command's own process.
   """
 
-  def __init__(self, arguments: list[str], output: pathlib.Path):
+  def __init__(self, arguments: list[str], output: pathlib.Path, env: dict[str, str]):
     self._output = output
-    inherited = {
-      name: value
-      for name, value in os.environ.items()
-      if not name.startswith(("JAX_", "XLA_"))
-    }
-    cache = {
-      "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
     with output.open("wb") as file:
       self.process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=pathlib.Path(__file__).parents[2],
-        env=inherited | cache | {"JAX_PLATFORMS": "cpu"},
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=subprocess.STDOUT,
@@ -155,13 +145,13 @@ def command_line(pid: int) -> bytes:
 
 
 @pytest.fixture
-def start_command(tmp_path) -> Iterator[Callable[..., Command]]:
+def start_command(tmp_path, child_environment) -> Iterator[Callable[..., Command]]:
   """Starts `python -m MODULE FLAGS...` as a process group, which ends with the test."""
   commands: list[Command] = []
 
   def start(*arguments: str) -> Command:
     output = tmp_path / f"output_{len(commands)}"
-    commands.append(Command(list(arguments), output))
+    commands.append(Command(list(arguments), output, child_environment()))
     return commands[-1]
 
   yield start

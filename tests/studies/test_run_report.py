@@ -129,10 +129,4 @@ def test_unfinished_runs(copied):
   assert refused() == unfinished
   (copied / "result.json").write_text("{}")
   assert "holds no result of this version's: train again in another" in refused()
-
-
-def test_what_is_no_run(tmp_path):
-  assert not studies.is_run(tmp_path)
-  assert not studies.is_run(tmp_path / "missing")
-  (tmp_path / "results.json").write_text("{}")
-  assert not studies.is_run(tmp_path)
+  assert not studies.is_run(copied.parent / "missing")

@@ -218,6 +218,19 @@ def test_killed_in_every_way(
   assert reasons - {"asked for twice"} == {"its process died", "interrupted"}
 
 
+def test_interrupted_before_any_trial_begins(start_command, tmp_path):
+  study = start_command(*COMMAND, f"--workdir={tmp_path}")
+  deadline = time.monotonic() + 120
+  while not study.workers():
+    assert time.monotonic() < deadline and study.process.poll() is None
+    time.sleep(0.02)
+  # A terminal interrupts the workers too, in the middle of their imports.
+  time.sleep(1)
+  study.signal_group(signal.SIGINT)
+  assert study.wait() == 4, study.output
+  assert "Traceback" not in study.output
+
+
 ORPHAN = textwrap.dedent("""
   import time
   from multiprocessing import Pipe

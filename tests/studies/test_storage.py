@@ -349,23 +349,6 @@ def test_diverged_runs_come_back_as_they_were(
   assert states(storage_url) == {"PRUNED": 1, "COMPLETE": 1}
 
 
-def test_a_study_grows(storage_url, make_study, wanted, make_run):
-  small, runs = make_study(seeds=1), wanted(make_study(seeds=1))
-  storage = Storage(storage_url, small)
-  storage.enqueue(runs)
-  (_, key) = runs[0]
-  storage.complete(storage.claim([key], UNLOCKED), make_run(key))
-  large = make_study(methods=("skipinit", "batch_norm"), rates=(2**-5, 0.5), seeds=2)
-  storage = Storage(storage_url, large)
-  assert storage.runs() == {key: make_run(key)}
-  storage.enqueue(wanted(large))
-  new = [key for _, key in wanted(large)]
-  claimed = [claim.key for claim in claim_all(storage, new)]
-  assert sorted(claimed) == sorted(set(new) - {key})
-  # The smaller study asks for its own runs only, and is still finished.
-  assert list(Storage(storage_url, small).runs()) == [key]
-
-
 def test_studies_of_two_names_share_a_database(
   storage_url, make_study, wanted, make_run
 ):
