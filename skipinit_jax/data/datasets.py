@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from skipinit_jax import errors
+from skipinit_jax.data import prepared
 from skipinit_jax.files import write_file
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
@@ -181,7 +182,7 @@ def load(
     source = f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"
     decode = _decode_digits
   else:
-    builder = prepared_builder(name, data_dir)
+    builder = prepared.open_builder(name, data_dir)
     source = _prepared_source(builder)
     decode = functools.partial(_decode_prepared, builder)
   if cache_dir is None:
@@ -229,75 +230,6 @@ def _decode_digits() -> tuple[Split, Split]:
   labels = digits.target.astype(np.int32)
   n = _DIGITS_TRAIN_EXAMPLES
   return Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
-
-
-def prepared_builder(name: str, data_dir: str | None) -> Any:
-  """Returns the tensorflow-datasets builder of a data set that is prepared.
-
-  Args:
-    name: one of `NAMES`, other than `digits`.
-    data_dir: as for `load`.
-
-  Raises:
-    UsageError: if the set is not prepared in `data_dir`, with the command that
-      prepares it, or is not in ArrayRecord format.
-  """
-  import tensorflow_datasets as tfds
-
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-    # Asked of a folder that does not exist, `is_prepared` logs a warning.
-    prepared = builder.data_path.exists() and builder.is_prepared()
-  except tfds.core.DatasetNotFoundError:  # It knows sample_photos by its files alone.
-    prepared = False
-  except OSError as error:
-    raise errors.UsageError(
-      f"Cannot read data_dir {str(data_dir)!r}: {error.strerror}."
-    ) from error
-  if not prepared:
-    usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = os.path.expanduser(data_dir or usual)
-    raise errors.UsageError(
-      f"Dataset {name!r} is not prepared in {root}: {_remedy(name, root)}."
-    )
-  if not is_random_access(builder):
-    raise errors.UsageError(
-      f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format, the "
-      "one that can be read without TensorFlow: prepare it in another data_dir with "
-      "file_format='array_record'."
-    )
-  return builder
-
-
-def _remedy(name: str, root: str) -> str:
-  """Returns what to do to prepare a data set in a folder."""
-  prepare = f"python -m experiments.prepare_data --dataset={name}"
-  if name == "fashion_mnist":
-    return (
-      f"run `{prepare} --source=DIR --data_dir={root}`, where DIR holds its IDX files "
-      "(Debian's package dataset-fashion-mnist puts them in "
-      "/usr/share/datasets/fashion-mnist)"
-    )
-  if name == "sample_photos":
-    return f"run `{prepare} --data_dir={root}`"
-  remedy = (
-    'run `python -c "import tensorflow_datasets as tfds; '
-    f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
-    '.download_and_prepare()"` with internet access and TensorFlow installed'
-  )
-  if name == "imagenet2012":
-    remedy = (
-      "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
-      "https://image-net.org/download-images gives to registered users, into "
-      f"{root}/downloads/manual, and {remedy}"
-    )
-  return remedy
-
-
-def is_random_access(builder: Any) -> bool:
-  """Returns whether a tfds builder's prepared files are in ArrayRecord format."""
-  formats = builder.info.available_file_formats()
-  return "array_record" in {file_format.value for file_format in formats}
 
 
 def _prepared_source(builder: Any) -> str:

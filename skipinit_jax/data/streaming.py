@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 
 from skipinit_jax import errors
-from skipinit_jax.data import datasets, decode, in_memory
+from skipinit_jax.data import datasets, decode, in_memory, prepared
 
 __all__ = [
   "StreamedDataset",
@@ -137,7 +137,7 @@ def load(
     )
   if image_size < 1:
     raise errors.UsageError(f"image_size is {image_size}: it must be at least 1.")
-  builder = datasets.prepared_builder(name, data_dir)
+  builder = prepared.open_builder(name, data_dir)
   sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
   for split in ("train", _TEST_SPLIT):
     if not sizes.get(split):

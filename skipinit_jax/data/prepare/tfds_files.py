@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipinit_jax import errors
-from skipinit_jax.data.datasets import is_random_access
+from skipinit_jax.data.prepared import is_random_access
 
 
 def write(

@@ -1,0 +1,75 @@
+"""Finds what tensorflow-datasets has prepared, or says how to prepare it."""
+
+import os
+from typing import Any
+
+from skipinit_jax.errors import UsageError
+
+
+def open_builder(name: str, data_dir: str | None) -> Any:
+  """Returns the tensorflow-datasets builder of a data set that is prepared.
+
+  Args:
+    name: one of `datasets.NAMES`, other than `digits`.
+    data_dir: where it is prepared; None: the default of tensorflow-datasets.
+
+  Raises:
+    UsageError: the set is not prepared there, with the command that prepares it, or is
+      not in ArrayRecord format.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+    # Asked of a folder that does not exist, `is_prepared` logs a warning.
+    prepared = builder.data_path.exists() and builder.is_prepared()
+  except tfds.core.DatasetNotFoundError:  # It knows sample_photos by its files alone.
+    prepared = False
+  except OSError as error:
+    raise UsageError(
+      f"Cannot read data_dir {str(data_dir)!r}: {error.strerror}."
+    ) from error
+  if not prepared:
+    usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    root = os.path.expanduser(data_dir or usual)
+    raise UsageError(
+      f"Dataset {name!r} is not prepared in {root}: {_remedy(name, root)}."
+    )
+  if not is_random_access(builder):
+    raise UsageError(
+      f"Dataset {name!r} in {builder.data_path} is not in ArrayRecord format, the "
+      "one that can be read without TensorFlow: prepare it in another data_dir with "
+      "file_format='array_record'."
+    )
+  return builder
+
+
+def _remedy(name: str, root: str) -> str:
+  """Returns what to do to prepare a data set in a folder."""
+  prepare = f"python -m experiments.prepare_data --dataset={name}"
+  if name == "fashion_mnist":
+    return (
+      f"run `{prepare} --source=DIR --data_dir={root}`, where DIR holds its IDX files "
+      "(Debian's package dataset-fashion-mnist puts them in "
+      "/usr/share/datasets/fashion-mnist)"
+    )
+  if name == "sample_photos":
+    return f"run `{prepare} --data_dir={root}`"
+  remedy = (
+    'run `python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
+    '.download_and_prepare()"` with internet access and TensorFlow installed'
+  )
+  if name == "imagenet2012":
+    remedy = (
+      "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
+      "https://image-net.org/download-images gives to registered users, into "
+      f"{root}/downloads/manual, and {remedy}"
+    )
+  return remedy
+
+
+def is_random_access(builder: Any) -> bool:
+  """Returns whether a tfds builder's prepared files are in ArrayRecord format."""
+  formats = builder.info.available_file_formats()
+  return "array_record" in {file_format.value for file_format in formats}
