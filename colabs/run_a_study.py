@@ -121,10 +121,9 @@ command = ["experiments.depth_study", *flags, f"--config.methods={three_methods}
 stopped, _ = run(*command, stop_after=3)
 
 # %% [markdown]
-# Finished trials are kept, one that was about to end among them, and trials that were
-# running were saved in the middle. The same command again makes what is missing. A
-# trial on one line: how far the study is, the network, the rate and the seed, the test
-# accuracy, and the best so far.
+# Finished trials are kept, and one that was running was saved in the middle. The same
+# command again makes what is missing. The line of a trial says how far the study is,
+# the network, the rate and the seed, the test accuracy, and the best so far.
 
 # %%
 status, continued = run(*command)

@@ -102,13 +102,13 @@ assert len(grown.runs) > before
 assert "[holds] SkipInit, α = 0 trains at every depth." in "".join(continued)
 assert "Report: " in continued[-1]
 trains = {
-  (each.labels["depth"], each.labels["method"]): each.trains for each in grown.searches
+  (each.labels.depth, each.labels.method): each.trains for each in grown.searches
 }
 for method in ("batch_norm", "skipinit", "small_alpha"):
   assert trains[16, method] and trains[100, method]
 assert not trains[100, "skipinit_one"]
 assert all(each.extends for each in results.searches)
-assert page.exists() and len(files) > 10
+assert page.exists() and len(files) > 5
 # The devices are left to the study: only one process can have a TPU.
 assert not xla_bridge.backends_are_initialized()
 """,
