@@ -122,7 +122,7 @@ class Step(NamedTuple):
 
 def make_step(
   config: TrainConfig,
-  image_shape: Sequence[int],
+  image_shape: tuple[int, ...],
   num_classes: int,
   devices: Sequence[Any],
 ) -> Step:
@@ -163,7 +163,7 @@ def make_step(
 
 def count(
   config: TrainConfig,
-  image_shape: Sequence[int],
+  image_shape: tuple[int, ...],
   num_classes: int,
   devices: Sequence[Any],
 ) -> StepCost:

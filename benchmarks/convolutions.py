@@ -37,36 +37,36 @@ _PASSES = ("forward", "gradient by the input", "gradient by the kernel")
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-  """One layer, with "SAME" padding.
+  """One layer with a window of 3x3 and a pixel of padding.
 
   Attributes:
     size: height and width of its input.
     inputs: features of its input.
-    features: of its output.
-    window: height and width of its kernel.
+    features: features of its output.
     strides: in both directions.
   """
 
   size: int
   inputs: int
   features: int
-  window: int = 3
   strides: int = 1
 
   @property
   def name(self) -> str:
     """What it is, in words."""
-    strided = f", strides {self.strides}" if self.strides > 1 else ""
-    return (
-      f"{self.window}x{self.window}, {self.inputs} to {self.features} features of "
-      f"{self.size}x{self.size}{strided}"
-    )
+    size, strides = f"{self.size}x{self.size}", f", strides {self.strides}"
+    name = f"3x3, {self.inputs} to {self.features} features of {size}"
+    return name + (strides if self.strides > 1 else "")
+
+  @property
+  def out_size(self) -> int:
+    """Height and width of its output."""
+    return self.size // self.strides
 
   @property
   def flops(self) -> float:
     """Operations of each pass, on a batch; a multiply-add is two."""
-    outputs = (self.size // self.strides) ** 2 * self.features
-    return 2.0 * _BATCH_SIZE * outputs * self.window**2 * self.inputs
+    return 2.0 * _BATCH_SIZE * self.out_size**2 * self.features * 9 * self.inputs
 
 
 _CONVOLUTIONS = (
@@ -85,45 +85,31 @@ def _jax_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
   from skipinit_jax.training.compilation import compiler_options
 
   rng = np.random.default_rng(0)
-
-  def normal(*shape: int) -> jax.Array:
-    return jax.device_put(rng.normal(size=shape).astype(np.float32))
-
-  def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    return conv_general_dilated(
-      images,
-      kernel,
-      (layer.strides, layer.strides),
-      [(layer.window // 2, layer.window // 2)] * 2,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-  def gradient(argument: int) -> Callable[..., jax.Array]:
-    def compute(images: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> Any:
-      return jax.vjp(convolve, images, kernel)[1](cotangent)[argument]
-
-    return compute
-
-  images = normal(_BATCH_SIZE, layer.size, layer.size, layer.inputs)
-  kernel = normal(layer.window, layer.window, layer.inputs, layer.features)
-  out_size = layer.size // layer.strides
-  cotangent = normal(_BATCH_SIZE, out_size, out_size, layer.features)
-
-  def compiled(function: Callable[..., jax.Array], *operands: jax.Array) -> Any:
-    call = jax.jit(function, compiler_options=compiler_options())
-    return lambda: call(*operands).block_until_ready()
-
-  return dict(
-    zip(
-      _PASSES,
-      (
-        compiled(convolve, images, kernel),
-        compiled(gradient(0), images, kernel, cotangent),
-        compiled(gradient(1), images, kernel, cotangent),
-      ),
-      strict=True,
+  images, kernel, cotangent = (
+    jax.device_put(rng.normal(size=shape).astype(np.float32))
+    for shape in (
+      (_BATCH_SIZE, layer.size, layer.size, layer.inputs),
+      (3, 3, layer.inputs, layer.features),
+      (_BATCH_SIZE, layer.out_size, layer.out_size, layer.features),
     )
   )
+
+  def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    strides, dimensions = (layer.strides, layer.strides), ("NHWC", "HWIO", "NHWC")
+    return conv_general_dilated(
+      images, kernel, strides, [(1, 1), (1, 1)], dimension_numbers=dimensions
+    )
+
+  def compiled(function: Callable[..., jax.Array]) -> Callable[[], Any]:
+    call = jax.jit(function, compiler_options=compiler_options())
+    return lambda: call(images, kernel, cotangent).block_until_ready()
+
+  functions = (
+    lambda images, kernel, _: convolve(images, kernel),
+    lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[0],
+    lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[1],
+  )
+  return dict(zip(_PASSES, map(compiled, functions), strict=True))
 
 
 def _torch_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
@@ -132,21 +118,17 @@ def _torch_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
   def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape).to(memory_format=torch.channels_last)
 
-  padding = layer.window // 2
   images = normal(_BATCH_SIZE, layer.inputs, layer.size, layer.size)
-  kernel = normal(layer.features, layer.inputs, layer.window, layer.window)
-  out_size = layer.size // layer.strides
-  cotangent = normal(_BATCH_SIZE, layer.features, out_size, out_size)
+  kernel = normal(layer.features, layer.inputs, 3, 3)
+  cotangent = normal(_BATCH_SIZE, layer.features, layer.out_size, layer.out_size)
+
+  def forward() -> torch.Tensor:
+    return torch.nn.functional.conv2d(images, kernel, stride=layer.strides, padding=1)
 
   def gradient(mask: list[bool]) -> Callable[[], Any]:
     return lambda: torch.ops.aten.convolution_backward(
-      *(cotangent, images, kernel, None, [layer.strides] * 2, [padding] * 2),
+      *(cotangent, images, kernel, None, [layer.strides] * 2, [1, 1]),
       *([1, 1], False, [0, 0], 1, mask),
-    )
-
-  def forward() -> torch.Tensor:
-    return torch.nn.functional.conv2d(
-      images, kernel, stride=layer.strides, padding=padding
     )
 
   gradients = gradient([True, False, False]), gradient([False, True, False])

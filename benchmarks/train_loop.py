@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from tensorboardX.proto.event_pb2 import Event
 
@@ -66,11 +67,9 @@ class BareStep:
     step = compiled_step.make_step(
       config, dataset.image_shape, dataset.num_classes, jax.devices()
     )
-    images, labels = (
-      array[: config.batch_size]
-      for array in (dataset.train.images, dataset.train.labels)
-    )
+    images = jnp.asarray(dataset.train.images[: config.batch_size])
     images = augmentation.normalize(images, dataset.mean, dataset.std)
+    labels = dataset.train.labels[: config.batch_size]
     self._batch = jax.device_put((images, labels), step.batch_sharding)
     self._state, self._step = step.init(), step.apply
     self.epoch_seconds(1)

@@ -1,10 +1,10 @@
 """Measures the trials an hour of a learning-rate search, by how it uses the cores.
 
 One process trains a trial on all cores, or as many processes as there are cores train
-one each, with one thread, as by default, or with as many as there are cores. Each way
+one each, with one thread, as by default, or with as many as there are cores. Each
 runs `experiments.depth_study` on some learning rates of two small networks, whose cache
 of compiled programs has those of the first rate, as in all of a search but its
-beginning. The ways take turns. Trials an hour are those of a long search: the number of
+beginning. They take turns. Trials an hour are those of a long search: the number of
 processes by what a trial takes, without the first one of each process. Those from the
 command on, up to the end of the last trial, have the start of the processes too.
 
@@ -12,7 +12,6 @@ Example:
   python -m benchmarks.trials
 """
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -21,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -33,7 +32,7 @@ from skipinit_jax.cores import num_cores
 from skipinit_jax.errors import UsageError
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 1, "Searches of each way, which take turns.", lower_bound=1
+  "rounds", 1, "Searches of each setting, which take turns.", lower_bound=1
 )
 _RATES = flags.DEFINE_integer(
   "rates", 4, "Learning rates of each network, from 2^-5 down.", lower_bound=2
@@ -53,23 +52,15 @@ _HIGHEST_RATE = 2.0**-5
 _THREADS = "NPROC"
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-  """A way to use the cores.
-
-  Attributes:
-    workers: trials side by side.
-    threads: of each.
-    default: whether the program chooses both by itself.
-  """
+class Setting(NamedTuple):
+  """How a search uses the cores: by default, or by its own number of both."""
 
   workers: int
-  threads: int
-  default: bool = False
+  threads_per_worker: int
+  is_default: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Searched:
+class Searched(NamedTuple):
   """What one search took.
 
   Attributes:
@@ -81,20 +72,7 @@ class Searched:
   trial_seconds: dict[str, list[float]]
 
 
-def trials_per_hour(
-  num_workers: int, trial_seconds: Mapping[str, Sequence[float]]
-) -> float:
-  """Returns the trials an hour of workers that are never idle.
-
-  Args:
-    num_workers: trials side by side.
-    trial_seconds: what trials took, by network, of which all have equally many.
-  """
-  mean = statistics.fmean(map(statistics.fmean, trial_seconds.values()))
-  return 3600 * num_workers / mean
-
-
-def search(way: Way, num_rates: int, cache: str) -> Searched:
+def search(setting: Setting, num_rates: int, cache: str) -> Searched:
   """Runs a search in a fresh workdir."""
   rates = tuple(_HIGHEST_RATE / 2**index for index in range(num_rates))
   command = [sys.executable, "-m", *_STUDY]
@@ -104,9 +82,9 @@ def search(way: Way, num_rates: int, cache: str) -> Searched:
     command += [f"{flag}num_seeds=1", f"{flag}best_of=1"]
   environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
   environment.pop(_THREADS, None)
-  if not way.default:
-    command.append(f"--workers={way.workers}")
-    environment[_THREADS] = str(way.threads)
+  if not setting.is_default:
+    command.append(f"--workers={setting.workers}")
+    environment[_THREADS] = str(setting.threads_per_worker)
   with tempfile.TemporaryDirectory() as workdir:
     begin = time.time()
     done = subprocess.run(
@@ -138,14 +116,18 @@ def _num_first_rates() -> int:
   return -(-num_cores() // len(_NETWORKS))
 
 
-def _summary(way: Way, searches: Sequence[Searched]) -> dict[str, Any]:
+def _summary(setting: Setting, searches: Sequence[Searched]) -> dict[str, Any]:
+  """Returns the trials an hour of workers that are never idle, and as it was."""
   num_trials = len(_NETWORKS) * _RATES.value
+  means = [
+    # Each network has equally many trials.
+    statistics.fmean(map(statistics.fmean, each.trial_seconds.values()))
+    for each in searches
+  ]
   return {
-    "workers": way.workers,
-    "threads_per_worker": way.threads,
-    "is_default": way.default,
+    **setting._asdict(),
     "trials_per_hour": machine.summary(
-      [trials_per_hour(way.workers, each.trial_seconds) for each in searches]
+      [3600 * setting.workers / mean for mean in means]
     ),
     "trials_per_hour_from_command": machine.summary(
       [3600 * num_trials / each.seconds for each in searches]
@@ -167,23 +149,23 @@ def main() -> None:
       f"{_num_first_rates()}, which are the rates of the first trials."
     )
   cores = num_cores()
-  ways = (Way(1, cores), Way(cores, cores), Way(cores, 1, default=True))
-  searches: dict[Way, list[Searched]] = {way: [] for way in ways}
+  settings = (Setting(1, cores), Setting(cores, cores), Setting(cores, 1, True))
+  searches: dict[Setting, list[Searched]] = {each: [] for each in settings}
   with tempfile.TemporaryDirectory() as cache:
-    # All ways run the same compiled programs.
-    search(ways[0], 1, cache)
+    # All run the same compiled programs.
+    search(settings[0], 1, cache)
     for _ in range(_ROUNDS.value):
-      for way in ways:
+      for setting in settings:
         # What other rates add to the cache is left out: each search meets new rates.
         with tempfile.TemporaryDirectory() as copy:
           shutil.copytree(cache, copy, dirs_exist_ok=True)
-          searches[way].append(search(way, _RATES.value, copy))
+          searches[setting].append(search(setting, _RATES.value, copy))
   tables.show(
     "trials",
     {
       "machine": machine.description(),
       "trials_per_search": len(_NETWORKS) * _RATES.value,
-      "ways": [_summary(way, searches[way]) for way in ways],
+      "ways": [_summary(*each) for each in searches.items()],
     },
   )
 

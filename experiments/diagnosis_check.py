@@ -27,7 +27,6 @@ from skipinit_jax import analysis, data, document, methods, studies
 from skipinit_jax.document import Table
 from skipinit_jax.files import write_json
 from skipinit_jax.studies import Search, SearchConfig, Study, StudyKind, StudyReport
-from skipinit_jax.studies.names import network_name
 from skipinit_jax.training import TrainConfig
 
 _TRAIN = TrainConfig(batch_size=64, epochs=4, schedule="constant", l2=0.0)
@@ -81,7 +80,7 @@ class Cell:
     method = methods.get(self.method).title
     if self.alpha is not None:
       method = f"SkipInit, α = {self.alpha:.3g}"
-    return f"{network_name(self.train_config)}{layers}, {method}"
+    return f"{self.train_config.network_title}{layers}, {method}"
 
 
 @dataclasses.dataclass
