@@ -238,11 +238,10 @@ def published_table(results: Results) -> Table | None:
 
 
 def _top5_accuracy(results: Results, search: Result) -> float | None:
-  """Returns the mean over the seeds that the search's test accuracy is over."""
+  """Returns the mean over the seeds; None if a seed did not measure it."""
   runs = results.at_best_rate(search)
-  best = sorted(runs, key=lambda run: run.test_accuracy or 0.0)[-search.best_of :]
-  known = [run.test_top5_accuracy for run in best if run.test_top5_accuracy is not None]
-  return sum(known) / len(known) if known and len(known) == len(best) else None
+  known = [run.test_top5_accuracy for run in runs if run.test_top5_accuracy is not None]
+  return sum(known) / len(known) if known and len(known) == len(runs) else None
 
 
 register(
