@@ -134,7 +134,7 @@ def tensorflow_pass(
 
   Args:
     python: an interpreter that has TensorFlow.
-    files: the files.
+    files: JPEG files, as bytes.
     rounds: the windows of each round.
   """
   with subprocess.Popen(

@@ -45,8 +45,8 @@ def cpu_name() -> str:
 def matrix_product_flops() -> float:
   """Measures the floating-point operations a second of a large matrix product.
 
-  Of NumPy's library, on all cores, in float32: what this machine can do, and no step
-  of a network is faster. The best of several rounds.
+  NumPy's library computes it on all cores in float32, in the best of several rounds.
+  That is what this machine can do: no step of a network is faster.
   """
   rng = np.random.default_rng(0)
   matrix = rng.normal(size=(_MATRIX_SIZE, _MATRIX_SIZE)).astype(np.float32)

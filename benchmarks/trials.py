@@ -1,12 +1,12 @@
 """Measures the trials an hour of a learning-rate search, by how it uses the cores.
 
-One process trains a trial on all cores, or as many processes as there are cores train
-one each, with one thread, as by default, or with as many as there are cores. Each
-runs `experiments.depth_study` on some learning rates of two small networks, whose cache
-of compiled programs has those of the first rate, as in all of a search but its
-beginning. They take turns. Trials an hour are those of a long search: the number of
-processes by what a trial takes, without the first one of each process. Those from the
-command on, up to the end of the last trial, have the start of the processes too.
+Either one process trains a trial on all cores, or there are as many processes as cores.
+Each of them has one thread, as by default, or as many threads as there are cores. Each
+setting runs `experiments.depth_study` on some learning rates of two small networks. The
+cache has the compiled programs of the first rate, as in all of a search but its
+beginning. The settings take turns. Trials an hour are those of a long search, without
+the first trial of each process. From the command on, to the end of the last trial, the
+start of the processes counts too.
 
 Example:
   python -m benchmarks.trials

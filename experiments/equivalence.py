@@ -10,9 +10,9 @@ Batch norm with weight decay, and without it at an exponentially growing rate:
   python -m experiments.equivalence --workdir=/tmp/weight_decay --config=weight_decay
 
 Reparameterization. Let w_t be the iterates of gradient descent with momentum on L(w)
-at rate eta. Those on L(w / c), from c w_0 at rate c^2 eta, are c w_t: the gradient is
-1 / c times as large at c w as that of L at w, so an update is c^2 / c times as large.
-L2 is part of L: the coefficient of its gradient at c w is l2 / c^2.
+at rate eta. The iterates on L(w / c), from c w_0 at rate c^2 eta, are c w_t: at c w the
+gradient is 1 / c times that of L at w, so an update is c^2 / c times as large. L2 is
+part of L: the coefficient of its gradient at c w is l2 / c^2.
 
 Weight decay (Li & Arora, ICLR 2020, arXiv:1910.07454). Let L(k w) = L(w) for any
 k > 0, as in batch-normalized networks, so that grad L(k w) = grad L(w) / k. With

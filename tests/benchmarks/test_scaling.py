@@ -179,7 +179,7 @@ def test_latency_of_an_all_reduce(accelerator, num_devices, microseconds):
     (TPU_V5E, 256, 4 * 50e9 / (2 * 255 / 256)),
     (TPU_V4, 64, 6 * 45e9 / (2 * 63 / 64)),
     (H100, 8, 450e9 / (2 * 7 / 8)),
-    # Of each byte an eighth goes through each port of the host.
+    # An eighth of each byte goes through each port of the host.
     (H100, 16, 1 / (2 * 7 / 8 / 450e9 + 2 * (1 / 2) / 8 / 50e9)),
   ],
 )
