@@ -12,7 +12,8 @@ Any model, methods and depth:
 import dataclasses
 import importlib.metadata
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +23,12 @@ from flax import linen as nn
 
 from experiments import program
 from skipinit_jax import analysis, data, document, methods
-from skipinit_jax.analysis import measure, theory
+from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
-from skipinit_jax.models import (
-  ResidualBlock,
-  ResidualMLP,
-  ResNet,
-  VisionTransformer,
-)
+from skipinit_jax.models import ResidualBlock, ResidualMLP, ResNet, VisionTransformer
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.config import MODELS
 
@@ -140,26 +136,41 @@ def skipinit() -> SignalConfig:
   )
 
 
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], SignalConfig]] = {
   "demo": demo,
   "linear": linear,
   "batch_norm": batch_norm,
   "skipinit": skipinit,
 }
 
-_WORKDIR = program.define_workdir("signal.json, the figures, tables and report")
-_CONFIG = program.define_config(CONFIGS, default="demo")
-_DIAGNOSE = flags.DEFINE_boolean(
-  "diagnose", False, "Whether to say of each network if its depth lets it train."
-)
 # The signal ends at the last block: the classifier behind it changes nothing.
 _NUM_CLASSES = 10
-# Rows of a network in the table of blocks.
-_MOST_ROWS = 12
+
+# What signal.json has of each network: entries of a Signal.
+_QUANTITIES = (
+  "second_moment",
+  "variance",
+  "cosine",
+  "gradient_second_moment",
+  "relative_gradient",
+  "skip_second_moment",
+  "skip_variance",
+  "branch_second_moment",
+  "branch_variance",
+  "branch_to_skip",
+  "moving_variance",
+)
+_SUMMARY: dict[str, Callable[[Signal], Any]] = {
+  "second moment of the last block's output": lambda each: each.second_moment[..., -1],
+  "branch-to-skip ratio of the last block": lambda each: each.branch_to_skip[..., -1],
+  "gradient before the first block": lambda each: each.relative_gradient[..., 0],
+  "cosine similarity behind the last block": lambda each: each.cosine[..., -1],
+  # The sum of the shares is the mean length of the paths.
+  "mean length of the paths": lambda each: each.branch_share.sum(-1),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
   """What is known of one network.
 
   Attributes:
@@ -169,24 +180,29 @@ class Result:
   """
 
   method: Method
-  curve: analysis.figures.Curve
+  curve: figures.Curve
   diagnosis: analysis.Diagnosis
 
 
-def main() -> None:
-  """Runs the program."""
-  config, workdir = _CONFIG.value, _WORKDIR.value
+def main(config: SignalConfig, workdir: str, diagnose: bool) -> None:
+  """Measures the networks, and writes and prints what comes out.
+
+  Args:
+    config: the networks and the batch.
+    workdir: for all files.
+    diagnose: whether to print and write verdicts.
+  """
   results = measure_networks(config)
-  page, *_ = document.write(_report(config, results), workdir)
-  write_json(
-    pathlib.Path(workdir, "signal.json"),
-    {
-      "config": dataclasses.asdict(config),
-      "networks": {each.method.name: _numbers(each) for each in results},
-    },
-  )
-  document.print_table(_summary_table(results))
-  if _DIAGNOSE.value:
+  # A signal that overflows has ratios that are no numbers.
+  with np.errstate(all="ignore"):
+    page, *_ = document.write(_report(config, results, diagnose), workdir)
+    numbers = {each.method.name: _numbers(each) for each in results}
+    write_json(
+      pathlib.Path(workdir, "signal.json"),
+      {"config": dataclasses.asdict(config), "networks": numbers},
+    )
+    document.print_table(_summary_table(results))
+  if diagnose:
     for result in results:
       print(f"{result.method.title}: {result.diagnosis}\n")
   program.print_report(page)
@@ -206,13 +222,22 @@ def measure_networks(config: SignalConfig) -> list[Result]:
   """
   config.validate()
   # All models first: one that does not exist is found before any work.
-  named = [methods.get(name) for name in config.methods]
-  models = [_make_model(config, method) for method in named]
+  models = {name: _make_model(config, methods.get(name)) for name in config.methods}
   images = _images(config)
-  return [
-    _result(config, method, model, images)
-    for method, model in zip(named, models, strict=True)
-  ]
+  results = []
+  for name, model in models.items():
+    method = methods.get(name)
+    predicted = _predict(model, images) if config.theory else None
+    measured = measure.over_seeds(
+      model,
+      images,
+      num_seeds=config.num_seeds,
+      key=jax.random.key(config.seed),
+      train=True,
+    )
+    curve = figures.Curve(method.title, measured, predicted)
+    results.append(Result(method, curve, analysis.diagnose_signal(measured.mean)))
+  return results
 
 
 def _make_model(config: SignalConfig, method: Method) -> Any:
@@ -248,24 +273,6 @@ def _images(config: SignalConfig) -> jax.Array:
   return data.augmentation.normalize(images, dataset.mean, dataset.std)
 
 
-def _result(
-  config: SignalConfig, method: Method, model: Any, images: jax.Array
-) -> Result:
-  predicted = _predict(model, images) if config.theory else None
-  measured = measure.over_seeds(
-    model,
-    images,
-    num_seeds=config.num_seeds,
-    key=jax.random.key(config.seed),
-    train=True,
-  )
-  return Result(
-    method=method,
-    curve=analysis.figures.Curve(method.title, measured, predicted),
-    diagnosis=analysis.diagnose_signal(measured.mean),
-  )
-
-
 def _predict(model: Any, images: jax.Array) -> Signal | None:
   """Returns the signal by theory, None for networks that it does not cover."""
   if isinstance(model, VisionTransformer):
@@ -281,18 +288,14 @@ def _predict(model: Any, images: jax.Array) -> Signal | None:
 
 def _first_features(model: Any, images: jax.Array) -> jax.Array:
   """Returns what one initialization's first block takes, behind a max pool."""
+  features: list[jax.Array] = []
+
+  def record(run: Any, args: tuple[Any, ...], kwargs: Any, context: Any) -> Any:
+    if isinstance(context.module, ResidualBlock):
+      features.append(args[0])
+    return run(*args, **kwargs)
 
   def run(images: jax.Array) -> jax.Array:
-    features: list[jax.Array] = []
-
-    def record(
-      run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
-    ) -> Any:
-      called = context.method_name == "__call__"
-      if called and isinstance(context.module, ResidualBlock) and not features:
-        features.append(args[0])
-      return run(*args, **kwargs)
-
     with nn.intercept_methods(record):
       model.init(jax.random.key(0), images, train=True)
     return features[0]
@@ -302,69 +305,41 @@ def _first_features(model: Any, images: jax.Array) -> jax.Array:
 
 def _numbers(result: Result) -> dict[str, Any]:
   """Returns all numbers of a network, for `signal.json`."""
-
-  def plain(signal: Signal) -> dict[str, Any]:
-    fields = [field.name for field in dataclasses.fields(Signal)]
-    names = [name for name in fields if name not in ("names", "alpha")]
-    with np.errstate(all="ignore"):
-      derived = ("branch_to_skip", "relative_gradient")
-      return {name: np.asarray(getattr(signal, name)).tolist() for name in names} | {
-        name: np.asarray(getattr(signal, name)).tolist() for name in derived
-      }
-
-  curve = result.curve
-  weights = analysis.figures.measured_path_weights(curve.measured)
+  _, measured, predicted = result.curve
+  statistics = {
+    name: figures.mean_and_error(getattr(measured.signals, name))
+    for name in _QUANTITIES
+  }
+  weights = figures.measured_path_weights(measured)
   numbers: dict[str, Any] = {
-    "blocks": list(curve.measured.signals.names),
-    "mean": plain(curve.measured.mean),
-    "standard_error": plain(curve.measured.standard_error),
-    "theory": None if curve.theory is None else plain(curve.theory),
-    "path_weights": None
-    if weights is None
-    else {"mean": weights[0].tolist(), "standard_error": weights[1].tolist()},
-    "path_weights_of_theory": None
-    if curve.theory is None
-    else theory.path_weights(curve.theory.branch_share).tolist(),
+    "blocks": measured.signals.names,
+    "mean": {name: mean for name, (mean, _) in statistics.items()},
+    "standard_error": {name: error for name, (_, error) in statistics.items()},
+    "theory": None,
+    "path_weights": None,
+    "path_weights_of_theory": None,
     "diagnosis": dataclasses.asdict(result.diagnosis)
     | {"text": result.diagnosis.text, "healthy": result.diagnosis.healthy},
   }
-  # The error of a ratio is not the ratio of errors.
-  for name in ("branch_to_skip", "relative_gradient"):
-    with np.errstate(all="ignore"):
-      values = getattr(curve.measured.signals, name)
-      numbers["mean"][name] = values.mean(0).tolist()
-      error = values.std(0, ddof=1) / len(values) ** 0.5
-      numbers["standard_error"][name] = error.tolist()
-  return numbers
-
-
-def _pair(values: np.ndarray, expected: float | None) -> list[str]:
-  """Returns entries of a measured mean with its standard error, and of theory."""
-  with np.errstate(all="ignore"):
-    mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
-  measured = f"{mean:.3g} ± {error:.1g}" if np.isfinite(error) else f"{mean:.3g}"
-  return [measured, "" if expected is None else f"{expected:.3g}"]
+  if predicted is not None:
+    numbers["theory"] = {name: getattr(predicted, name) for name in _QUANTITIES}
+    numbers["path_weights_of_theory"] = theory.path_weights(predicted.branch_share)
+  if weights is not None:
+    numbers["path_weights"] = dict(
+      zip(("mean", "standard_error"), weights, strict=True)
+    )
+  return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, numbers)
 
 
 def _summary_table(results: list[Result]) -> document.Table:
   rows = []
   for result in results:
-    signal, expected = result.curve.measured.signals, result.curve.theory
-    for quantity, name, index in (
-      ("second moment of the last block's output", "second_moment", -1),
-      ("branch-to-skip ratio of the last block", "branch_to_skip", -1),
-      ("gradient before the first block", "relative_gradient", 0),
-      ("cosine similarity behind the last block", "cosine", -1),
-    ):
-      with np.errstate(all="ignore"):
-        value = None if expected is None else float(getattr(expected, name)[index])
-        pair = _pair(getattr(signal, name)[:, index], value)
-      rows.append([result.method.title, quantity, *pair])
-    # The sum of the shares is the mean length of the paths.
-    length = None if expected is None else float(expected.branch_share.sum())
-    with np.errstate(all="ignore"):
-      pair = _pair(signal.branch_share.sum(1), length)
-    rows.append([result.method.title, "mean length of the paths", *pair])
+    _, measured, predicted = result.curve
+    for name, quantity in _SUMMARY.items():
+      mean, error = figures.mean_and_error(quantity(measured.signals))
+      text = f"{mean:.3g} ± {error:.1g}" if np.isfinite(error) else f"{mean:.3g}"
+      expected = "" if predicted is None else f"{quantity(predicted):.3g}"
+      rows.append([result.method.title, name, text, expected])
   return document.Table(
     name="summary",
     title="From the first block to the last, measured and predicted",
@@ -372,32 +347,7 @@ def _summary_table(results: list[Result]) -> document.Table:
     rows=rows,
     note="Means ± standard errors over the seeds. The branch-to-skip ratio is of "
     "variances; the gradient's second moment is over that behind the last block; a "
-    "path's length is the number of its branches.",
-  )
-
-
-def _blocks_table(results: list[Result]) -> document.Table:
-  rows = []
-  for result in results:
-    signal, expected = result.curve.measured.signals, result.curve.theory
-    num_blocks = len(signal.names)
-    chosen = np.unique(np.linspace(0, num_blocks, _MOST_ROWS).round().astype(int))
-    for block in chosen:
-      row = [result.method.title, str(block)]
-      for name in ("second_moment", "variance", "relative_gradient", "cosine"):
-        with np.errstate(all="ignore"):
-          value = None if expected is None else float(getattr(expected, name)[block])
-          row += _pair(getattr(signal, name)[:, block], value)
-      rows.append(row)
-  header = ["method", "behind block"]
-  for title in ("second moment", "variance", "gradient", "cosine"):
-    header += [title, "theory"]
-  return document.Table(
-    name="blocks",
-    title="The stream by block, measured and predicted",
-    header=header,
-    rows=rows,
-    note="Block 0 is the first block's input. All blocks are in signal.json.",
+    "path's length is the number of its branches. All blocks are in signal.json.",
   )
 
 
@@ -423,72 +373,78 @@ def _verdict_table(results: list[Result]) -> document.Table:
 
 def _figures(results: list[Result]) -> list[document.Figure]:
   curves = [result.curve for result in results]
-  note = "Points are means over the seeds, with standard errors"
-  note += "; lines are theory." if any(curve.theory for curve in curves) else "."
-  zero = " A branch of zeros is not on a logarithmic axis."
-  make = analysis.figures
+  points = "Points are means over the seeds, with standard errors"
+  points += "; lines are theory." if any(curve.theory for curve in curves) else "."
+  zero = "A branch of zeros is not on a logarithmic axis."
+  drawn = [
+    (
+      "stream",
+      "The stream from block to block",
+      "Second moment and variance of the stream",
+      figures.stream_figure,
+      "The variance is over examples and positions in each channel: it lacks the "
+      "channels' squared means.",
+    ),
+    (
+      "branch",
+      "What each block adds",
+      "Second moment and variance of skip path and branch",
+      figures.branch_figure,
+      zero,
+    ),
+    (
+      "ratio",
+      "How much of a block is its branch",
+      "Branch variance over skip variance",
+      figures.ratio_figure,
+      zero,
+    ),
+    (
+      "gradient",
+      "The gradient from the last block to the first",
+      "Second moment of the gradient",
+      figures.gradient_figure,
+      "It is divided by that behind the last block.",
+    ),
+    (
+      "cosine",
+      "How alike two inputs become",
+      "Cosine similarity of two inputs",
+      figures.cosine_figure,
+      "",
+    ),
+    (
+      "paths",
+      "The network as a sum of paths",
+      "Weight of the paths of each length",
+      figures.path_figure,
+      "A path takes the skip path or the branch at each block; its length counts the "
+      "branches.",
+    ),
+  ]
   return [
     document.Figure(
-      name="stream",
-      title="The stream from block to block",
-      figure=make.stream_figure(curves),
-      description="Two panels by block and method: second moment and variance of the "
-      "stream.",
-      note=f"{note} The variance is over examples and positions in each channel: it "
-      "lacks the channels' squared means.",
-    ),
-    document.Figure(
-      name="branch",
-      title="What each block adds",
-      figure=make.branch_figure(curves),
-      description="Four panels by block and method: second moment and variance of skip "
-      "path and branch.",
-      note=note + zero,
-    ),
-    document.Figure(
-      name="ratio",
-      title="How much of a block is its branch",
-      figure=make.ratio_figure(curves),
-      description="Branch variance over skip variance by block and method.",
-      note=note + zero,
-    ),
-    document.Figure(
-      name="gradient",
-      title="The gradient from the last block to the first",
-      figure=make.gradient_figure(curves),
-      description="Second moment of the gradient by block and method.",
-      note=f"{note} It is divided by that behind the last block.",
-    ),
-    document.Figure(
-      name="cosine",
-      title="How alike two inputs become",
-      figure=make.cosine_figure(curves),
-      description="Cosine similarity of two inputs by block and method.",
-      note=note,
-    ),
-    document.Figure(
-      name="paths",
-      title="The network as a sum of paths",
-      figure=make.path_figure(curves),
-      description="Weight of the paths of each length by method.",
-      note=f"{note} A path takes the skip path or the branch at each block; its length "
-      "counts the branches.",
-    ),
+      name=name,
+      title=title,
+      figure=draw(curves),
+      description=f"{shown} by method.",
+      note=f"{points} {note}".strip(),
+    )
+    for name, title, shown, draw, note in drawn
   ]
 
 
-def _report(config: SignalConfig, results: list[Result]) -> document.Document:
+def _report(
+  config: SignalConfig, results: list[Result], diagnose: bool
+) -> document.Document:
   images = (
     "noise" if config.dataset == NOISE else f"training images of {config.dataset}"
   )
   sections = [
-    document.Section(
-      "Summary", "", [_summary_table(results), _agreement_table(results)]
-    ),
+    document.Section("Summary", "", [_summary_table(results)]),
     document.Section("By block", "", _figures(results)),
-    document.Section("Numbers", "", [_blocks_table(results)], collapsed=True),
   ]
-  if _DIAGNOSE.value:
+  if diagnose:
     sections.insert(1, document.Section("Verdict", "", [_verdict_table(results)]))
   num_blocks = len(results[0].curve.measured.signals.names)
   return document.Document(
@@ -507,31 +463,10 @@ def _report(config: SignalConfig, results: list[Result]) -> document.Document:
   )
 
 
-def _agreement_table(results: list[Result]) -> document.Table:
-  """Compares measurement and theory where neither overflows."""
-  rows = []
-  for result in results:
-    measured, expected = result.curve.measured.signals, result.curve.theory
-    row = [result.method.title]
-    for name in ("second_moment", "relative_gradient"):
-      factor = np.nan
-      if expected is not None:
-        with np.errstate(all="ignore"):
-          # At a finite width it is the mean logarithm to which theory is close.
-          logarithm = np.log(getattr(measured, name) / getattr(expected, name)).mean(0)
-        known = np.abs(logarithm[np.isfinite(logarithm)])
-        factor = np.exp(known.max()) if known.size else np.nan
-      row.append("" if np.isnan(factor) else f"{factor:.2f}")
-    rows.append(row)
-  return document.Table(
-    name="agreement",
-    title="Largest factor between measurement and theory at any block",
-    header=["method", "second moment", "gradient"],
-    rows=rows,
-    note="Geometric means over the seeds. Theory is of infinitely wide networks and of "
-    "inputs that are all equally alike.",
-  )
-
-
 if __name__ == "__main__":
-  program.run(main)
+  _WORKDIR = program.define_workdir("signal.json, the figures, tables and report")
+  _CONFIG = program.define_config(CONFIGS, default="demo")
+  _DIAGNOSE = flags.DEFINE_boolean(
+    "diagnose", False, "Whether to say of each network if its depth lets it train."
+  )
+  program.run(lambda: main(_CONFIG.value, _WORKDIR.value, _DIAGNOSE.value))

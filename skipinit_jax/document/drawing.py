@@ -7,6 +7,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
+_COLORS = (
+  "#4269d0",
+  "#efb118",
+  "#3ca951",
+  "#ff725c",
+  "#6cc5b0",
+  "#a463f2",
+  "#9c6b4e",
+  "#e15ca8",
+  "#97bbf5",
+  "#1d3557",
+  "#b8c43a",
+  "#9498a0",
+)
+_MARKERS = "osD^vP*Xhp<>"
 # Inches: a phone shows a figure so wide whole, with letters that can be read.
 _WIDTH = 6.4
 
@@ -20,6 +35,14 @@ def new_figure(height: float) -> "Figure":
   from matplotlib.figure import Figure
 
   return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
+
+
+def style(index: int) -> dict[str, Any]:
+  """Returns color and mark of the line of this number, for matplotlib's `plot`."""
+  return {
+    "color": _COLORS[index % len(_COLORS)],
+    "marker": _MARKERS[index % len(_MARKERS)],
+  }
 
 
 def finish(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:

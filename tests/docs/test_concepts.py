@@ -1,21 +1,17 @@
-"""The page of the paper in pictures: its numbers, and the formulas behind them."""
+"""The page of the paper in pictures: its numbers are those of its command."""
 
 import json
-import math
 import re
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from skipinit_jax import data, methods, models
+from experiments import concepts
 from skipinit_jax.analysis import theory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = " ".join((ROOT / "docs/concepts.md").read_text(encoding="utf-8").split())
 NUMBERS = json.loads((ROOT / "docs/figures/concepts.json").read_text(encoding="utf-8"))
-DEPTH = 100
 
 INITIAL = NUMBERS["initialization"]
 UNNORMALIZED, BATCH_NORM = INITIAL["unnormalized"], INITIAL["batch_norm"]
@@ -70,61 +66,12 @@ def test_numbers_are_those_of_the_command(said, numbers):
   assert said.format(*numbers).replace("e+", "e") in TEXT
 
 
-@pytest.fixture(scope="module")
-def predicted():
-  digits = data.load("digits")
-  images = jnp.asarray(digits.train.images[:64])
-  images = data.augmentation.normalize(images, digits.mean, digits.std)
-  return {
-    name: theory.predict_model(
-      models.ResidualMLP(DEPTH, 256, num_classes=10, method=methods.get(name)), images
-    )
-    for name in INITIAL
-  }
-
-
-def test_numbers_are_what_theory_predicts(predicted):
-  for name, signal in predicted.items():
-    numbers = INITIAL[name]["theory"]
-    assert signal.second_moment[-1] / signal.second_moment[0] == pytest.approx(
-      numbers["growth"], rel=1e-3
-    )
-    assert signal.branch_to_skip[-1] == pytest.approx(
-      numbers["last_branch_to_skip"], rel=1e-3
-    )
-    assert signal.cosine[[0, -1]] == pytest.approx(
-      [numbers["cosine_before"], numbers["cosine_behind"]], rel=1e-3
-    )
-
-
-def test_formulas_hold(predicted):
-  block = np.arange(DEPTH + 1)
-  growth = {
-    name: signal.second_moment / signal.second_moment[0]
-    for name, signal in predicted.items()
-  }
-  np.testing.assert_allclose(growth["unnormalized"], 2.0**block)
-  np.testing.assert_allclose(growth["divide_by_sqrt2"], 1)
-  np.testing.assert_allclose(
-    growth["skipinit_inverse_sqrt_depth"], (1 + 1 / DEPTH) ** block
-  )
-  assert growth["skipinit_inverse_sqrt_depth"][-1] < math.e
-
-  normalized = predicted["batch_norm"]
-  first = normalized.second_moment[0]
-  np.testing.assert_allclose(normalized.second_moment, first + block, rtol=1e-4)
-  # The part of the branch in its sum, and the variances' ratio of about 1 / l.
-  np.testing.assert_allclose(
-    normalized.branch_share, 1 / (first + block[1:]), rtol=1e-4
-  )
-  np.testing.assert_allclose(normalized.branch_to_skip[9:] * block[10:], 1, atol=0.1)
-
-  cosine = predicted["divide_by_sqrt2"].cosine
-  np.testing.assert_allclose(predicted["unnormalized"].cosine, cosine)
-  angle = np.arccos(cosine[:-1])
-  # Cho & Saul (NIPS 2009).
-  kernel = (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / np.pi
-  np.testing.assert_allclose(cosine[1:], (cosine[:-1] + kernel) / 2)
+def test_numbers_are_what_theory_predicts():
+  images = concepts.make_images()
+  for name, numbers in INITIAL.items():
+    signal = theory.predict_model(concepts.make_network(name), images)
+    predicted = concepts.signal_numbers(signal)
+    assert predicted == pytest.approx(numbers["theory"], rel=1e-3, abs=1e-12)
 
 
 def test_pictures_are_those_of_the_command():
