@@ -77,7 +77,7 @@ images = data.augmentation.normalize(
 #
 # Here are fully connected networks of 100 blocks and 256 features on 128 digits. The
 # lines are theory for infinitely many features; the points are measured, as the mean
-# over eight initializations with its standard error.
+# over four initializations with its standard error.
 
 
 # %%
@@ -85,7 +85,7 @@ def measure_and_predict(name, depth=100, width=256):
   """Returns the curve of a method: a network's signal and what theory expects."""
   method = methods.get(name)
   model = models.ResidualMLP(depth, width, num_classes=10, method=method)
-  measured = measure.over_seeds(model, images, num_seeds=8, train=True)
+  measured = measure.over_seeds(model, images, num_seeds=4, train=True)
   return figures.Curve(method.title, measured, theory.predict_model(model, images))
 
 
@@ -203,7 +203,7 @@ for name in names:
 #
 # ## Training
 #
-# Now the test. Each network is trained for six epochs with momentum, one command in
+# Now the test. Each network is trained for four epochs with momentum, one command in
 # `skipinit_jax.training`. The learning rates of the first two are those of `make demo`,
 # the better of two; in [searches over many
 # rates](https://github.com/OWNER/skipinit_jax/blob/main/docs/results.md) the other two
@@ -225,8 +225,8 @@ for name, learning_rate in learning_rates.items():
     width=64,
     method=name,
     learning_rate=learning_rate,
-    epochs=6,
-    constant_epochs=4,
+    epochs=4,
+    constant_epochs=2,
   )
   with tempfile.TemporaryDirectory() as workdir:
     results[name] = training.train(config, workdir, show_progress=False)
