@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = [
   f"experiments.{path.stem}"
   for path in sorted(ROOT.glob("experiments/*.py"))
-  if "program.run(main)" in path.read_text("utf-8")
+  if "\n  program.run(" in path.read_text("utf-8")
 ]
 
 
