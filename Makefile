@@ -45,7 +45,7 @@ docs: $(INSTALLED)
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
 	  docs docs/_build/html
 
-# Executes the notebooks' texts: minutes, and every number and figure in them is new.
+# Executes the notebooks: minutes, and every number and figure in them is new.
 colabs: $(INSTALLED)
 	$(VENV)/bin/python -m colabs.execute
 

@@ -9,11 +9,10 @@ README = Path(__file__).with_name("README.md")
 # Lets several machines share a study.
 _POSTGRESQL = ["psycopg[binary]>=3.2"]
 
-# Builds the site out of docs/, and makes notebooks of the texts in colabs/.
+# Builds the site out of docs/, and executes the notebooks of colabs/.
 _DOCS = [
   "furo>=2025.12.19",
   "ipykernel>=7",
-  "jupytext>=1.19",
   "myst-nb>=1.4",
   "nbclient>=0.11",
   "sphinx>=9",

@@ -1,11 +1,9 @@
-"""Makes the notebooks of this folder from their texts, by executing them.
+"""Executes the notebooks of this folder in place: what they print and draw is new.
 
     make colabs
-    python -m colabs.execute --prose
 
-A text holds a notebook's cells and is what people edit and review. The notebook beside
-it holds the same cells and what they printed and drew. --prose executes nothing:
-notebooks of which only the prose has changed keep their outputs.
+What differs whenever a notebook is executed is left out, so that the same notebook
+gives the same file.
 """
 
 import argparse
@@ -17,7 +15,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import jupytext
 import nbformat
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
@@ -26,7 +23,6 @@ from PIL import Image
 from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent
 NOTEBOOKS = ("thousand_layers", "your_own_network", "run_a_study")
 
 _KERNEL = "python3"
@@ -37,18 +33,11 @@ _METADATA = {
   # Sphinx stumbles over a shell's command in a cell of plain Python.
   "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
-_PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": True}
 
 
-def read_text(name: str) -> NotebookNode:
-  """Returns the notebook of the text of this name, not executed."""
-  text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-  notebook = jupytext.reads(text, fmt=_PERCENT)
-  notebook.metadata = nbformat.from_dict(_METADATA)
-  for index, cell in enumerate(notebook.cells):
-    cell.id = f"cell-{index}"
-    cell.metadata = {}
-  return notebook
+def read(name: str) -> NotebookNode:
+  """Returns the notebook of this name."""
+  return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
 def execute(
@@ -69,7 +58,7 @@ def execute(
     nbclient.exceptions.CellExecutionError: a cell failed.
   """
   environment = dict(os.environ if env is None else env)
-  paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+  paths = [str(FOLDER.parent), environment.get("PYTHONPATH", "")]
   environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
   with tempfile.TemporaryDirectory() as kernels:
     # The user's own kernel of this name may belong to another Python.
@@ -95,8 +84,8 @@ def strip(notebook: NotebookNode, folder: str) -> None:
   `folder`, where the notebook was executed.
   """
   notebook.metadata = nbformat.from_dict(_METADATA)
-  for cell in notebook.cells:
-    cell.metadata = {}
+  for index, cell in enumerate(notebook.cells):
+    cell.id, cell.metadata = f"cell-{index}", {}
     if cell.cell_type != "code":
       continue
     cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
@@ -119,37 +108,15 @@ def _smaller(image: str) -> str:
   return base64.b64encode(file.getvalue()).decode()
 
 
-def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
-  """Gives the code cells of a notebook the outputs of the same cells, executed.
-
-  Raises:
-    ValueError: the two notebooks differ in code.
-  """
-  cells, sources = (
-    [cell for cell in each.cells if cell.cell_type == "code"]
-    for each in (notebook, executed)
-  )
-  if [cell.source for cell in cells] != [cell.source for cell in sources]:
-    raise ValueError("The code has changed, not only the prose: make colabs.")
-  for cell, source in zip(cells, sources, strict=True):
-    cell.outputs, cell.execution_count = source.outputs, source.execution_count
-
-
 def main() -> None:
-  """Writes the notebooks that the command names, or all."""
+  """Executes the notebooks that the command names, or all."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NOTEBOOKS))
-  parser.add_argument("--prose", action="store_true", help="execute nothing")
-  arguments = parser.parse_args()
-  for name in arguments.names or NOTEBOOKS:
-    path = FOLDER / f"{name}.ipynb"
-    notebook = read_text(name)
-    if arguments.prose:
-      take_outputs(notebook, nbformat.read(path, as_version=4))
-    else:
-      with tempfile.TemporaryDirectory() as folder:
-        execute(notebook, folder)
-      strip(notebook, os.path.realpath(folder))
+  for name in parser.parse_args().names or NOTEBOOKS:
+    path, notebook = FOLDER / f"{name}.ipynb", read(name)
+    with tempfile.TemporaryDirectory() as folder:
+      execute(notebook, folder)
+    strip(notebook, os.path.realpath(folder))
     nbformat.write(notebook, path)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
