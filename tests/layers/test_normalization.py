@@ -121,14 +121,6 @@ def test_evaluation_uses_the_running_statistics(images, variables):
   assert_close(output, normal * params["scale"] + params["bias"], 1e-4)
 
 
-def test_vectors(variables):
-  x = np.random.default_rng(2).normal(size=(6, FEATURES)).astype(np.float32)
-  output, _ = train(GhostNorm(False, 3), variables, x)
-  ghosts = x.reshape(2, 3, 1, 1, FEATURES)
-  expected = [by_hand(variables, ghost)[0] for ghost in ghosts]
-  assert_close(output, np.concatenate(expected).reshape(x.shape), 1e-4)
-
-
 @pytest.mark.parametrize("size", [5, 32, 0, -4])
 def test_a_batch_that_does_not_divide(images, variables, size):
   message = f"ghost_batch_size {size} does not divide the batch of 16"
@@ -191,8 +183,3 @@ def test_statistics_over_several_devices_need_communication(variables, sharded, 
 )
 def test_result_does_not_depend_on_the_devices(images, sharded, variables, module):
   assert_close(train(module, variables, sharded), train(module, variables, images))
-
-
-def test_flax_batch_normalization_is_over_the_global_batch(sharded, variables):
-  output, _ = train(FlaxNorm(use_running_average=False), variables, sharded)
-  assert_close(output, by_hand(variables, np.asarray(sharded))[0], 1e-4)

@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
-from skipinit_jax.layers import SkipInit
 from skipinit_jax.models import (
   BasicBlock,
   DepthStack,
@@ -208,20 +207,6 @@ def test_segments_divide_the_blocks(num_blocks):
   # being four times its input.
   divisors = [n for n in range(1, num_blocks + 1) if num_blocks % n == 0]
   assert kept <= 1.5 * min(num_blocks / n + 4 * n for n in divisors)
-
-
-@pytest.mark.parametrize("scan", [True, False])
-def test_a_stack_of_blocks(scan):
-  block = functools.partial(BasicBlock, 4, branch_scale=SkipInit)
-  x = IMAGES[..., :1] * np.ones(4, np.float32)
-  stack = DepthStack(block, 3, scan=scan)
-  shapes = jax.eval_shape(stack.init, jax.random.key(0), x)["params"]
-  single = jax.eval_shape(block().init, jax.random.key(0), x)["params"]
-  if scan:
-    expected = {"blocks": jax.tree.map(lambda leaf: (3, *leaf.shape), single)}
-  else:
-    expected = {f"block{i}": jax.tree.map(jnp.shape, single) for i in range(3)}
-  assert jax.tree.map(jnp.shape, shapes) == expected
 
 
 @pytest.mark.parametrize("scan", [True, False])

@@ -72,13 +72,6 @@ def test_a_projection_opens_every_stage_and_stands_nowhere_else(version):
   }
 
 
-@pytest.mark.parametrize("depth", BLOCKS)
-def test_number_of_blocks(depth):
-  params = shapes(depth, "skipinit", 2)["params"]
-  found = jax.tree_util.tree_leaves_with_path(params)
-  assert sum(leaf.size for p, leaf in found if p[-1].key == "alpha") == BLOCKS[depth]
-
-
 def test_normalizers_of_the_two_versions():
   def names(version):
     params = shapes(50, "batch_norm", version)["params"]
