@@ -17,12 +17,12 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist worksteal -rs
 
-# Less than two minutes: what most changes break.
+# About two minutes: what most changes break.
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 2 --dist worksteal tests/layers tests/models tests/data \
+	$(VENV)/bin/pytest -n 2 --dist worksteal tests/layers tests/models \
 	  tests/test_methods.py tests/test_public_api.py
 
 # About 20 minutes on two cores; each program's --rounds make it longer and surer.
