@@ -9,7 +9,7 @@ of learning rates or data. Limits are calibrated against short trainings by
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -31,12 +31,12 @@ features has a loss in the hundreds. A signal that shrinks is held to the invers
 """
 
 GRADIENT_LIMIT = 300.0
-"""Factor on the gradient's second moment, at the median block, up to which they train.
+"""Factor on the gradient's second moment at the median block, up to which they train.
 
-140 trains and 770 does not. The median, because batch norm's gradient grows as a power
-of the depth, mostly in the first blocks, and does no harm (in a Wide-ResNet of 1000
-layers by 3e6 at the first and 140 at the median block), while exponential growth is in
-all of them.
+140 trains and 770 does not. It is the median because batch norm's gradient grows as a
+power of the depth, mostly in the first blocks, and does no harm (in a Wide-ResNet of
+1000 layers by 3e6 at the first and 140 at the median block), while exponential growth
+is in all of them.
 """
 
 DISTANCE_LIMIT = 0.035
@@ -51,52 +51,53 @@ not.
 _SUM_TOLERANCE = 0.2
 
 
+Kind = Literal["explodes", "vanishes", "loses its inputs"]
+Direction = Literal["forward", "backward"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
   """One way in which the signal is lost.
 
   Attributes:
     kind: what happens to the signal or, backward, to its gradient.
-    direction: of the pass.
-    block: the block, counted from 1, from which on a limit is exceeded. Backward, the
-      pass meets it first, and all blocks before it are affected too. 0: the network's
-      inputs exceed it already.
+    direction: the pass in which it happens.
+    block: the block, counted from 1, from which on a limit is exceeded. A backward pass
+      meets it first and goes on to the blocks before it. 0: the network's inputs
+      exceed the limit already.
     name: this block's name; empty for 0.
     harmless_depth: how many blocks the network may have without this fault.
     value: second moment at the end of the pass over that at its beginning, or the
       cosine similarity of two inputs behind the last block.
   """
 
-  kind: Literal["explodes", "vanishes", "loses its inputs"]
-  direction: Literal["forward", "backward"]
+  kind: Kind
+  direction: Direction
   block: int
   name: str
   harmless_depth: int
   value: float
 
   def __str__(self) -> str:
-    where = f"block {self.block} ({self.name})"
-    harmless = f"Up to {self.harmless_depth} blocks would be harmless."
-    if self.kind == "loses its inputs" and self.block == 0:
-      return (
-        "The inputs are nearly equal before the first block: two of them have a cosine "
-        f"similarity of {_cosine(self.value)} behind the last one."
-      )
+    where = f"from block {self.block} ({self.name}) on"
     if self.kind == "loses its inputs":
-      return (
-        f"The signal loses its inputs from {where} on: two of them have a cosine "
-        f"similarity of {_cosine(self.value)} behind the last one. {harmless}"
+      begins = f"The signal loses its inputs {where}"
+      if self.block == 0:
+        begins = "The inputs are nearly equal before the first block"
+      text = (
+        f"{begins}: two of them have a cosine similarity of {_cosine(self.value)} "
+        "behind the last one."
       )
-    times = "an infinite factor" if np.isinf(self.value) else f"{self.value:.2g}"
-    if self.direction == "forward":
-      return (
-        f"The signal {self.kind} forward from {where} on: through all blocks, its "
-        f"second moment changes by {times}. {harmless}"
+    else:
+      subject = "signal" if self.direction == "forward" else "gradient"
+      times = "an infinite factor" if np.isinf(self.value) else f"{self.value:.2g}"
+      text = (
+        f"The {subject} {self.kind} {self.direction} {where}: through all blocks, its "
+        f"second moment changes by {times}."
       )
-    return (
-      f"The gradient {self.kind} backward from {where} on: through all blocks, its "
-      f"second moment changes by {times}. {harmless}"
-    )
+    if self.block == 0:
+      return text
+    return f"{text} Up to {self.harmless_depth} blocks would be harmless."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,9 @@ class Diagnosis:
       behind the last; NaN if the forward pass overflows.
     cosine: cosine similarity of two inputs behind the last block; NaN likewise.
     faults: what is wrong; empty for a network that should train.
-    alpha: where that helps, the initial factor on each branch, as it is now, with
-      which the blocks' second moment grows by at most e; 1 / sqrt(d) with He
-      initialization. Any smaller factor, 0 too, is as good.
+    alpha: the initial factor on each present branch with which the second moment grows
+      by at most e through all blocks: 1 / sqrt(d) with He initialization. Any smaller
+      factor, 0 too, is as good. None where no factor helps or none is needed.
     advice: what to change, in sentences.
   """
 
@@ -165,8 +166,8 @@ def diagnose(
     variables: its variables, at initialization.
     batch: at least two different examples, [N, ...].
     blocks: the residual blocks; None: those of this package. See `measure.Blocks`.
-    loss: see `measure.signal`.
-    key: see `measure.signal`.
+    loss: as `measure.signal` takes it.
+    key: likewise.
     **arguments: the model's other arguments. A model's argument `train` is True unless
       given.
 
@@ -195,23 +196,18 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
   """Diagnoses a network by its signal, measured or predicted.
 
   Args:
-    signal: of d blocks, without leading axes.
+    signal: one network's, without leading axes.
   """
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
-    forward = _overflowed(signal.second_moment / signal.second_moment[0])
-    gradient = signal.gradient_second_moment
+    forward = signal.second_moment / signal.second_moment[0]
+    forward = np.where(np.isfinite(forward), forward, np.inf)
+    backward = signal.relative_gradient
     # Behind an overflow there is nothing to differentiate, and no direction.
     if np.isinf(forward).any():
-      gradient = np.full_like(gradient, np.nan)
-    backward = gradient / gradient[-1]
-  found = [
-    _forward_fault(signal, forward),
-    _backward_fault(signal, gradient),
-    _distance_fault(signal),
-  ]
-  faults = tuple(fault for fault in found if fault is not None)
-  alpha, advice = _advice(signal, faults)
+      backward = np.full_like(backward, np.nan)
+    faults = tuple(_faults(signal, forward, backward))
+    alpha, advice = _advice(signal, faults)
   return Diagnosis(
     num_blocks=len(signal.names),
     forward_growth=float(forward[-1]),
@@ -223,59 +219,62 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
   )
 
 
-def _overflowed(values: np.ndarray) -> np.ndarray:
-  return np.where(np.isfinite(values), values, np.inf)
-
-
 def _within(values: Any, limit: float) -> Any:
   return (values <= limit) & (values >= 1 / limit)
 
 
-def _forward_fault(signal: Signal, growth: np.ndarray) -> Fault | None:
-  within = _within(growth, FORWARD_LIMIT)
-  if within[-1]:
-    return None
-  harmless = int(np.flatnonzero(within)[-1])
-  kind: Literal["explodes", "vanishes"] = "explodes" if growth[-1] > 1 else "vanishes"
-  name = signal.names[harmless]
-  return Fault(kind, "forward", harmless + 1, name, harmless, float(growth[-1]))
+def _last(condition: np.ndarray) -> int:
+  """Returns the last place where a condition holds; -1: nowhere."""
+  return int(np.flatnonzero(condition)[-1]) if condition.any() else -1
 
 
-def _backward_fault(signal: Signal, gradient: np.ndarray) -> Fault | None:
-  with np.errstate(all="ignore"):
-    growth = gradient / gradient[-1]
-  if np.isnan(growth).any() or _within(np.median(growth), GRADIENT_LIMIT):
-    return None
-  num_blocks = len(signal.names)
+def _faults(
+  signal: Signal, forward: np.ndarray, backward: np.ndarray
+) -> Iterator[Fault]:
+  """Yields what is wrong.
+
+  Args:
+    signal: the signal.
+    forward: its second moment over that before the first block, [d + 1].
+    backward: the gradient's second moment over that behind the last, [d + 1].
+  """
+
+  def fault(
+    kind: Kind, direction: Direction, block: int, harmless: int, value: float
+  ) -> Fault:
+    name = signal.names[block - 1] if block else ""
+    return Fault(kind, direction, block, name, harmless, float(value))
+
+  within = _within(forward, FORWARD_LIMIT)
+  if not within[-1]:
+    kind: Kind = "explodes" if forward[-1] > 1 else "vanishes"
+    harmless = _last(within)
+    yield fault(kind, "forward", harmless + 1, harmless, forward[-1])
+  within = _within(backward, GRADIENT_LIMIT)
+  median_within = _within(np.median(backward), GRADIENT_LIMIT)
+  if not np.isnan(backward).any() and not median_within:
+    kind = "explodes" if backward[0] > 1 else "vanishes"
+    harmless = _harmless_backward(backward)
+    yield fault(kind, "backward", _last(~within) + 1, harmless, backward[0])
+  # A cosine that is not finite is no fault of this kind.
+  apart = ~(1 - signal.cosine < DISTANCE_LIMIT)
+  if not apart[-1]:
+    block = _last(apart) + 1
+    harmless = max(block - 1, 0)
+    yield fault("loses its inputs", "forward", block, harmless, signal.cosine[-1])
+
+
+def _harmless_backward(gradient: np.ndarray) -> int:
+  """Returns how many blocks a network may have whose gradient changes like this."""
+  num_blocks = len(gradient) - 1
   # Up to its last block, a network that ends earlier multiplies the gradient by what
   # this one does there. Where that is no number, count from the other end.
   known = np.isfinite(gradient).all() and gradient.all()
-  harmless = 0
   for depth in range(1, num_blocks):
     part = gradient[: depth + 1] if known else gradient[num_blocks - depth :]
     if not _within(np.median(part) / part[-1], GRADIENT_LIMIT):
-      break
-    harmless = depth
-  block = int(np.flatnonzero(~_within(growth, GRADIENT_LIMIT))[-1]) + 1
-  kind: Literal["explodes", "vanishes"] = "explodes" if growth[0] > 1 else "vanishes"
-  name = signal.names[block - 1]
-  return Fault(kind, "backward", block, name, harmless, float(growth[0]))
-
-
-def _distance_fault(signal: Signal) -> Fault | None:
-  # Whatever is not finite is no fault of this kind.
-  apart = ~(1 - signal.cosine < DISTANCE_LIMIT)
-  if apart[-1]:
-    return None
-  harmless = int(np.flatnonzero(apart)[-1]) if apart.any() else -1
-  return Fault(
-    kind="loses its inputs",
-    direction="forward",
-    block=harmless + 1,
-    name=signal.names[harmless] if harmless >= 0 else "",
-    harmless_depth=max(harmless, 0),
-    value=float(signal.cosine[-1]),
-  )
+      return depth - 1
+  return num_blocks - 1
 
 
 def _advice(
@@ -289,15 +288,14 @@ def _advice(
     advice.append("Center the inputs over the examples.")
     if len(faults) == 1:
       return None, tuple(advice)
-  with np.errstate(all="ignore"):
-    total = signal.skip_second_moment + signal.branch_second_moment
-    sum_factor = _median(signal.second_moment[1:] / total)
-    normalized = np.isfinite(signal.moving_variance).any()
-    # A normalized branch keeps its size when the stream's changes; others follow it.
-    skip = signal.second_moment[0] if normalized else signal.skip_second_moment
-    ratios = signal.branch_second_moment / skip
-    ratios = ratios[np.isfinite(ratios)]
-    alpha = float(1 / np.sqrt(len(signal.names) * ratios.mean()))
+  total = signal.skip_second_moment + signal.branch_second_moment
+  sum_factor = _median(signal.second_moment[1:] / total)
+  normalized = np.isfinite(signal.moving_variance).any()
+  # A normalized branch keeps its size when the stream's changes; others follow it.
+  skip = signal.second_moment[0] if normalized else signal.skip_second_moment
+  ratios = signal.branch_second_moment / skip
+  ratios = ratios[np.isfinite(ratios)]
+  alpha = float(1 / np.sqrt(len(signal.names) * ratios.mean()))
   scaled_sum = abs(np.log(sum_factor)) > _SUM_TOLERANCE
   if scaled_sum:
     advice.append(

@@ -16,7 +16,6 @@ from skipinit_jax.analysis.theory.network import (
 )
 from skipinit_jax.analysis.theory.paths import (
   mean_path_length,
-  median_path_length,
   path_weights,
 )
 from skipinit_jax.analysis.theory.prediction import predict, predict_model
@@ -32,7 +31,6 @@ __all__ = [
   "ReLU",
   "describe",
   "mean_path_length",
-  "median_path_length",
   "path_weights",
   "predict",
   "predict_model",

@@ -3,7 +3,7 @@
 At initialization, the channels of a layer whose weights are independent and centered
 are, in the limit of many channels, independent and identically distributed, with a
 Gaussian distribution over examples and positions (Neal, 1996; Matthews et al., ICLR
-2018; with positions Novak et al., ICLR 2019). Its covariance, the kernel, is then all
+2018; Novak et al., ICLR 2019, for positions). Its covariance, the kernel, is then all
 there is to know, and each operation of the network is a map of kernels. The kernel of
 the gradients obeys the transposed maps if forward and backward weights are treated as
 independent (Schoenholz et al., ICLR 2017).
@@ -26,7 +26,7 @@ from skipinit_jax.errors import UsageError
 class Kernel:
   """Covariance of one channel's features, for exchangeable examples.
 
-  The kernels of features are their uncentered second moments; those of gradients have
+  The kernel of features is their uncentered second moment; the kernel of gradients has
   the same form. P is the number of positions: height times width, and 1 for fully
   connected layers.
 
@@ -48,7 +48,7 @@ class Kernel:
 
     Args:
       second_moment: mean square of the features, at every position.
-      cosine: cosine similarity of two examples; that of two positions is the same.
+      cosine: cosine similarity of two examples, and of two positions.
       grid: height and width.
 
     Raises:
@@ -179,11 +179,11 @@ class Layer:
 
       v M(p) M(q),   M(p) = 1 / k^2 sum_o m(s p + o).
 
-  Behind ReLU on centered Gaussian features, m(p)^2 = K(p, p) / pi. Of the gradients,
-  standardization takes a share of the order of 1 / n, which is neglected.
+  Behind ReLU on centered Gaussian features, m(p)^2 = K(p, p) / pi. Standardization also
+  takes a share of the order of 1 / n from the gradients, which is neglected.
 
-  Assumes weights that are independent of the input, and for the gradient of the
-  forward pass.
+  Assumes weights that are independent of the input, and a gradient that is independent
+  of the forward pass.
 
   Attributes:
     weight_variance: v, the weights' variance times the fan-in k^2 n.
@@ -346,12 +346,12 @@ class BatchNorm:
 
       G = (C H C - t K' / M^2) / (v + epsilon) D / (D - 2).
 
-  Last factor: a channel's variance is a sum over the D = tr(K')^2 / tr(K'^2) dimensions
-  in which its features vary (N - 1 for fully connected layers on equally similar
-  examples), and the mean of its inverse is larger than the inverse of its mean by the
-  factor of a chi-squared distribution. Forward no such factor arises: the length that
-  is normalized is independent of the direction that remains. All corrections are of
-  order 1 / N. Yang et al. (ICLR 2019) treat finite batches without approximations.
+  As to the last factor, a channel's variance is a sum over the dimensions in which its
+  features vary, D = tr(K')^2 / tr(K'^2) (N - 1 for fully connected layers on equally
+  similar examples), and the mean of its inverse is larger than the inverse of its mean
+  by the factor of a chi-squared distribution. No such factor arises forward: the length
+  that is normalized is independent of the direction that remains. All corrections are
+  of order 1 / N. Yang et al. (ICLR 2019) treat finite batches without approximations.
 
   Assumes gradients g' that do not depend on x, and examples and positions in which
   features vary equally; neither matters for large batches.
@@ -359,8 +359,7 @@ class BatchNorm:
   Attributes:
     relu: whether the activation is ReLU; otherwise there is none.
     epsilon: added to the variance. It matters only where v is as small.
-    batch_size: examples over which statistics are taken, if not over the whole batch
-      (ghost batches).
+    batch_size: examples of a ghost batch; None: statistics are of the whole batch.
   """
 
   relu: bool = False
@@ -408,8 +407,8 @@ class ExampleNorm:
   """Layer, group or root-mean-square normalization: each example by itself.
 
   In a wide network an example's channels have mean zero, and their mean square is its
-  second moment q: K' = K / (q + epsilon), and cosines stay. Backward G = G' / (q +
-  epsilon): what is removed along the features is one part in their number.
+  second moment q: K' = K / (q + epsilon), and cosines stay. Backward, G = G' / (q +
+  epsilon): what n features lose along their own direction is one part in n.
 
   Assumes groups of many channels.
 

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +53,8 @@ class Block:
     sum_scale: a, factor on the sum.
     trunk: what shortcut and branch share: in a transition, the normalization and the
       activation of the input.
-    shortcut: a transition's projection; nothing is the identity.
-    name: the name in the signal.
+    shortcut: a transition's projection; empty: the identity.
+    name: its name in the signal.
   """
 
   branch: tuple[Operation, ...]
@@ -71,34 +70,14 @@ class Network:
   """Residual blocks, after a linear stem.
 
   Attributes:
-    blocks: in order.
+    blocks: the blocks, first to last.
     stem: the layer before the first block; None: the signal starts at the first block.
-    grid: height and width of what the stem, or else the first block, takes.
+    grid: height and width of the stem's input, or without a stem the first block's.
   """
 
   blocks: tuple[Block, ...]
   stem: Layer | None = None
   grid: tuple[int, int] = (1, 1)
-
-
-def normalization(method: Method) -> BatchNorm | ExampleNorm | None:
-  """Returns the normalization of a method's residual blocks.
-
-  Raises:
-    UsageError: the theory does not know the method's normalizer.
-  """
-  if method.normalizer is None:
-    return None
-  module, keywords = _unbind(method.normalizer)
-  if module is nn.BatchNorm or module is GhostBatchNorm:
-    epsilon = keywords.get("epsilon", module.epsilon)
-    return BatchNorm(epsilon=epsilon, batch_size=keywords.get("ghost_batch_size"))
-  if module in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm):
-    return ExampleNorm(keywords.get("epsilon", module.epsilon))
-  raise UsageError(
-    f"The theory does not know the normalizer {module!r} of method {method.name!r}: it "
-    "knows BatchNorm, GhostBatchNorm, LayerNorm, RMSNorm and GroupNorm."
-  )
 
 
 def _unbind(factory: ModuleFactory) -> tuple[Any, dict[str, Any]]:
@@ -115,7 +94,7 @@ def _layer(
 
   Args:
     module: the module.
-    channels: of its input.
+    channels: how many its input has.
     activation: what precedes it, whose gain counts to the weights; None: nothing does.
   """
   layer = Layer(widening=module.features / channels)
@@ -160,62 +139,70 @@ def _with_weights(
   )
 
 
-def _block(
-  method: Method,
-  num_blocks: int,
-  layers: Sequence[Layer],
-  *,
-  projection: Layer | None,
-  expected_variance: float,
-  name: str,
-) -> Block:
-  """Returns a pre-activation block, wired as those of `models.blocks`.
+def _activate(method: Method) -> tuple[Operation, ...]:
+  """Returns the normalization and the activation before each layer of a branch."""
+  activates = method.activation in _RELU_GAINS
+  relu = (ReLU(),) if activates else ()
+  if method.normalizer is None:
+    return relu
+  module, keywords = _unbind(method.normalizer)
+  if module in (nn.BatchNorm, GhostBatchNorm):
+    epsilon = keywords.get("epsilon", module.epsilon)
+    return (BatchNorm(activates, epsilon, keywords.get("ghost_batch_size")),)
+  if module in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm):
+    return (ExampleNorm(keywords.get("epsilon", module.epsilon)), *relu)
+  raise UsageError(
+    f"The theory does not know the normalizer {module!r} of method {method.name!r}: it "
+    "knows BatchNorm, GhostBatchNorm, LayerNorm, RMSNorm and GroupNorm."
+  )
+
+
+class _Layers(NamedTuple):
+  """A block's name, its branch's layers, and the layer of its shortcut if any."""
+
+  name: str
+  branch: Sequence[Layer]
+  projection: Layer | None
+
+
+def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
+  """Returns a network's blocks: pre-activation, wired as those of `models.blocks`.
 
   Before each of the branch's layers stand normalization and activation. Where there
   is a projection, it takes the activated input, as the branch's first layer does.
   Scalar and other biases start at zero, and dropout and a normalizer of the output act
   behind the last block: neither changes the blocks.
-
-  Args:
-    method: the method; it sets normalization, activation, alpha and the factor on the
-      sum.
-    num_blocks: blocks of the whole network, for the methods that depend on it.
-    layers: the branch's layers.
-    projection: the shortcut's layer; None: the shortcut is the identity.
-    expected_variance: the variance whose square root the block's input is divided by;
-      1 divides by nothing.
-    name: the block's name.
   """
-  norm = normalization(method)
-  activate: tuple[Operation, ...] = () if norm is None else (norm,)
-  if method.activation in _RELU_GAINS:
-    if isinstance(norm, BatchNorm):
-      activate = (dataclasses.replace(norm, relu=True),)
-    else:
-      activate = (*activate, ReLU())
-  # The activation is homogeneous: what stands before it may stand behind it.
-  layers = [_divided(layers[0], expected_variance), *layers[1:]]
-  operations = list(itertools.chain.from_iterable((*activate, y) for y in layers))
-  alpha = method.initial_alpha(num_blocks)
-  projects = projection is not None
-  return Block(
-    branch=tuple(operations[len(activate) :] if projects else operations),
-    alpha=1.0 if alpha is None else alpha,
-    sum_scale=method.sum_scale,
-    trunk=activate if projects else (),
-    shortcut=() if projection is None else (_divided(projection, expected_variance),),
-    name=name,
-  )
+  activate = _activate(method)
+  alpha = method.initial_alpha(len(all_layers))
+  variances: Sequence[float] = [1.0] * len(all_layers)
+  if method.divide_by_expected_std:
+    variances = method.expected_variances(
+      [each.projection is not None for each in all_layers]
+    )
+  blocks = []
+  for (name, layers, projection), variance in zip(all_layers, variances, strict=True):
+    first, *others = layers
+    branch: list[Operation] = [_divided(first, variance)]
+    for layer in others:
+      branch += [*activate, layer]
+    shared = projection is not None
+    blocks.append(
+      Block(
+        branch=tuple(branch) if shared else (*activate, *branch),
+        alpha=1.0 if alpha is None else alpha,
+        sum_scale=method.sum_scale,
+        trunk=activate if shared else (),
+        shortcut=() if projection is None else (_divided(projection, variance),),
+        name=name,
+      )
+    )
+  return tuple(blocks)
 
 
 def _divided(layer: Layer, variance: float) -> Layer:
+  # The activation is homogeneous: a division before it may stand behind it.
   return dataclasses.replace(layer, weight_variance=layer.weight_variance / variance)
-
-
-def _expected_variances(method: Method, projects: Sequence[bool]) -> Sequence[float]:
-  if not method.divide_by_expected_std:
-    return [1.0] * len(projects)
-  return method.expected_variances(projects)
 
 
 def uniform(
@@ -231,11 +218,11 @@ def uniform(
   borders are neglected.
 
   Args:
-    method: the method; `methods.linear` makes it one of linear networks.
+    method: see `methods.linear` for networks without activation.
     num_blocks: d, the number of blocks.
     layers_per_block: layers of one branch.
-    transitions: which blocks, counted from 1, have a projection of the activated input
-      as their shortcut.
+    transitions: the blocks, counted from 1, whose shortcut is a projection of the
+      activated input.
 
   Raises:
     UsageError: a number is below 1, or a transition is not a block.
@@ -261,19 +248,13 @@ def uniform(
     _with_weights(module, init, method.activation, Layer())
     for init in (*inits, method.kernel_init)
   )
-  projects = [index in transitions for index in range(1, num_blocks + 1)]
-  variances = _expected_variances(method, projects)
   return Network(
-    tuple(
-      _block(
-        method,
-        num_blocks,
-        layers,
-        projection=projection if projects[index] else None,
-        expected_variance=variances[index],
-        name=str(index + 1),
-      )
-      for index in range(num_blocks)
+    _blocks(
+      method,
+      [
+        _Layers(str(block), layers, projection if block in transitions else None)
+        for block in range(1, num_blocks + 1)
+      ],
     )
   )
 
@@ -328,7 +309,7 @@ def describe(
   with nn.intercept_methods(record):
     inputs = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
     jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), inputs)
-  found: list[tuple[str, list[Layer], Layer | None]] = []
+  found = []
   for block, activation in activations.items():
     layers = {
       path[-1]: _layer(*module, activation)
@@ -337,26 +318,13 @@ def describe(
     }
     projection = layers.pop("projection", None)
     for name in block_names(block, repeats.get(block[:-1])):
-      found.append((name, list(layers.values()), projection))
-  variances = _expected_variances(
-    model.method, [projection is not None for _, _, projection in found]
-  )
-  blocks = [
-    _block(
-      model.method,
-      len(found),
-      branch,
-      projection=projection,
-      expected_variance=variance,
-      name=name,
-    )
-    for (name, branch, projection), variance in zip(found, variances, strict=True)
-  ]
+      found.append(_Layers(name, list(layers.values()), projection))
+  blocks = _blocks(model.method, found)
   first_layer, first_block = next(iter(modules)), next(iter(activations))
   stem = _layer(*modules[first_layer], None)
   if stem.output_grid(grids[first_layer]) != grids[first_block]:
-    return Network(tuple(blocks), None, grids[first_block])
-  return Network(tuple(blocks), stem, grids[first_layer])
+    return Network(blocks, None, grids[first_block])
+  return Network(blocks, stem, grids[first_layer])
 
 
 def _grid(shape: Sequence[int]) -> tuple[int, int]:

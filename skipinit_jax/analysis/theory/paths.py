@@ -26,9 +26,9 @@ def path_weights(branch_share: ArrayLike) -> np.ndarray:
   - SkipInit: p_l = alpha^2 / (1 + alpha^2), typically one branch for alpha = 1 /
     sqrt(d), and none for alpha = 0.
 
-  Assumes that branches keep the proportions of their inputs' paths. That holds
-  for linear and, by homogeneity, ReLU branches of a wide network at initialization;
-  what a branch's own ReLU mixes between paths is counted with the branch.
+  Assumes that branches keep the proportions of their inputs' paths. In a wide network
+  at initialization, linear branches do, and by homogeneity branches with ReLU; what a
+  branch's own ReLU mixes between paths is counted with the branch.
 
   Args:
     branch_share: p_l, [d]: see `Signal.branch_share`, from theory or measured.
@@ -49,15 +49,10 @@ def path_weights(branch_share: ArrayLike) -> np.ndarray:
 
 
 def mean_path_length(weights: ArrayLike) -> float:
-  """Returns the mean length under the weights of `path_weights`, in branches.
+  """Returns the mean length of the paths, in branches: the sum of the branches' shares.
 
-  It equals the sum of the branches' shares.
+  Args:
+    weights: see `path_weights`.
   """
   weights = np.asarray(weights)
   return float(weights @ np.arange(len(weights)))
-
-
-def median_path_length(weights: ArrayLike) -> int:
-  """Returns the least length to which at least half of the weight belongs, or below."""
-  # Half of a symmetric distribution's weight is reached only up to rounding.
-  return int(np.searchsorted(np.cumsum(weights), 0.5 - 1e-9))

@@ -56,7 +56,8 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
     cosine 1 / pi, so v_l = v_0 + (1 - 1 / pi) l: the ratio of branch to skip path is
     about 1 / l, and c_l tends to 1 / pi. Backward g_(l-1) / g_l = 1 + 1 / v_(l-1), so
     gradients grow towards the input as (d / l)^1.47, the power being 1 / (1 - 1 / pi)
-    (and its mth power for branches of m layers). Linear: v_l = v_0 + l, and power 1.
+    (and its mth power for branches of m layers). In linear networks v_l = v_0 + l, and
+    the power is 1.
   - Batch normalization, sum divided by sqrt(2): m' = (m + 1) / 2 tends to one, v to 1 -
     1 / pi, c to 1 / pi, and branch and skip path weigh the same at every depth. So
     g_(l-1) / g_l tends to (1 + 1 / v) / 2 = 1.23: gradients explode, though the forward
@@ -70,7 +71,8 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
   - Fixup: the last layer of each branch is zero, and so is the branch: m_l = m_0, g_l
     = 1.
   - A transition behind normalization forgets the stream's scale: with He
-    initialization its skip path starts at second moment one. Without, it keeps it.
+    initialization its skip path starts at second moment one. Without normalization the
+    skip path keeps that scale.
   - What stands behind the last block (a normalizer at the output only, dropout, a
     classifier of zeros) changes nothing here.
 
@@ -90,7 +92,7 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
 
   Args:
     network: the network.
-    inputs: the kernel of its inputs: what the stem takes, or else the first block.
+    inputs: the kernel of the stem's input, or without a stem the first block's.
     batch_size: N, examples of the batch over which statistics are taken.
 
   Returns:
@@ -161,7 +163,7 @@ def predict_model(
     inputs: a batch, as the model takes it.
 
   Returns:
-    The signal, float64; see `predict`, which says what it assumes.
+    The signal, float64. `predict` says what it assumes.
 
   Raises:
     UsageError: the model is a ResNet; the batch has fewer than two examples.
@@ -236,7 +238,7 @@ def _block_backward(
 def _moving_variance(
   block: Block, trunk: Sequence[Kernel], branch: Sequence[Kernel], batch_size: int
 ) -> float:
-  """Variance that the block's first batch normalization sees, NaN without one."""
+  """Returns the variance at the block's first batch normalization; NaN: it has none."""
   for operations, kernels in ((block.trunk, trunk), (block.branch, branch)):
     for operation, kernel in zip(operations, kernels, strict=False):
       if isinstance(operation, BatchNorm):
