@@ -375,62 +375,42 @@ def _figures(results: list[Result]) -> list[document.Figure]:
   curves = [result.curve for result in results]
   points = "Points are means over the seeds, with standard errors"
   points += "; lines are theory." if any(curve.theory for curve in curves) else "."
-  zero = "A branch of zeros is not on a logarithmic axis."
-  drawn = [
-    (
-      "stream",
-      "The stream from block to block",
+  no_zero = "A branch of zeros is not on a logarithmic axis."
+  drawn = {
+    "stream": (
       "Second moment and variance of the stream",
       figures.stream_figure,
       "The variance is over examples and positions in each channel: it lacks the "
       "channels' squared means.",
     ),
-    (
-      "branch",
-      "What each block adds",
+    "branch": (
       "Second moment and variance of skip path and branch",
       figures.branch_figure,
-      zero,
+      no_zero,
     ),
-    (
-      "ratio",
-      "How much of a block is its branch",
-      "Branch variance over skip variance",
-      figures.ratio_figure,
-      zero,
-    ),
-    (
-      "gradient",
-      "The gradient from the last block to the first",
-      "Second moment of the gradient",
+    "ratio": ("How much of a block is its branch", figures.ratio_figure, no_zero),
+    "gradient": (
+      "Second moment of the gradient, from the last block to the first",
       figures.gradient_figure,
       "It is divided by that behind the last block.",
     ),
-    (
-      "cosine",
-      "How alike two inputs become",
-      "Cosine similarity of two inputs",
-      figures.cosine_figure,
-      "",
-    ),
-    (
-      "paths",
-      "The network as a sum of paths",
-      "Weight of the paths of each length",
+    "cosine": ("Cosine similarity of two inputs", figures.cosine_figure, ""),
+    "paths": (
+      "The network as a sum of paths: their weight by length",
       figures.path_figure,
       "A path takes the skip path or the branch at each block; its length counts the "
       "branches.",
     ),
-  ]
+  }
   return [
     document.Figure(
       name=name,
       title=title,
       figure=draw(curves),
-      description=f"{shown} by method.",
+      description=f"{title}, for each method.",
       note=f"{points} {note}".strip(),
     )
-    for name, title, shown, draw, note in drawn
+    for name, (title, draw, note) in drawn.items()
   ]
 
 

@@ -20,21 +20,6 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, SearchResult[Labels]]]
 """Searches, each with its place on the horizontal axis."""
 
-_COLORS = (
-  "#4269d0",
-  "#efb118",
-  "#3ca951",
-  "#ff725c",
-  "#6cc5b0",
-  "#a463f2",
-  "#9c6b4e",
-  "#e15ca8",
-  "#97bbf5",
-  "#1d3557",
-  "#b8c43a",
-  "#9498a0",
-)
-_MARKERS = "osD^vP*Xhp<>"
 _PANELS_PER_ROW = 2
 # As many numbers, and names of networks, stand side by side in that width.
 _BARS_PER_PANEL = 20
@@ -247,12 +232,7 @@ def _mark_every(values: Sequence[Any]) -> int:
 
 def style(index: int) -> dict[str, Any]:
   """Returns how the line of this number looks, as arguments of matplotlib's `plot`."""
-  return {
-    "color": _COLORS[index % len(_COLORS)],
-    "marker": _MARKERS[index % len(_MARKERS)],
-    "markersize": 5,
-    "linewidth": 1.5,
-  }
+  return drawing.style(index) | {"markersize": 5, "linewidth": 1.5}
 
 
 def plot_accuracies(

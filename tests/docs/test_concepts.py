@@ -13,57 +13,51 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = " ".join((ROOT / "docs/concepts.md").read_text(encoding="utf-8").split())
 NUMBERS = json.loads((ROOT / "docs/figures/concepts.json").read_text(encoding="utf-8"))
 
-INITIAL = NUMBERS["initialization"]
-UNNORMALIZED, BATCH_NORM = INITIAL["unnormalized"], INITIAL["batch_norm"]
-SKIPINIT, DIVIDED = INITIAL["skipinit_inverse_sqrt_depth"], INITIAL["divide_by_sqrt2"]
-TRAINED = NUMBERS["training"]
-TRAINED_SKIPINIT, TRAINED_BATCH_NORM = TRAINED["SkipInit, α = 0"], TRAINED["Batch norm"]
+INITIAL, TRAINED = NUMBERS["initialization"], NUMBERS["training"]
 
 
 @pytest.mark.parametrize(
-  ("said", "numbers"),
+  ("numbers", "said"),
   [
     (
-      "a factor of {:.2g} in theory and {:.2g} as measured",
-      [UNNORMALIZED["theory"]["growth"], UNNORMALIZED["measured"]["growth"]],
+      INITIAL["unnormalized"],
+      "factor of {theory[growth]:.2g} in theory and {measured[growth]:.2g} as measured",
     ),
     (
-      "variance is {:.3f} of the skip path's, in theory and as measured",
-      [BATCH_NORM["theory"]["last_branch_to_skip"]],
+      INITIAL["unnormalized"],
+      "it is {theory[last_branch_to_skip]:.2f} of it in theory",
+    ),
+    (INITIAL["unnormalized"], "mean path has {theory[mean_path_length]:.0f} branches"),
+    (
+      INITIAL["batch_norm"],
+      "{theory[last_branch_to_skip]:.3f} of the skip path's, in theory and as measured",
     ),
     (
-      "variance is {:.3f} of the skip path's, in theory and as measured",
-      [BATCH_NORM["measured"]["last_branch_to_skip"]],
+      INITIAL["batch_norm"],
+      "{measured[last_branch_to_skip]:.3f} of the skip path's, in theory and as",
     ),
-    ("it is {:.2f} of it in theory", [UNNORMALIZED["theory"]["last_branch_to_skip"]]),
-    ("mean path has {:.0f} branches", [UNNORMALIZED["theory"]["mean_path_length"]]),
-    ("and it has {:.1f}: the", [BATCH_NORM["theory"]["mean_path_length"]]),
+    (INITIAL["batch_norm"], "and it has {theory[mean_path_length]:.1f}: the"),
     (
-      "grows by {:.1f} in theory and {:.1f} as measured",
-      [SKIPINIT["theory"]["growth"], SKIPINIT["measured"]["growth"]],
-    ),
-    (
-      "the ratio of variances is {:.3f} in every",
-      [SKIPINIT["theory"]["last_branch_to_skip"]],
+      INITIAL["skipinit_inverse_sqrt_depth"],
+      "grows by {theory[growth]:.1f} in theory and {measured[growth]:.1f} as measured, "
+      "the ratio of variances is {theory[last_branch_to_skip]:.3f} in every",
     ),
     (
-      "have a cosine of {:.2f} before the first block have one of {:.3f} behind",
-      [DIVIDED["theory"]["cosine_before"], DIVIDED["theory"]["cosine_behind"]],
+      INITIAL["divide_by_sqrt2"],
+      "have a cosine of {theory[cosine_before]:.2f} before the first block have one of "
+      "{theory[cosine_behind]:.3f} behind",
     ),
     (
-      "are beyond ±{:.2f}, the largest is {:.2f}, and the median branch has {:.3f} of",
-      [
-        TRAINED_SKIPINIT["alpha_last"],
-        TRAINED_SKIPINIT["alpha_last_max"],
-        TRAINED_SKIPINIT["branch_to_skip_last"],
-      ],
+      TRAINED["SkipInit, α = 0"],
+      "beyond ±{alpha_last:.2f}, the largest is {alpha_last_max:.2f}, and the median "
+      "branch has {branch_to_skip_last:.3f} of",
     ),
-    ("against {:.2f} with batch", [TRAINED_BATCH_NORM["branch_to_skip_last"]]),
+    (TRAINED["Batch norm"], "against {branch_to_skip_last:.2f} with batch"),
   ],
 )
-def test_numbers_are_those_of_the_command(said, numbers):
+def test_numbers_are_those_of_the_command(numbers, said):
   # Python writes 1.3e+30 where the page has 1.3e30.
-  assert said.format(*numbers).replace("e+", "e") in TEXT
+  assert said.format(**numbers).replace("e+", "e") in TEXT
 
 
 def test_numbers_are_what_theory_predicts():

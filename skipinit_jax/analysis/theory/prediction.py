@@ -114,10 +114,8 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
   stream = [_forward(stem, inputs, batch_size)[-1]]
   rows = []
   for block in network.blocks:
-    trunk = _forward(block.trunk, stream[-1], batch_size)
-    skip = _forward(block.shortcut, trunk[-1], batch_size)[-1]
-    branch = _forward(block.branch, trunk[-1], batch_size)
-    scaled = branch[-1] * block.alpha**2
+    trunk, shortcut, branch = _inside(block, stream[-1], batch_size)
+    skip, scaled = shortcut[-1], branch[-1] * block.alpha**2
     stream.append((skip + scaled) * block.sum_scale**2)
     rows.append(
       (
@@ -128,13 +126,18 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
         _moving_variance(block, trunk, branch, batch_size),
       )
     )
-  positions = len(stream[-1].same)
-  gradient = Kernel(
-    np.eye(positions), np.zeros((positions, positions)), stream[-1].grid
-  )
+  noise = np.eye(len(stream[-1].same))
+  gradient = Kernel(noise, np.zeros_like(noise), stream[-1].grid)
   gradients = [gradient.second_moment]
   for block, kernel in zip(network.blocks[::-1], stream[-2::-1], strict=True):
-    gradient = _block_backward(block, gradient, kernel, batch_size)
+    # Kernels inside the block are computed again: keeping them would take many times
+    # the memory, of P^2 numbers each.
+    trunk, shortcut, branch = _inside(block, kernel, batch_size)
+    total = gradient * block.sum_scale**2
+    gradient = _backward(block.shortcut, total, shortcut, batch_size) + _backward(
+      block.branch, total * block.alpha**2, branch, batch_size
+    )
+    gradient = _backward(block.trunk, gradient, trunk, batch_size)
     gradients.append(gradient.second_moment)
   skip_moment, skip_variance, branch_moment, branch_variance, moving = np.array(rows).T
   return Signal(
@@ -198,10 +201,19 @@ def _standardized_stem(stem: Layer, x: np.ndarray) -> Kernel:
   return (stem.forward(inputs, len(x)) + unseen) * (fan_in / (fan_in - 1))
 
 
+def _inside(
+  block: Block, kernel: Kernel, batch_size: int
+) -> tuple[list[Kernel], list[Kernel], list[Kernel]]:
+  """Returns the kernels in a block's trunk, shortcut and branch, from its input."""
+  trunk = _forward(block.trunk, kernel, batch_size)
+  shortcut = _forward(block.shortcut, trunk[-1], batch_size)
+  return trunk, shortcut, _forward(block.branch, trunk[-1], batch_size)
+
+
 def _forward(
   operations: Iterable[Operation], kernel: Kernel, batch_size: int
 ) -> list[Kernel]:
-  """Kernels of the input and behind each operation."""
+  """Returns the kernels of the input and behind each operation."""
   kernels = [kernel]
   for operation in operations:
     kernels.append(operation.forward(kernels[-1], batch_size))
@@ -214,25 +226,9 @@ def _backward(
   kernels: Sequence[Kernel],
   batch_size: int,
 ) -> Kernel:
-  inputs = kernels[: len(operations)]
-  for operation, kernel in zip(reversed(operations), reversed(inputs), strict=True):
+  for operation, kernel in zip(operations[::-1], kernels[-2::-1], strict=True):
     gradient = operation.backward(gradient, kernel, batch_size)
   return gradient
-
-
-def _block_backward(
-  block: Block, gradient: Kernel, kernel: Kernel, batch_size: int
-) -> Kernel:
-  # Kernels inside the block are computed again: keeping them would take many times
-  # the memory, of P^2 numbers each.
-  trunk = _forward(block.trunk, kernel, batch_size)
-  skip = _forward(block.shortcut, trunk[-1], batch_size)
-  branch = _forward(block.branch, trunk[-1], batch_size)
-  gradient = gradient * block.sum_scale**2
-  total = _backward(block.shortcut, gradient, skip, batch_size) + _backward(
-    block.branch, gradient * block.alpha**2, branch, batch_size
-  )
-  return _backward(block.trunk, total, trunk, batch_size)
 
 
 def _moving_variance(
