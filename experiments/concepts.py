@@ -7,13 +7,12 @@ Example:
 import pathlib
 import tempfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import program
-from skipinit_jax import data, methods, models
-from skipinit_jax.analysis import figures, measure, theory
+from experiments import program, signal_propagation
+from experiments.signal_propagation import SignalConfig
+from skipinit_jax import methods
+from skipinit_jax.analysis import figures
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.files import write_json
 from skipinit_jax.studies.history import make_history, read_signal
@@ -21,17 +20,11 @@ from skipinit_jax.training import TrainConfig, train
 from skipinit_jax.training.metrics import read_metrics
 
 DEPTH = 100
-"""Residual blocks of the network at initialization, and layers of those trained."""
+"""Residual blocks of the networks at initialization, and layers of those trained."""
 
-METHODS = (
-  "batch_norm",
-  "skipinit_inverse_sqrt_depth",
-  "divide_by_sqrt2",
-  "unnormalized",
-)
+CONFIG = SignalConfig(depth=DEPTH, width=256)
 """The networks at initialization."""
 
-_NUM_SEEDS = 4
 # The rates at which `make demo` trains best.
 _RATES = {"skipinit": 2.0**-4, "batch_norm": 2.0**-4}
 
@@ -39,17 +32,14 @@ _RATES = {"skipinit": 2.0**-4, "batch_norm": 2.0**-4}
 def main(workdir: pathlib.Path) -> None:
   """Measures and trains, and writes pictures and numbers."""
   workdir.mkdir(parents=True, exist_ok=True)
-  images = make_images()
-  curves, initialization = [], {}
-  for name in METHODS:
-    network = make_network(name)
-    measured = measure.over_seeds(network, images, num_seeds=_NUM_SEEDS, train=True)
-    predicted = theory.predict_model(network, images)
-    curves.append(figures.Curve(network.method.title, measured, predicted))
-    initialization[name] = {
+  by_method = signal_propagation.measure_networks(CONFIG)
+  initialization = {
+    name: {
       "measured": signal_numbers(measured.mean),
-      "theory": signal_numbers(predicted),
+      "theory": signal_numbers(predicted) if predicted else None,
     }
+    for name, (_, measured, predicted) in by_method.items()
+  }
   histories: dict[str, figures.SignalHistory | str] = {}
   training = {}
   for name, rate in _RATES.items():
@@ -61,6 +51,7 @@ def main(workdir: pathlib.Path) -> None:
       "test_accuracy": accuracy,
       **_trained_numbers(history),
     }
+  curves = list(by_method.values())
   drawn = {
     "stream": figures.stream_figure(curves),
     "ratio": figures.ratio_figure(curves),
@@ -74,18 +65,6 @@ def main(workdir: pathlib.Path) -> None:
   numbers = {"initialization": initialization, "training": training}
   write_json(workdir / "concepts.json", numbers)
   print(f"Pictures and concepts.json: {workdir}")
-
-
-def make_images() -> jax.Array:
-  """Returns the batch that passes through the networks: digits, [64, 8, 8, 1]."""
-  digits = data.load("digits")
-  images = jnp.asarray(digits.train.images[:64])
-  return data.augmentation.normalize(images, digits.mean, digits.std)
-
-
-def make_network(method: str) -> models.ResidualMLP:
-  """Returns the network that is measured at initialization, of a method's name."""
-  return models.ResidualMLP(DEPTH, 256, num_classes=10, method=methods.get(method))
 
 
 def signal_numbers(signal: Signal) -> dict[str, float]:

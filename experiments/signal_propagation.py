@@ -12,8 +12,8 @@ Any model, methods and depth:
 import dataclasses
 import importlib.metadata
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,20 +170,6 @@ _SUMMARY: dict[str, Callable[[Signal], Any]] = {
 }
 
 
-class Result(NamedTuple):
-  """What is known of one network.
-
-  Attributes:
-    method: its method.
-    curve: its signal, measured and predicted.
-    diagnosis: its verdict.
-  """
-
-  method: Method
-  curve: figures.Curve
-  diagnosis: analysis.Diagnosis
-
-
 def main(config: SignalConfig, workdir: str, diagnose: bool) -> None:
   """Measures the networks, and writes and prints what comes out.
 
@@ -192,42 +178,41 @@ def main(config: SignalConfig, workdir: str, diagnose: bool) -> None:
     workdir: for all files.
     diagnose: whether to print and write verdicts.
   """
-  results = measure_networks(config)
+  curves = measure_networks(config)
   # A signal that overflows has ratios that are no numbers.
   with np.errstate(all="ignore"):
-    page, *_ = document.write(_report(config, results, diagnose), workdir)
-    numbers = {each.method.name: _numbers(each) for each in results}
+    page, *_ = document.write(_report(config, curves, diagnose), workdir)
+    numbers = {name: _numbers(curve) for name, curve in curves.items()}
     write_json(
       pathlib.Path(workdir, "signal.json"),
       {"config": dataclasses.asdict(config), "networks": numbers},
     )
-    document.print_table(_summary_table(results))
+    document.print_table(_summary_table(curves))
   if diagnose:
-    for result in results:
-      print(f"{result.method.title}: {result.diagnosis}\n")
+    for curve in curves.values():
+      print(f"{curve.label}: {_diagnose(curve)}\n")
   program.print_report(page)
 
 
-def measure_networks(config: SignalConfig) -> list[Result]:
-  """Measures, predicts and diagnoses the network of each method.
+def measure_networks(config: SignalConfig) -> dict[str, figures.Curve]:
+  """Measures the network of each method, and predicts its signal.
 
   Args:
     config: the networks and the batch.
 
   Returns:
-    A result for each method, in their order.
+    Signals by the names of the methods.
 
   Raises:
     UsageError: a field's value is not allowed.
   """
   config.validate()
   # All models first: one that does not exist is found before any work.
-  models = {name: _make_model(config, methods.get(name)) for name in config.methods}
-  images = _images(config)
-  results = []
+  models = {name: make_model(config, methods.get(name)) for name in config.methods}
+  images = make_images(config)
+  curves = {}
   for name, model in models.items():
-    method = methods.get(name)
-    predicted = _predict(model, images) if config.theory else None
+    predicted = predict(model, images) if config.theory else None
     measured = measure.over_seeds(
       model,
       images,
@@ -235,12 +220,12 @@ def measure_networks(config: SignalConfig) -> list[Result]:
       key=jax.random.key(config.seed),
       train=True,
     )
-    curve = figures.Curve(method.title, measured, predicted)
-    results.append(Result(method, curve, analysis.diagnose_signal(measured.mean)))
-  return results
+    curves[name] = figures.Curve(methods.get(name).title, measured, predicted)
+  return curves
 
 
-def _make_model(config: SignalConfig, method: Method) -> Any:
+def make_model(config: SignalConfig, method: Method) -> Any:
+  """Returns the network of a method."""
   if config.model == LINEAR:
     return ResidualMLP(
       config.depth,
@@ -259,7 +244,8 @@ def _make_model(config: SignalConfig, method: Method) -> Any:
   ).make_model(_NUM_CLASSES)
 
 
-def _images(config: SignalConfig) -> jax.Array:
+def make_images(config: SignalConfig) -> jax.Array:
+  """Returns the batch that passes through the networks, [N, H, W, C]."""
   if config.dataset == NOISE:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     return jax.random.normal(key, (config.batch_size, 8, 8, 3))
@@ -273,7 +259,7 @@ def _images(config: SignalConfig) -> jax.Array:
   return data.augmentation.normalize(images, dataset.mean, dataset.std)
 
 
-def _predict(model: Any, images: jax.Array) -> Signal | None:
+def predict(model: Any, images: jax.Array) -> Signal | None:
   """Returns the signal by theory, None for networks that it does not cover."""
   if isinstance(model, VisionTransformer):
     return None
@@ -303,9 +289,14 @@ def _first_features(model: Any, images: jax.Array) -> jax.Array:
   return jax.jit(run)(images)
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _diagnose(curve: figures.Curve) -> analysis.Diagnosis:
+  return analysis.diagnose_signal(curve.measured.mean)
+
+
+def _numbers(curve: figures.Curve) -> dict[str, Any]:
   """Returns all numbers of a network, for `signal.json`."""
-  _, measured, predicted = result.curve
+  _, measured, predicted = curve
+  diagnosis = _diagnose(curve)
   statistics = {
     name: figures.mean_and_error(getattr(measured.signals, name))
     for name in _QUANTITIES
@@ -318,8 +309,8 @@ def _numbers(result: Result) -> dict[str, Any]:
     "theory": None,
     "path_weights": None,
     "path_weights_of_theory": None,
-    "diagnosis": dataclasses.asdict(result.diagnosis)
-    | {"text": result.diagnosis.text, "healthy": result.diagnosis.healthy},
+    "diagnosis": dataclasses.asdict(diagnosis)
+    | {"text": diagnosis.text, "healthy": diagnosis.healthy},
   }
   if predicted is not None:
     numbers["theory"] = {name: getattr(predicted, name) for name in _QUANTITIES}
@@ -331,15 +322,14 @@ def _numbers(result: Result) -> dict[str, Any]:
   return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, numbers)
 
 
-def _summary_table(results: list[Result]) -> document.Table:
+def _summary_table(curves: Mapping[str, figures.Curve]) -> document.Table:
   rows = []
-  for result in results:
-    _, measured, predicted = result.curve
+  for label, measured, predicted in curves.values():
     for name, quantity in _SUMMARY.items():
       mean, error = figures.mean_and_error(quantity(measured.signals))
       text = f"{mean:.3g} ± {error:.1g}" if np.isfinite(error) else f"{mean:.3g}"
       expected = "" if predicted is None else f"{quantity(predicted):.3g}"
-      rows.append([result.method.title, name, text, expected])
+      rows.append([label, name, text, expected])
   return document.Table(
     name="summary",
     title="From the first block to the last, measured and predicted",
@@ -351,28 +341,26 @@ def _summary_table(results: list[Result]) -> document.Table:
   )
 
 
-def _verdict_table(results: list[Result]) -> document.Table:
+def _verdict_table(curves: Mapping[str, figures.Curve]) -> document.Table:
+  verdicts = {
+    True: document.Entry("healthy", "good"),
+    False: document.Entry("faulty", "bad"),
+  }
+  diagnoses = {curve.label: _diagnose(curve) for curve in curves.values()}
   return document.Table(
     name="verdict",
     title="Does the depth let the network train?",
     header=["method", "verdict", "in words"],
     rows=[
-      [
-        each.method.title,
-        document.Entry("healthy", "good")
-        if each.diagnosis.healthy
-        else document.Entry("faulty", "bad"),
-        each.diagnosis.text,
-      ]
-      for each in results
+      [label, verdicts[diagnosis.healthy], diagnosis.text]
+      for label, diagnosis in diagnoses.items()
     ],
     note="The verdict is on the signal at initialization, averaged over the seeds; "
     "what stands behind the last block is not seen.",
   )
 
 
-def _figures(results: list[Result]) -> list[document.Figure]:
-  curves = [result.curve for result in results]
+def _figures(curves: Sequence[figures.Curve]) -> list[document.Figure]:
   points = "Points are means over the seeds, with standard errors"
   points += "; lines are theory." if any(curve.theory for curve in curves) else "."
   no_zero = "A branch of zeros is not on a logarithmic axis."
@@ -415,18 +403,18 @@ def _figures(results: list[Result]) -> list[document.Figure]:
 
 
 def _report(
-  config: SignalConfig, results: list[Result], diagnose: bool
+  config: SignalConfig, curves: Mapping[str, figures.Curve], diagnose: bool
 ) -> document.Document:
   images = (
     "noise" if config.dataset == NOISE else f"training images of {config.dataset}"
   )
   sections = [
-    document.Section("Summary", "", [_summary_table(results)]),
-    document.Section("By block", "", _figures(results)),
+    document.Section("Summary", "", [_summary_table(curves)]),
+    document.Section("By block", "", _figures(list(curves.values()))),
   ]
   if diagnose:
-    sections.insert(1, document.Section("Verdict", "", [_verdict_table(results)]))
-  num_blocks = len(results[0].curve.measured.signals.names)
+    sections.insert(1, document.Section("Verdict", "", [_verdict_table(curves)]))
+  num_blocks = len(next(iter(curves.values())).measured.signals.names)
   return document.Document(
     title="Signal propagation at initialization",
     lead=f"{config.model} of {num_blocks} residual blocks, {config.num_seeds} "

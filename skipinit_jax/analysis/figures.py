@@ -167,7 +167,7 @@ def _visible(values: np.ndarray, log: bool) -> np.ndarray:
 
 def _scale_by_decades(axes: "Axes", shown: np.ndarray) -> None:
   """Makes the vertical axis logarithmic, with readable ticks for the values shown."""
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
   axes.set_yscale("log")
   axes.yaxis.set_minor_formatter(NullFormatter())
@@ -181,6 +181,7 @@ def _scale_by_decades(axes: "Axes", shown: np.ndarray) -> None:
   if high - low < 2.5:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import concepts
+from experiments import concepts, signal_propagation
+from skipinit_jax import methods
 from skipinit_jax.analysis import theory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -61,9 +62,10 @@ def test_numbers_are_those_of_the_command(numbers, said):
 
 
 def test_numbers_are_what_theory_predicts():
-  images = concepts.make_images()
+  images = signal_propagation.make_images(concepts.CONFIG)
   for name, numbers in INITIAL.items():
-    signal = theory.predict_model(concepts.make_network(name), images)
+    network = signal_propagation.make_model(concepts.CONFIG, methods.get(name))
+    signal = theory.predict_model(network, images)
     predicted = concepts.signal_numbers(signal)
     assert predicted == pytest.approx(numbers["theory"], rel=1e-3, abs=1e-12)
 
