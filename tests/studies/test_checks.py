@@ -1,12 +1,22 @@
-"""What is checked in the configuration of every study."""
+"""The configurations of all kinds of studies: what is refused, and every preset."""
 
 import dataclasses
+import types
 
 import pytest
 
+from experiments import (
+  batch_size_study,
+  branch_scale_study,
+  depth_study,
+  imagenet,
+  regularization_study,
+)
+from skipinit_jax import data, studies
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import SearchConfig
-from skipinit_jax.studies.checks import check_config, with_and_without_l2
+from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies.study import check
 from skipinit_jax.training import TrainConfig
 
 
@@ -23,15 +33,15 @@ class Config:
   search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
 
-def check(**changes):
+def check_lists(**changes):
   varied = {"method": "methods", "width": "widths"}
   check_config(Config(**changes), varied=varied, optional=["references"])
 
 
 def test_good_configurations():
-  check()
+  check_lists()
   # A whole number is a number too, and other fields of a run are free.
-  check(alphas=(0, 1, 0.5), train=TrainConfig(width=4, epochs=3))
+  check_lists(alphas=(0, 1, 0.5), train=TrainConfig(width=4, epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -53,17 +63,100 @@ def test_good_configurations():
     ({"search": SearchConfig(num_seeds=0)}, "search.num_seeds is 0: it must be at"),
   ],
 )
-def test_bad_configuration_is_one_sentence(changes, message):
+def test_bad_list_is_one_sentence(changes, message):
   with pytest.raises(UsageError) as error:
-    check(**changes)
+    check_lists(**changes)
   assert str(error.value).startswith(message)
 
 
-def test_methods_with_and_without_l2():
-  train = TrainConfig()
-  names = with_and_without_l2(("a", "b"), ("a",), train=train)
-  assert names == [("a", True), ("b", True), ("a", False)]
-  with pytest.raises(UsageError, match="methods is empty: name at least one method"):
-    with_and_without_l2((), (), train=train)
-  with pytest.raises(UsageError, match=r"\('a',\), but train.l2 is 0: name them in"):
-    with_and_without_l2((), ("a",), train=TrainConfig(l2=0.0))
+DEPTH = (
+  studies.depth_study,
+  studies.DepthStudyConfig(methods_without_l2=("skipinit",), wide_resnet_depths=(10,)),
+)
+BATCH_SIZE = (
+  studies.batch_size_study,
+  studies.BatchSizeStudyConfig(
+    methods=("batch_norm", "skipinit"),
+    batch_sizes=(8, 16, 64, 256),
+    ghost_batch_size=16,
+    train=TrainConfig(batch_size=16, epochs=8, constant_epochs=4, halve_every_epochs=2),
+  ),
+)
+REGULARIZATION = studies.regularization_study, studies.RegularizationStudyConfig()
+BRANCH_SCALE = studies.branch_scale_study, studies.BranchScaleStudyConfig()
+IMAGENET = studies.imagenet_study, imagenet.CONFIGS["imagenet2012"]()
+NO_METHODS = {"methods": (), "methods_without_l2": ()}
+
+
+@pytest.mark.parametrize(
+  ("kind", "changes", "words"),
+  [
+    (DEPTH, NO_METHODS, "methods is empty"),
+    (
+      DEPTH,
+      {"wide_resnet_depths": (), "residual_mlp_depths": ()},
+      "name at least one depth",
+    ),
+    (DEPTH, {"wide_resnet": TrainConfig(depth=40)}, "wide_resnet.depth is 40, which"),
+    (DEPTH, {"residual_mlp": TrainConfig()}, "residual_mlp.model is wide_resnet"),
+    (DEPTH, {"wide_resnet": TrainConfig(l2=0.0)}, "but wide_resnet.l2 is 0"),
+    (DEPTH, {"methods": ("skipint",)}, "'skipint' .did you mean 'skipinit'"),
+    (DEPTH, {"wide_resnet_depths": (17,)}, "depth is 17"),
+    (BATCH_SIZE, {"batch_sizes": (0,)}, "has 0: each must be from 1 to 1472"),
+    (BATCH_SIZE, {"batch_sizes": (16, 2048)}, "has 2048: each must be from 1 to"),
+    (BATCH_SIZE, {"budgets": ("epoch",)}, "'epoch' .did you mean 'epochs'"),
+    (
+      BATCH_SIZE,
+      {"train": TrainConfig(ghost_batch_size=4)},
+      "train.ghost_batch_size is 4, which",
+    ),
+    (BATCH_SIZE, {"batch_sizes": (8, 24)}, "24: it is not a multiple of ghost"),
+    # Half an epoch is none, or one.
+    (BATCH_SIZE, {"batch_sizes": (1,)}, "no closer than 1472 steps to the 736 of 8"),
+    (
+      BATCH_SIZE,
+      {"search": SearchConfig(learning_rates=(2.0**99,), extend=False)},
+      r"batch_64/batch_norm\.learning_rates is",
+    ),
+    (REGULARIZATION, NO_METHODS, "methods is empty: name at least one method"),
+    (REGULARIZATION, {"use_bias": ()}, "use_bias is empty"),
+    (REGULARIZATION, {"train": TrainConfig(use_bias=True)}, "train.use_bias is True"),
+    (REGULARIZATION, {"train": TrainConfig(l2=0.0)}, "but train.l2 is 0: name them in"),
+    (REGULARIZATION, {"dropout_rates": (0.5, 1)}, r"dropout_rate is 1\.0: it must be"),
+    (BRANCH_SCALE, {"alphas": ()}, "alphas is empty: name at least one"),
+    (BRANCH_SCALE, {"train": TrainConfig(alpha=0.5)}, "train.alpha is 0.5, which this"),
+    (BRANCH_SCALE, {"alphas": (-1.0,)}, "alpha is -1.0: it must be finite and not"),
+    (BRANCH_SCALE, {"depths": (0,)}, "depth is 0: it must be at least 1"),
+    (IMAGENET, {"methods": ("batchnorm",)}, "'batchnorm' .did you mean 'batch_norm'"),
+    (IMAGENET, {"batch_sizes": (0,)}, "batch_sizes has 0: each must be at least 1"),
+    (IMAGENET, {"num_seeds": 0}, "num_seeds is 0"),
+    (IMAGENET, {"train": TrainConfig(method="fixup")}, "train.method is fixup.* use"),
+  ],
+)
+def test_bad_configuration_is_one_sentence(kind, changes, words):
+  make_study, config = kind
+  with pytest.raises(UsageError, match=words):
+    check(make_study(dataclasses.replace(config, **changes)))
+
+
+PROGRAMS = {
+  depth_study: studies.depth_study,
+  batch_size_study: studies.batch_size_study,
+  regularization_study: studies.regularization_study,
+  branch_scale_study: studies.branch_scale_study,
+  imagenet: studies.imagenet_study,
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_preset_can_be_run(program, monkeypatch):
+  def load(dataset, data_dir):
+    # The real sizes, without the files.
+    sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
+    return types.SimpleNamespace(
+      train=types.SimpleNamespace(num_examples=sizes[dataset])
+    )
+
+  monkeypatch.setattr(data, "load", load)
+  for config in program.CONFIGS.values():
+    check(PROGRAMS[program](config()))

@@ -1,5 +1,6 @@
 """What the reports of all studies share."""
 
+import dataclasses
 import json
 
 import pytest
@@ -76,16 +77,15 @@ def test_all_runs():
   assert (report.versions, report.device) == ({"jax": "0.10.2"}, "1 x cpu")
   contents = contents_of(report)
   network = ["Wide-ResNet 100-2", "SkipInit, α = 1"]
-  assert texts(contents["diverged"]) == [
-    [*network, rate, "2 of 2"] for rate in ("2^-4", "2^-3")
-  ]
+  diverged = [[*network, rate, "2 of 2"] for rate in ("2^-4", "2^-3")]
+  assert texts(contents["diverged"]) == diverged
   every = texts(contents["all_rates"])
   assert [*network, "2^-3", "2", "none", "none"] in every
   assert ["Wide-ResNet 16-2", "Batch norm", "2^-3", "2", "95.0±0.3", "0.5500"] in every
   assert len(every) == 12
-  section = report.sections[-1]
   # Each run takes 90 seconds.
-  assert section.text == "24 runs, of which 4 diverged, took 36.0 minutes in all."
+  text = report.sections[-1].text
+  assert text == "24 runs, of which 4 diverged, took 36.0 minutes in all."
 
 
 def test_files_of_a_report(tmp_path):
@@ -103,7 +103,6 @@ def test_terminal_shows_the_table_and_the_findings(capsys, monkeypatch):
   print_accuracy(RESULTS)
   printed = capsys.readouterr().out
   assert "95.0±0.3, 2^-3" in printed
-  assert "No trial trained" not in printed
   assert "[holds] Batch norm trains at every depth.\n" in printed
   assert "[cannot tell] SkipInit, α = 0, is at most 0.5 percentage points" in printed
 
@@ -145,38 +144,29 @@ def test_a_study_in_which_nothing_trained(kind, value, capsys):
 
 def test_signals_of_a_study():
   def signal(labels):
-    alpha = {"alpha": ["0 0", "0.1 -0.1"]} if labels.method == "skipinit" else {}
-    measured = {"branch_to_skip": ["0 1", "2 3"], "gradient_rms": ["1 1", "2 nan"]}
     if (labels.depth, labels.method) == (16, "batch_norm"):
       return None
+    alpha = {"alpha": ["0 0", "0.1 -0.1"]} if labels.method == "skipinit" else {}
+    measured = {"branch_to_skip": ["0 1", "2 3"], "gradient_rms": ["1 1", "2 nan"]}
     return {"step": [0, 10], "block": [1, 2]} | alpha | measured
 
-  contents = contents_of(
-    make_report(run_study(make_study(num_seeds=2, best_of=2), accuracy, signal))
-  )
+  study = make_study(num_seeds=2, best_of=2)
+  contents = contents_of(make_report(run_study(study, accuracy, signal)))
   first, second = (item for name, item in contents.items() if "signal" in name)
   assert second.title == "Signal by block and step, Wide-ResNet 100-2"
-
-  def panels(item):
-    """The uppermost panels of a figure, which show alpha."""
-    axes = [each for each in item.figure.axes if each.get_label() != "<colorbar>"]
-    return axes[:3]
-
-  def words(item):
-    return [[text.get_text() for text in axes.texts] for axes in panels(item)]
-
-  assert words(first) == [["not logged"], [], ["no learnable α"]]
-  # The last one's runs diverged.
-  assert words(second) == [["no learnable α"], [], ["no rate\ncompletes"]]
-  alpha = panels(first)[1]
-  assert alpha.get_title() == "SkipInit, α = 0"
-  assert alpha.collections[0].get_array().tolist() == [[0, 0.1], [0, -0.1]]
+  # The uppermost panels show alpha; the last one's runs diverged.
+  for item, words in (
+    (first, ["not logged", None, "no learnable α"]),
+    (second, ["no learnable α", None, "no rate\ncompletes"]),
+  ):
+    panels = [each for each in item.figure.axes if each.get_label() != "<colorbar>"]
+    texts = [panel.texts[0].get_text() if panel.texts else None for panel in panels]
+    assert texts[:3] == words
   # Without a signal there is no such section.
   assert not any("signal" in name for name in contents_of(make_report(RESULTS)))
 
 
 def test_results_of_an_unknown_kind_of_study():
-  results = run_study(make_study(num_seeds=2, best_of=2), accuracy)
-  object.__setattr__(results, "name", "width_study")
+  results = dataclasses.replace(RESULTS, name="width_study")
   with pytest.raises(UsageError, match="Unknown kind of study 'width_study'"):
     make_report(results)
