@@ -10,6 +10,7 @@ Any model, methods and depth:
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -96,51 +97,37 @@ class SignalConfig:
       raise UsageError(f"seed is {self.seed}: it must be in [0, 2^32).")
 
 
-def demo() -> SignalConfig:
-  """Four methods in a fully connected network, in less than a minute on a CPU."""
-  return SignalConfig()
-
-
-def linear() -> SignalConfig:
-  """The paper's linear fully connected networks, normalized and not, on noise."""
-  return SignalConfig(
+CONFIGS: dict[str, Callable[[], SignalConfig]] = {
+  # Less than a minute on a CPU.
+  "demo": SignalConfig,
+  # The paper's linear fully connected networks, normalized and not.
+  "linear": functools.partial(
+    SignalConfig,
     model=LINEAR,
     depth=100,
     width=256,
     methods=("unnormalized", "batch_norm"),
     dataset=NOISE,
     batch_size=128,
-    num_seeds=4,
-  )
-
-
-def batch_norm() -> SignalConfig:
-  """The paper's batch-normalized convolutional network, beside the unnormalized."""
-  return SignalConfig(
+  ),
+  # Its batch-normalized convolutional network, beside the unnormalized.
+  "batch_norm": functools.partial(
+    SignalConfig,
     model="wide_resnet",
     depth=40,
     width=1,
     methods=("batch_norm", "unnormalized"),
     batch_size=32,
-  )
-
-
-def skipinit() -> SignalConfig:
-  """Convolutional networks with SkipInit's scalar at several initial values."""
-  return SignalConfig(
+  ),
+  # Convolutional networks with several initial values of SkipInit's scalar.
+  "skipinit": functools.partial(
+    SignalConfig,
     model="wide_resnet",
     depth=40,
     width=1,
     methods=("skipinit", "skipinit_inverse_sqrt_depth", "skipinit_one"),
     batch_size=32,
-  )
-
-
-CONFIGS: dict[str, Callable[[], SignalConfig]] = {
-  "demo": demo,
-  "linear": linear,
-  "batch_norm": batch_norm,
-  "skipinit": skipinit,
+  ),
 }
 
 # The signal ends at the last block: the classifier behind it changes nothing.
@@ -148,17 +135,13 @@ _NUM_CLASSES = 10
 
 # What signal.json has of each network: entries of a Signal.
 _QUANTITIES = (
-  "second_moment",
-  "variance",
-  "cosine",
-  "gradient_second_moment",
-  "relative_gradient",
-  "skip_second_moment",
-  "skip_variance",
-  "branch_second_moment",
-  "branch_variance",
+  *(
+    field.name
+    for field in dataclasses.fields(Signal)
+    if field.name not in ("names", "alpha")
+  ),
   "branch_to_skip",
-  "moving_variance",
+  "relative_gradient",
 )
 _SUMMARY: dict[str, Callable[[Signal], Any]] = {
   "second moment of the last block's output": lambda each: each.second_moment[..., -1],

@@ -179,17 +179,11 @@ def diagnose(
   """
   if "train" in inspect.signature(type(model).__call__).parameters:
     arguments.setdefault("train", True)
-  return diagnose_signal(
-    measure.signal(
-      model,
-      variables,
-      batch,
-      blocks=blocks or measure.Blocks(),
-      loss=loss,
-      key=key,
-      **arguments,
-    )
+  blocks = blocks or measure.Blocks()
+  signal = measure.signal(
+    model, variables, batch, blocks=blocks, loss=loss, key=key, **arguments
   )
+  return diagnose_signal(signal)
 
 
 def diagnose_signal(signal: Signal) -> Diagnosis:
@@ -294,24 +288,23 @@ def _advice(
   # A normalized branch keeps its size when the stream's changes; others follow it.
   skip = signal.second_moment[0] if normalized else signal.skip_second_moment
   ratios = signal.branch_second_moment / skip
-  ratios = ratios[np.isfinite(ratios)]
-  alpha = float(1 / np.sqrt(len(signal.names) * ratios.mean()))
-  scaled_sum = abs(np.log(sum_factor)) > _SUM_TOLERANCE
-  if scaled_sum:
+  ratio = ratios[np.isfinite(ratios)].mean()
+  alpha = float(1 / np.sqrt(len(signal.names) * ratio))
+  if abs(np.log(sum_factor)) > _SUM_TOLERANCE:
     advice.append(
       "Leave the sum of skip path and branch as it is: what follows it multiplies its "
       f"second moment by {sum_factor:.2g} in each block."
     )
-  if scaled_sum and normalized:
-    return None, tuple(advice)
-  if not np.isfinite(alpha):
-    advice.append("Scale or normalize the branches, so that each block adds little.")
-    return None, tuple(advice)
-  advice.append(
-    f"Start each branch at {alpha:.2g} times its present size, or at 0, by a learnable "
-    "scalar at its end (SkipInit)."
-  )
-  return alpha, tuple(advice)
+    if normalized:
+      return None, tuple(advice)
+  if np.isfinite(alpha):
+    advice.append(
+      f"Start each branch at {alpha:.2g} times its present size, or at 0, by a "
+      "learnable scalar at its end (SkipInit)."
+    )
+    return alpha, tuple(advice)
+  advice.append("Scale or normalize the branches, so that each block adds little.")
+  return None, tuple(advice)
 
 
 def _median(values: np.ndarray) -> float:
