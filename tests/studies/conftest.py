@@ -20,7 +20,7 @@ import pytest
 from skipinit_jax.studies import SearchConfig
 from skipinit_jax.studies.depth import DepthLabels
 from skipinit_jax.studies.storage import default_url
-from skipinit_jax.studies.study import Key, Run, Search, Study, missing_runs
+from skipinit_jax.studies.study import Key, Search, Study, missing_runs
 from skipinit_jax.training import TrainConfig
 
 THRESHOLD = 0.2
@@ -63,31 +63,6 @@ def make_study() -> Callable[..., Study]:
 def wanted() -> Callable[[Study], list[tuple[Search, Key]]]:
   """Returns the runs that a study asks for when none is finished."""
   return lambda study: missing_runs(study, {}, THRESHOLD)
-
-
-@pytest.fixture
-def make_run() -> Callable[..., Run]:
-  """Makes a finished run: `make_run(key, test_accuracy=0.5)`."""
-
-  def make(key: Key, **fields) -> Run:
-    values = {
-      "status": "completed",
-      "step": 2,
-      "train_loss": 1.0,
-      "train_accuracy": 0.5,
-      "test_loss": 1.5,
-      "test_accuracy": 0.5,
-      "history": {
-        kind: {"epoch": [1.0], "loss": [1.0], "accuracy": [0.5]}
-        for kind in ("train", "test")
-      },
-      "seconds": 2.0,
-      "device": "1 x cpu",
-      "versions": {"jax": "0"},
-    }
-    return Run(**key._asdict(), **(values | fields))
-
-  return make
 
 
 class Command:

@@ -61,35 +61,52 @@ def make_results(name, searches, runs=(), config=None):
   return StudyResults(name, "", config or {}, 0.2, list(searches), list(runs), {}, [])
 
 
+def make_run(key, test_accuracy=0.5, **fields):
+  """Returns a finished run: one without an accuracy diverged."""
+  diverged = test_accuracy is None
+  curve = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "accuracy": [0.1, test_accuracy]}
+  values = {
+    "status": "diverged" if diverged else "completed",
+    "step": 10,
+    "train_loss": math.nan if diverged else 1.5 - test_accuracy,
+    "train_accuracy": math.nan if diverged else test_accuracy,
+    "test_loss": None if diverged else 1.0,
+    "test_accuracy": test_accuracy,
+    "history": {"train": curve, "test": curve},
+    "seconds": 90.0,
+    "device": "1 x cpu",
+    "versions": {"jax": "0.10.2"},
+  }
+  return Run(**key._asdict(), **(values | fields))
+
+
+def play(study, run, order=list, threshold=THRESHOLD):
+  """Returns the runs of a study to its end, each of which is `run(search, key)`.
+
+  `order` chooses from the missing runs which end next.
+  """
+  runs = {}
+  while missing := missing_runs(study, runs, threshold):
+    runs |= {key: run(search, key) for search, key in order(missing)}
+  return runs
+
+
 def run_study(study, accuracy, signal=lambda labels: None):
   """Returns the results of a study whose runs have made-up accuracies.
 
   `accuracy` is a function of labels, rate and seed; a run of accuracy None diverges.
   `signal` returns what the history of a network's runs has of the signal.
   """
-  runs = {}
-  while missing := missing_runs(study, runs, THRESHOLD):
-    for search, key in missing:
-      value = accuracy(search.labels, key.learning_rate, key.seed)
-      diverged = value is None
-      curve = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "accuracy": [0.1, value]}
-      history = {"train": curve, "test": curve}
-      if logged := signal(search.labels):
-        history["signal"] = logged
-      runs[key] = Run(
-        **key._asdict(),
-        status="diverged" if diverged else "completed",
-        step=10,
-        train_loss=math.nan if diverged else 1.5 - value,
-        train_accuracy=math.nan if diverged else value,
-        test_loss=None if diverged else 1.0,
-        test_accuracy=value,
-        history=history,
-        seconds=90.0,
-        device="1 x cpu",
-        versions={"jax": "0.10.2"},
-      )
-  return summarize(study, runs, THRESHOLD, "python -m experiments.depth_study --x=y")
+
+  def run(search, key):
+    value = accuracy(search.labels, key.learning_rate, key.seed)
+    done = make_run(key, value)
+    if logged := signal(search.labels):
+      done.history["signal"] = logged
+    return done
+
+  command = "python -m experiments.depth_study --x=y"
+  return summarize(study, play(study, run), THRESHOLD, command)
 
 
 def verdicts(findings):

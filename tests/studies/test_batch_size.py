@@ -1,7 +1,6 @@
 """The batch-size study: its rates, steps, schedules, claims and report."""
 
 import dataclasses
-import math
 import types
 
 import numpy as np
@@ -13,7 +12,6 @@ from skipinit_jax.studies import (
   BatchSizeStudyConfig,
   SearchConfig,
   batch_size_study,
-  make_report,
 )
 from skipinit_jax.studies.batch_size import (
   BatchSizeLabels,
@@ -25,11 +23,8 @@ from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.schedules import make_schedule
 from tests.studies.results import (
   ALL_RATES,
-  contents_of,
   make_result,
   make_results,
-  run_study,
-  texts,
 )
 
 # Of `digits`: 92 batches of 16.
@@ -300,40 +295,3 @@ def test_what_needs_both_methods_is_left_out_without_one():
   # Nor do networks at chance count.
   findings = findings_on(*pair(16, {}, {"accuracy": 0.1}))
   assert [finding.holds for finding in findings] == [None, None]
-
-
-def test_report():
-  def accuracy(labels, rate, seed):
-    limit = {"batch_norm": 2**9, "skipinit": 2**-3}[labels.method]
-    best = 2**-8 * labels.batch_size
-    if rate > limit:
-      return None
-    return 0.9 - 0.05 * abs(math.log2(rate / best)) + 0.001 * seed
-
-  search = SearchConfig(
-    learning_rates=(2**-5, 2**-4),
-    until_unstable=True,
-    min_learning_rate=2**-6,
-    max_learning_rate=2**-1,
-    num_seeds=2,
-    best_of=2,
-  )
-  config = BatchSizeStudyConfig(
-    methods=("batch_norm", "skipinit"),
-    batch_sizes=(16, 32),
-    ghost_batch_size=None,
-    train=TrainConfig(batch_size=16, epochs=2, constant_epochs=1),
-    search=search,
-  )
-  report = make_report(run_study(batch_size_study(config), accuracy))
-  assert report.title == "Batch-size study on scikit-learn's 8x8 digits"
-  assert report.lead.startswith("Wide-ResNet 16-1 on scikit-learn's 8x8 digits: ")
-  contents = contents_of(report)
-  assert texts(contents["rates"])[:4] == [
-    # Batch norm is stable at the highest rate allowed: in proportion, 2^-1 and 2^0.
-    ["batch 16, same epochs", "Batch norm", "2^-4", "2^-4", "≥ 2^-1", "0.5995"],
-    ["batch 16, same epochs", "SkipInit, α = 0", "2^-4", "2^-4", "2^-3", "0.5995"],
-    ["batch 32, same epochs", "Batch norm", "2^-3", "2^-3", "≥ 2^0", "0.5995"],
-    ["batch 32, same epochs", "SkipInit, α = 0", "2^-3", "2^-3", "2^-3", "0.5995"],
-  ]
-  assert {"batch_size_same_epochs", "batch_size_same_steps"} <= contents.keys()

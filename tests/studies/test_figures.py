@@ -5,14 +5,15 @@ import math
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from skipinit_jax.studies import Run, figures
+from skipinit_jax.studies import figures
 from skipinit_jax.studies.batch_size import BatchSizeLabels, batch_size_curves
 from skipinit_jax.studies.branch_scale import BranchScaleLabels, branch_scale_curves
 from skipinit_jax.studies.regularization import (
   RegularizationLabels,
   regularization_curves,
 )
-from tests.studies.results import make_result, make_results
+from skipinit_jax.studies.study import Key
+from tests.studies.results import make_result, make_results, make_run
 
 
 def make(*searches, runs=()):
@@ -77,22 +78,20 @@ def test_rate_curves_mark_the_failed_rates():
   assert [list(line.get_xdata()) for line in crosses] == [[2**-3], list(tried)]
 
 
-def make_run(search, rate, seed, accuracies, status="completed"):
+def run_of(search, rate, seed, accuracies, **fields):
   epochs = [float(epoch) for epoch in range(1, len(accuracies) + 1)]
   curve = {"epoch": epochs, "loss": epochs, "accuracy": accuracies}
-  return Run(
-    search, rate, seed, status, 1, 0.1, 0.9, 0.1, 0.9, {"test": curve}, 1.0, "", {}
-  )
+  return make_run(Key(search, rate, seed), history={"test": curve}, **fields)
 
 
 def test_learning_curves_are_means_over_completed_seeds_at_the_best_rate():
   search = make_result()
   runs = [
-    make_run(search.name, 2**-4, 0, [0.2, 0.8]),
-    make_run(search.name, 2**-4, 1, [0.4, 1.0]),
-    make_run(search.name, 2**-4, 2, [0.1], status="diverged"),
-    make_run(search.name, 2**-3, 0, [0.5, 0.5]),
-    make_run("another", 2**-4, 0, [0.7, 0.7]),
+    run_of(search.name, 2**-4, 0, [0.2, 0.8]),
+    run_of(search.name, 2**-4, 1, [0.4, 1.0]),
+    run_of(search.name, 2**-4, 2, [0.1], status="diverged"),
+    run_of(search.name, 2**-3, 0, [0.5, 0.5]),
+    run_of("another", 2**-4, 0, [0.7, 0.7]),
   ]
   (axes,) = figures.learning_curves(make(search, runs=runs)).axes
   line = axes.lines[0]
@@ -184,7 +183,7 @@ DRAW = {
 def test_a_single_search_is_enough(name, fields):
   draw, labels = DRAW[name]
   search = make_result(labels, **fields)
-  figure = draw(make(search, runs=[make_run(search.name, 2**-4, 0, [0.5, 0.9])]))
+  figure = draw(make(search, runs=[run_of(search.name, 2**-4, 0, [0.5, 0.9])]))
   FigureCanvasAgg(figure).draw()
   limits = [*figure.axes[0].get_xlim(), *figure.axes[0].get_ylim()]
   assert all(map(math.isfinite, limits))

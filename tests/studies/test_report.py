@@ -122,9 +122,75 @@ STUDIES = {
     RegularizationStudyConfig(dropout_rates=(0.0, 0.5), search=SEARCH)
   ),
   "branch_scale": lambda: branch_scale_study(
-    BranchScaleStudyConfig(depths=(3,), learnable=(True, False), search=SEARCH)
+    BranchScaleStudyConfig(
+      depths=(3,),
+      alphas=(0.0, 2**-0.5),
+      learnable=(True, False),
+      references=("batch_norm_divide_by_sqrt2",),
+      search=SEARCH,
+    )
   ),
 }
+
+
+# Two seeds of 80 and 81 % at the higher rate: a deviation of 0.7.
+GOOD = "80.5±0.7, 2^-3"
+
+
+@pytest.mark.parametrize(
+  ("kind", "title", "header", "rows", "figure"),
+  [
+    (
+      "depth",
+      "Depth study on CIFAR-10",
+      ["Batch norm", "SkipInit, α = 0", "SkipInit, α = 1"],
+      {"Wide-ResNet 16-2": [GOOD] * 3},
+      "accuracy_by_depth",
+    ),
+    (
+      "batch_size",
+      "Batch-size study on scikit-learn's 8x8 digits",
+      ["Batch norm", "SkipInit, α = 0"],
+      # Rates are in proportion to the batch size: 2^-3 and 2^-2.
+      {
+        "batch 16, same epochs": [GOOD] * 2,
+        "batch 32, same steps": ["80.5±0.7, 2^-2 (2^-3 to 2^-2)"] * 2,
+      },
+      "batch_size_same_steps",
+    ),
+    (
+      "regularization",
+      "Regularization study on scikit-learn's 8x8 digits",
+      ["no dropout", "dropout 0.5"],
+      {
+        "SkipInit, α = 0, biases": [GOOD] * 2,
+        "SkipInit, α = 0, no biases, no L2": [GOOD] * 2,
+      },
+      "accuracy_by_dropout",
+    ),
+    (
+      "branch_scale",
+      "Branch-scale study on scikit-learn's 8x8 digits",
+      ["α = 0", "α = 0.707", "Batch norm, divide by √2"],
+      {
+        "MLP 3-64, Batch norm, learnable α": [GOOD, GOOD, ""],
+        "MLP 3-64, as it is": ["", "", GOOD],
+      },
+      "accuracy_by_alpha",
+    ),
+  ],
+)
+def test_report_of_each_kind(kind, title, header, rows, figure):
+  results = run_study(
+    STUDIES[kind](), lambda labels, rate, seed: 0.8 + 0.01 * seed - 0.1 * (rate < 2**-3)
+  )
+  report = make_report(results)
+  assert report.title == title
+  assert figure in contents_of(report)
+  table = accuracy_table(results)
+  assert list(table.header[1:]) == header
+  entries = {name: others for name, *others in texts(table) if name in rows}
+  assert entries == rows
 
 
 @pytest.mark.parametrize("value", [None, 0.1])

@@ -13,6 +13,7 @@ from skipinit_jax.files import read_json, write_json
 from skipinit_jax.studies.run_report import make_run_report, read_result, result_table
 from skipinit_jax.training import TrainConfig, train
 from skipinit_jax.training.metrics import read_metrics
+from tests.studies.results import contents_of
 
 CONFIG = TrainConfig(
   model="residual_mlp",
@@ -43,18 +44,13 @@ def changed_result(workdir, **fields):
   write_json(path, read_json(path) | fields)
 
 
-def contents_of(report):
-  return {item.name: item for section in report.sections for item in section.contents}
-
-
 def test_report_of_a_run(run):
   result = read_result(run)
   report = make_run_report(run, "the command")
   assert report.title == "MLP 3-8, SkipInit, α = 0"
   accuracy = f"{100 * result.test_accuracy:.2f}"
-  assert report.lead == (
-    "One training run on scikit-learn's 8x8 digits, at a highest learning rate of "
-    f"2^-5. Test accuracy {accuracy} % after 6 steps."
+  assert report.lead.endswith(
+    f"highest learning rate of 2^-5. Test accuracy {accuracy} % after 6 steps."
   )
   assert report.config == dataclasses.asdict(CONFIG) | {"l2_exempt": []}
   assert report.versions["jax"] == jax.__version__
@@ -69,16 +65,16 @@ def test_report_of_a_run(run):
 def test_curves_are_the_metrics(run):
   rows = read_metrics(run)
   figure = contents_of(make_run_report(run, ""))["learning_curves"].figure
-  loss, accuracy = figure.axes
-  for axes, name, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+  for axes, name, factor in zip(
+    figure.axes, ("loss", "accuracy"), (1, 100), strict=True
+  ):
     for line, kind in zip(axes.lines, ("train", "eval"), strict=True):
       mine = [row for row in rows if row["kind"] == kind]
+      # Evaluated every second epoch, and after the last.
+      assert len(mine) == {"train": 3, "eval": 2}[kind]
       assert list(line.get_xdata()) == [row["epoch"] for row in mine]
-      assert list(line.get_ydata()) == pytest.approx(
-        [factor * row[name] for row in mine], rel=1e-3
-      )
-  # Evaluated every second epoch, and after the last.
-  assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 2]
+      expected = [factor * row[name] for row in mine]
+      assert list(line.get_ydata()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_signal_no_heat_maps(copied):
@@ -90,19 +86,10 @@ def test_no_signal_no_heat_maps(copied):
 
 
 def test_diverged_run(copied):
-  changed_result(
-    copied,
-    status="diverged",
-    train_loss=math.nan,
-    train_accuracy=0.1,
-    test_loss=None,
-    test_accuracy=None,
-    images_per_second=None,
-  )
+  nothing = dict.fromkeys(("test_loss", "test_accuracy", "images_per_second"))
+  changed_result(copied, status="diverged", train_loss=math.nan, **nothing)
   report = make_run_report(copied, "")
-  assert report.lead.endswith(
-    "Diverged: a loss, gradient or parameter is not finite after 6 steps."
-  )
+  assert "Diverged" in report.lead and report.lead.endswith("after 6 steps.")
   table = dict(result_table(read_result(copied)).rows)
   assert (table["status"].text, table["status"].mark) == ("diverged", "bad")
   assert table["test loss"] == table["training images per second"] == "none"
@@ -110,23 +97,18 @@ def test_diverged_run(copied):
 
 
 def test_unfinished_runs(copied):
-  def refused():
+  def refused(words):
     assert studies.is_run(copied)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=words):
       studies.write_run_report(copied, copied / "report")
     assert not (copied / "report").exists()
-    return str(caught.value)
 
-  unfinished = (
-    f"The run in {copied} is not finished: run the same command again to go on, then "
-    "make the report."
-  )
+  unfinished = f"The run in {copied} is not finished: run the same command again"
   changed_result(copied, status="interrupted")
-  assert refused() == unfinished
-  (copied / "result.json").unlink()
-  assert refused() == unfinished
-  (copied / "metrics.jsonl").unlink()
-  assert refused() == unfinished
+  refused(unfinished)
+  for name in ("result.json", "metrics.jsonl"):
+    (copied / name).unlink()
+    refused(unfinished)
   (copied / "result.json").write_text("{}")
-  assert "holds no result of this version's: train again in another" in refused()
+  refused("holds no result of this version's: train again in another")
   assert not studies.is_run(copied.parent / "missing")

@@ -61,86 +61,71 @@ def test_first_round_is_every_rate_and_seed_in_order():
   assert wanted_runs(config, some, THRESHOLD) == wanted
 
 
+UNSTABLE = {"until_unstable": True}
+GRID = {"learning_rates": (0.5, 2**-9), "extend": False}
+
+
+def loss_falls(rate, seed):
+  """The training loss goes on falling where the accuracy has its peak, at 2^-3."""
+  return Outcome(0.9 - 0.05 * abs(math.log2(rate) + 3), -math.log2(rate))
+
+
+def one_seed_completes(rate, seed):
+  """From 2^-3 on only one seed completes, with the highest accuracy of all."""
+  return DIVERGED if rate >= 2**-3 and seed != 1 else Outcome(0.5 + rate, 0.1)
+
+
 @pytest.mark.parametrize(
-  ("outcome", "rounds"),
+  ("changes", "outcome", "rounds"),
   [
     # The best rate is the higher, or the lower one: on until it is inside.
-    (peak(-3), [[-4, -3], [-2]]),
-    (peak(-4), [[-4, -3], [-5]]),
-    (peak(0), [[-4, -3], [-2], [-1], [0], [1]]),
-    (peak(-6), [[-4, -3], [-5], [-6], [-7]]),
+    ({}, peak(-3), [[-4, -3], [-2]]),
+    ({}, peak(-4), [[-4, -3], [-5]]),
+    ({}, peak(0), [[-4, -3], [-2], [-1], [0], [1]]),
+    ({}, peak(-6), [[-4, -3], [-5], [-6], [-7]]),
     # Bounds are tried themselves, and not passed.
-    (peak(4), [[-4, -3], [-2], [-1], [0], [1], [2]]),
-    (peak(-10), [[-4, -3], [-5], [-6], [-7], [-8]]),
+    ({}, peak(4), [[-4, -3], [-2], [-1], [0], [1], [2]]),
+    ({}, peak(-10), [[-4, -3], [-5], [-6], [-7], [-8]]),
     # A rate that fails is beyond the best one too.
-    (peak(-3, diverges=-2), [[-4, -3], [-2]]),
-    (peak(0, diverges=-3), [[-4, -3], [-5]]),
+    ({}, peak(-3, diverges=-2), [[-4, -3], [-2]]),
+    ({}, peak(0, diverges=-3), [[-4, -3], [-5]]),
     # Nothing trains: both sides, but not beyond a rate that diverges.
-    (peak(0, chance=-99), [[-4, -3], [-5, -2], [-6, -1], [-7, 0], [-8, 1], [2]]),
-    (peak(0, diverges=-99), [[-4, -3], [-5], [-6], [-7], [-8]]),
-    (peak(0, chance=-99, diverges=-1), [[-4, -3], [-5, -2], [-6, -1], [-7], [-8]]),
+    ({}, peak(0, chance=-99), [[-4, -3], [-5, -2], [-6, -1], [-7, 0], [-8, 1], [2]]),
+    ({}, peak(0, diverges=-99), [[-4, -3], [-5], [-6], [-7], [-8]]),
+    (
+      {},
+      peak(0, chance=-99, diverges=-1),
+      [[-4, -3], [-5, -2], [-6, -1], [-7], [-8]],
+    ),
     # What is found on the way ends the search of both sides.
-    (peak(-6, chance=-5), [[-4, -3], [-5, -2], [-6, -1], [-7]]),
-  ],
-)
-def test_extends_until_the_best_rate_is_inside(outcome, rounds):
-  assert play(CONFIG, outcome) == rounds
-
-
-@pytest.mark.parametrize(
-  ("outcome", "rounds"),
-  [
+    ({}, peak(-6, chance=-5), [[-4, -3], [-5, -2], [-6, -1], [-7]]),
     # Up to the first rate at chance or that diverges, then no further.
-    (peak(-4, chance=0), [[-4, -3], [-5, -2], [-1], [0]]),
-    (peak(-4, diverges=0), [[-4, -3], [-5, -2], [-1], [0]]),
+    (UNSTABLE, peak(-4, chance=0), [[-4, -3], [-5, -2], [-1], [0]]),
+    (UNSTABLE, peak(-4, diverges=0), [[-4, -3], [-5, -2], [-1], [0]]),
     # Down as well where the best rate is the lowest.
-    (peak(-5, diverges=-2), [[-4, -3], [-5, -2], [-6]]),
-    (peak(-3), [[-4, -3], [-2], [-1], [0], [1], [2]]),
+    (UNSTABLE, peak(-5, diverges=-2), [[-4, -3], [-5, -2], [-6]]),
+    (UNSTABLE, peak(-3), [[-4, -3], [-2], [-1], [0], [1], [2]]),
+    ({"learning_rates": (2**-3,)}, peak(-3), [[-3], [-4, -2]]),
+    (GRID, peak(3), [[-1, -9]]),
+    (GRID, peak(0, diverges=-99), [[-1, -9]]),
+    ({}, loss_falls, [[-4, -3], [-2]]),
+    (
+      {"objective": "train_loss"},
+      loss_falls,
+      [[-4, -3], [-2], [-1], [0], [1], [2]],
+    ),
+    ({"num_seeds": 3, "best_of": 2}, one_seed_completes, [[-4, -3], [-5]]),
   ],
 )
-def test_until_unstable_goes_up_to_a_rate_that_does_not_train(outcome, rounds):
-  assert play(dataclasses.replace(CONFIG, until_unstable=True), outcome) == rounds
-
-
-def test_a_single_rate_extends_to_both_sides():
-  config = dataclasses.replace(CONFIG, learning_rates=(2**-3,))
-  assert play(config, peak(-3)) == [[-3], [-4, -2]]
-
-
-def test_fixed_grid_stays_as_it_is():
-  config = dataclasses.replace(CONFIG, learning_rates=(0.5, 2**-9), extend=False)
-  assert play(config, peak(3)) == [[-1, -9]]
-  assert play(config, peak(0, diverges=-99)) == [[-1, -9]]
-
-
-def test_training_loss_may_decide():
-  # The loss goes on falling where the accuracy has its peak.
-  def outcome(rate, seed):
-    return Outcome(0.9 - 0.05 * abs(math.log2(rate) + 3), -math.log2(rate))
-
-  by_loss = dataclasses.replace(CONFIG, objective="train_loss")
-  assert play(CONFIG, outcome) == [[-4, -3], [-2]]
-  assert play(by_loss, outcome) == [[-4, -3], [-2], [-1], [0], [1], [2]]
-
-
-def test_too_few_completed_seeds_are_a_failed_rate():
-  config = dataclasses.replace(CONFIG, num_seeds=3, best_of=2)
-
-  def outcome(rate, seed):
-    fails = rate >= 2**-3 and seed != 1
-    return DIVERGED if fails else Outcome(0.5 + rate, 0.1)
-
-  # One seed of three completes at 2^-3, with the highest accuracy of all.
-  assert play(config, outcome) == [[-4, -3], [-5]]
+def test_extends_until_the_best_rate_is_inside(changes, outcome, rounds):
+  assert play(dataclasses.replace(CONFIG, **changes), outcome) == rounds
 
 
 def test_runs_that_nobody_asked_for_change_nothing():
   outcome = peak(-4)
-  outcomes, known = {}, {}
   # As many as another protocol has left: more seeds, rates far away, other rates.
-  for rate in (2**-12, 2**-7, 2**-5, 2**-4, 2**-3, 0.1, 2**2, 2**5):
-    for seed in range(5):
-      known[rate, seed] = Outcome(0.99, 0.01)
+  rates = (2**-12, 2**-7, 2**-5, 2**-4, 2**-3, 0.1, 2**2, 2**5)
+  known = {(rate, seed): Outcome(0.99, 0.01) for rate in rates for seed in range(5)}
   config = dataclasses.replace(CONFIG, num_seeds=2, best_of=2)
   own = {(2.0**exponent, seed) for exponent in (-5, -4, -3) for seed in (0, 1)}
   outcomes = known | {run: outcome(*run) for run in own}

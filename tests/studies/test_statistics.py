@@ -1,7 +1,6 @@
 """The protocol's statistics, on cases computed by hand."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
@@ -33,83 +32,61 @@ def test_mean_and_deviation_over_the_best_two_of_four():
   assert rate.train_loss_deviation == pytest.approx(0.1 / math.sqrt(2))
 
 
-def test_five_of_seven_leave_out_two_diverged_seeds():
-  accuracies = [0.9, None, 0.91, 0.92, None, 0.93, 0.94]
+@pytest.mark.parametrize(
+  ("accuracies", "num_diverged"),
+  [
+    ([0.9, None, 0.91, 0.92, None, 0.93, 0.94], 2),
+    ([0.1, 0.93, 0.91, 0.2, 0.94, 0.92, 0.9], 0),
+  ],
+)
+def test_five_of_seven_leave_out_the_diverged_and_the_worst(accuracies, num_diverged):
   rate = summary(0.5, accuracies, best_of=5)
-  assert (rate.num_runs, rate.num_diverged) == (7, 2)
+  assert (rate.num_runs, rate.num_diverged) == (7, num_diverged)
   assert rate.test_accuracy == pytest.approx(0.92)
   assert rate.test_accuracy_deviation == pytest.approx(math.sqrt(0.001 / 4))
 
 
-def test_five_of_seven_leave_out_the_worst_two():
-  values = [0.1, 0.93, 0.91, 0.2, 0.94, 0.92, 0.9]
-  rate = summary(0.5, values, best_of=5)
-  best = [0.93, 0.91, 0.94, 0.92, 0.9]
-  assert rate.test_accuracy == pytest.approx(statistics.mean(best))
-  assert rate.test_accuracy_deviation == pytest.approx(np.std(best, ddof=1))
-
-
-def test_fewer_than_k_completed_runs_have_no_mean():
-  rate = summary(0.5, [0.9, 0.9, None], best_of=3)
+@pytest.mark.parametrize(
+  ("accuracies", "best_of", "mean"),
+  [([0.9, 0.9, None], 3, None), ([0.3, 0.6, None], 1, 0.6)],
+)
+def test_too_few_runs_have_no_mean_and_one_has_no_deviation(accuracies, best_of, mean):
+  rate = summary(0.5, accuracies, best_of)
   assert (rate.num_runs, rate.num_diverged) == (3, 1)
-  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (None, None)
-  assert (rate.train_loss, rate.train_loss_deviation) == (None, None)
+  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (mean, None)
+  loss = None if mean is None else pytest.approx(1 - mean)
+  assert (rate.train_loss, rate.train_loss_deviation) == (loss, None)
 
 
-def test_best_one_has_no_deviation():
-  rate = summary(0.5, [0.3, 0.6, None])
-  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (0.6, None)
-  assert (rate.train_loss, rate.train_loss_deviation) == (pytest.approx(0.4), None)
-
-
-def test_optimum_and_its_range():
-  # Means 0.80, 0.895, 0.9, 0.895, 0.89; the deviation at the best rate is 0.00707.
+@pytest.mark.parametrize(
+  ("accuracies", "best", "within"),
+  [
+    # Means 0.89, 0.895, 0.9, 0.895, 0.89; the deviation at the best rate is 0.00707.
+    (
+      [[0.89] * 2, [0.895] * 2, [0.905, 0.895], [0.895] * 2, [0.89] * 2],
+      2.0**2,
+      (2.0, 2.0**3),
+    ),
+    # The rate between is worse, the one far below is within a deviation.
+    ([[0.9, 0.88], [0.5, 0.5], [0.91, 0.89]], 4.0, (1.0, 4.0)),
+    # Exactly a deviation away: mean 0.75, deviation 0.25, numbers that floats hold.
+    ([[0.5, 0.5, 0.5], [0.5, 0.75, 1.0]], 2.0, (1.0, 2.0)),
+    # Without a deviation only ties are in the range, of which the largest is the best.
+    ([[0.5], [0.75]], 2.0, (2.0, 2.0)),
+    ([[0.9], [0.9], [0.9], [0.5]], 4.0, (1.0, 4.0)),
+  ],
+)
+def test_optimum_and_its_range(accuracies, best, within):
   rates = [
-    summary(2.0**-4, [0.80, 0.80], 2),
-    summary(2.0**-3, [0.895, 0.895], 2),
-    summary(2.0**-2, [0.905, 0.895], 2),
-    summary(2.0**-1, [0.895, 0.895], 2),
-    summary(2.0**0, [0.89, 0.89], 2),
+    summary(2.0**index, each, len(each)) for index, each in enumerate(accuracies)
   ]
   optimum = find_optimum(rates[::-1], "test_accuracy")
   assert optimum.objective == "test_accuracy"
-  assert optimum.value == pytest.approx(0.9)
-  assert optimum.deviation == pytest.approx(0.01 / math.sqrt(2))
-  assert optimum.learning_rate == 2.0**-2
-  assert (optimum.lowest_rate, optimum.highest_rate) == (2.0**-3, 2.0**-1)
-  assert optimum.is_inside
-
-
-def test_range_holds_every_rate_within_one_deviation_across_a_gap():
-  # The rate between is worse, the one far below is not.
-  rates = [
-    summary(0.125, [0.9, 0.88], 2),
-    summary(0.25, [0.5, 0.5], 2),
-    summary(0.5, [0.91, 0.89], 2),
-  ]
-  optimum = find_optimum(rates, "test_accuracy")
-  assert (optimum.learning_rate, optimum.lowest_rate) == (0.5, 0.125)
-  assert optimum.highest_rate == 0.5
-
-
-def test_a_mean_exactly_one_deviation_away_is_in_the_range():
-  rates = [summary(0.25, [0.5], 1), summary(0.5, [0.75], 1)]
-  exactly = [
-    summary(0.25, [0.5, 0.5], 2),
-    # Mean 0.75, deviation 0.25: numbers that floats hold.
-    summarize_rate(0.5, [Outcome(each, 0.0) for each in (0.5, 0.75, 1.0)], 3),
-  ]
-  assert find_optimum(exactly, "test_accuracy").lowest_rate == 0.25
-  # Without a deviation only ties are in the range.
-  assert find_optimum(rates, "test_accuracy").lowest_rate == 0.5
-
-
-def test_of_equal_means_the_largest_rate_is_the_best():
-  rates = [summary(rate, [0.9]) for rate in (0.125, 0.25, 0.5)] + [summary(1.0, [0.5])]
-  optimum = find_optimum(rates, "test_accuracy")
-  assert optimum.learning_rate == 0.5
-  assert (optimum.lowest_rate, optimum.highest_rate) == (0.125, 0.5)
-  assert optimum.deviation is None
+  assert optimum.learning_rate == best
+  assert (optimum.lowest_rate, optimum.highest_rate) == within
+  (chosen,) = (each for each in rates if each.learning_rate == best)
+  assert optimum.value == chosen.test_accuracy
+  assert optimum.deviation == chosen.test_accuracy_deviation
 
 
 @pytest.mark.parametrize(
@@ -141,11 +118,9 @@ def test_training_loss_decides_where_it_is_the_objective():
     summary(1.0, [0.7, 0.7], 2, losses=[0.5, 0.5]),
   ]
   by_loss = find_optimum(rates, "train_loss")
-  assert by_loss.objective == "train_loss"
   assert (by_loss.learning_rate, by_loss.value) == (0.25, pytest.approx(0.2))
   # 0.3 is within the deviation 0.141 of 0.2, 0.5 is not.
   assert (by_loss.lowest_rate, by_loss.highest_rate) == (0.25, 0.5)
-  assert not by_loss.is_inside
   assert find_optimum(rates, "test_accuracy").learning_rate == 0.5
 
 

@@ -23,6 +23,7 @@ from skipinit_jax.files import lock
 from skipinit_jax.studies import storage as storage_module
 from skipinit_jax.studies.storage import Storage, run_dir
 from skipinit_jax.studies.study import Key, Search, Study
+from tests.studies.results import make_run
 
 # Opened by nobody, like that of a process which died.
 UNLOCKED = pathlib.Path(__file__)
@@ -77,7 +78,7 @@ def claim_all(storage, keys, lock_path=UNLOCKED):
   return claims
 
 
-def test_trials_are_claimed_in_order_and_once(ask, make_run):
+def test_trials_are_claimed_in_order_and_once(ask):
   asked = ask(rates=(0.5, 0.25))
   keys = asked.keys
   storage, other = asked.open(), asked.open()
@@ -151,7 +152,7 @@ CLAIMERS = textwrap.dedent("""
 
 
 def test_processes_that_start_at_once_run_each_trial_once(
-  storage_url, make_study, wanted, make_run, tmp_path
+  storage_url, make_study, wanted, tmp_path
 ):
   study = make_study(seeds=12)
   runs = wanted(study)
@@ -215,9 +216,7 @@ def test_sqlite_alone_lets_two_claim_one_trial(ask, monkeypatch):
   assert len(claim_at_once(ask(seeds=1), monkeypatch)) == 2
 
 
-def test_a_trial_taken_and_ended_since_the_look_is_passed_over(
-  ask, make_run, monkeypatch
-):
+def test_a_trial_taken_and_ended_since_the_look_is_passed_over(ask, monkeypatch):
   asked = ask()
   slow, quick = asked.open(), asked.open()
   seen = slow._study.get_trials()
@@ -239,7 +238,7 @@ def test_runs_asked_for_twice_at_the_same_moment_run_once(ask, monkeypatch):
   assert [trial.state.name for trial in trials(asked.url)[:2]] == ["RUNNING"] * 2
 
 
-def test_a_failed_trial_is_asked_for_again(ask, make_run):
+def test_a_failed_trial_is_asked_for_again(ask):
   asked = ask(seeds=1)
   (key,) = asked.keys
   storage = asked.open()
@@ -254,7 +253,7 @@ def test_a_failed_trial_is_asked_for_again(ask, make_run):
 
 
 def test_without_a_sign_of_life_a_trial_fails_and_its_late_result_counts_not(
-  ask, make_run, monkeypatch
+  ask, monkeypatch
 ):
   monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
   monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
@@ -305,7 +304,7 @@ def test_trials_of_a_dead_process_fail_at_once(ask, tmp_path, monkeypatch):
   assert asked.states() == {"RUNNING": 2, "FAIL": 2}
 
 
-def test_diverged_runs_come_back_as_they_were(ask, make_run):
+def test_diverged_runs_come_back_as_they_were(ask):
   asked = ask(rates=(0.1, 1e9), seeds=1)
   keys = asked.keys
   storage = asked.open()
@@ -330,9 +329,7 @@ def test_diverged_runs_come_back_as_they_were(ask, make_run):
   assert asked.states() == {"PRUNED": 1, "COMPLETE": 1}
 
 
-def test_studies_of_two_names_share_a_database(
-  storage_url, make_study, wanted, make_run
-):
+def test_studies_of_two_names_share_a_database(storage_url, make_study, wanted):
   study = make_study(seeds=1)
   (_, key) = wanted(study)[0]
   first, second = (Storage(storage_url, study, name) for name in ("a", "b"))
@@ -398,7 +395,7 @@ def test_a_wrong_password_or_database_is_one_sentence(storage_url, make_study):
 
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
-def test_the_storage_outlives_a_restart_of_the_server(ask, make_run):
+def test_the_storage_outlives_a_restart_of_the_server(ask):
   import psycopg
 
   asked = ask(seeds=1)
