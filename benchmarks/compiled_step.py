@@ -4,6 +4,7 @@ The step is compiled for a mesh of devices that need not exist: XLA's cost analy
 counts its operations and bytes, and its text has every collective.
 """
 
+import collections
 import dataclasses
 import functools
 import importlib
@@ -26,34 +27,14 @@ from skipinit_jax.training import (
   make_mesh,
   make_optimizer,
   make_train_step,
-  state_sharding,
 )
 from skipinit_jax.training.compilation import compiler_options
 
-_COLLECTIVES = (
-  "all-reduce",
-  "all-gather",
-  "reduce-scatter",
-  "all-to-all",
-  "collective-permute",
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)")
+_COLLECTIVE = re.compile(
+  r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?"
 )
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*)")
-_OPERATION = re.compile(r" ([a-z][a-z0-9-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
-
-
-class Collective(NamedTuple):
-  """One exchange between all devices.
-
-  Attributes:
-    operation: its name in XLA, such as "all-reduce".
-    num_bytes: bytes of its result on one device.
-    position: how many collectives, one behind the other, it has to wait for.
-  """
-
-  operation: str
-  num_bytes: int
-  position: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +90,13 @@ class Step(NamedTuple):
 
   Attributes:
     apply: returns the next state from state, images and labels, as one jitted function.
-    shapes: of these three, to compile for.
+    shapes: the shapes of these three, to compile for.
     init: returns the first state.
-    batch_sharding: where images and labels lie.
   """
 
   apply: jax.stages.Wrapped
   shapes: tuple[Any, ...]
   init: Callable[[], TrainState]
-  batch_sharding: jax.sharding.Sharding
 
 
 def make_step(
@@ -137,13 +116,9 @@ def make_step(
   mesh = make_mesh(devices)
   model = config.make_model(num_classes)
   optimizer = functools.partial(make_optimizer, config, 1000)
-  init, _ = make_init(model, optimizer, image_shape, mesh=make_mesh(jax.devices()[:1]))
+  init, sharding = make_init(model, optimizer, image_shape, mesh=mesh)
   start = np.uint32(config.seed), np.float32(config.learning_rate)
-  state = jax.eval_shape(init, *start)
-  sharding, batch = (
-    state_sharding(state, mesh, shard_params=False),
-    batch_sharding(mesh),
-  )
+  batch = batch_sharding(mesh)
   step = jax.jit(
     make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
     in_shardings=(sharding, batch, batch),
@@ -151,14 +126,12 @@ def make_step(
     donate_argnums=0,
     compiler_options=compiler_options() if devices[0].platform == "cpu" else None,
   )
-  images = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
-  labels = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-  return Step(
-    step,
-    (state, images, labels),
-    lambda: jax.device_put(init(*start), sharding),
-    batch,
+  shapes = (
+    jax.eval_shape(init, *start),
+    jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
+    jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
   )
+  return Step(step, shapes, lambda: init(*start))
 
 
 def count(
@@ -182,11 +155,7 @@ def count(
   compiled: Any = step.apply.lower(*step.shapes).compile()
   costs = compiled.cost_analysis()
   memory = compiled.memory_analysis()
-  collectives = parse_collectives(compiled.as_text())
-  last = max((each.position for each in collectives), default=0)
-  by_position = [0] * (last + 1)
-  for each in collectives:
-    by_position[each.position] += each.num_bytes
+  waited_bytes, update_bytes = collective_bytes(compiled.as_text())
   return StepCost(
     flops=costs["flops"],
     num_bytes=costs["bytes accessed"],
@@ -195,48 +164,48 @@ def count(
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(step.shapes[0].params)),
-    waited_bytes=tuple(by_position[:-1]),
-    update_bytes=by_position[-1],
+    waited_bytes=waited_bytes,
+    update_bytes=update_bytes,
   )
 
 
-def parse_collectives(text: str) -> tuple[Collective, ...]:
-  """Returns the collectives of a compiled program.
+def collective_bytes(text: str) -> tuple[tuple[int, ...], int]:
+  """Returns the bytes that the collectives of a compiled program bring to one device.
 
   Args:
     text: the program, as `jax.stages.Compiled.as_text` gives it.
+
+  Returns:
+    The bytes of the collectives that others wait for, an entry for each place in the
+    longest chain of collectives, and the bytes at its end.
 
   Raises:
     ValueError: a collective is in a computation that the program calls, such as a
       loop, so that nothing tells how often it runs.
   """
-  found = []
+  num_bytes: collections.Counter[int] = collections.Counter()
   # How many collectives, one behind the other, each value has waited for.
-  waited: dict[str, int] = {}
+  waited: collections.Counter[str] = collections.Counter()
   in_entry = False
   for line in text.splitlines():
     if not line.startswith(" "):
       in_entry = line.startswith("ENTRY")
+    instruction = _INSTRUCTION.match(line)
+    if instruction is None:
       continue
-    match = _INSTRUCTION.match(line)
-    operation = match and _OPERATION.search(match[2])
-    if not (match and operation):
-      continue
-    kind = operation[1].removesuffix("-start")
-    if kind in _COLLECTIVES and not in_entry:
+    name, result, operation, operands = instruction.groups()
+    is_collective = _COLLECTIVE.fullmatch(operation) is not None
+    if in_entry:
+      position = max(
+        (waited[each] for each in re.findall(r"%([^\s,]+)", operands)), default=0
+      )
+      waited[name] = position + is_collective
+      num_bytes[position] += is_collective * _num_bytes(result)
+    elif is_collective:
       raise ValueError(f"A called computation has a collective: {line.strip()[:80]}")
-    if not in_entry:
-      continue
-    operands = match[2][operation.end() :].split(")")[0]
-    position = max(
-      (waited.get(name, 0) for name in re.findall(r"%([^\s,]+)", operands)), default=0
-    )
-    if kind in _COLLECTIVES:
-      result = match[2][: operation.start()]
-      found.append(Collective(kind, _num_bytes(result), position))
-      position += 1
-    waited[match[1]] = position
-  return tuple(found)
+  last = max(waited.values(), default=0)
+  *before, end = (num_bytes[position] for position in range(max(1, last)))
+  return tuple(before), end
 
 
 def _num_bytes(shapes: str) -> int:

@@ -1,42 +1,36 @@
 """Compares single convolutions here and in PyTorch: where a step's time goes.
 
 The convolutions of Wide-ResNets 16-4 and 28-2 on images of 32x32, each forward and for
-both gradients, in operations a second. The libraries take turns, each in a process of
-its own that measures all of them.
+both gradients, in operations a second. The libraries take turns.
 
 Example:
   python -m benchmarks.convolutions
 """
 
-import collections
-import dataclasses
-import json
-import statistics
-import subprocess
-import sys
+import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import torch
 from absl import flags
 
-from benchmarks import machine, tables
-from experiments import program
+from benchmarks import benchmark
+from skipinit_jax.layers import conv_general_dilated
+from skipinit_jax.training.compilation import compiler_options
 
-_LIBRARIES = ("skipinit_jax", "PyTorch")
-_ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of each library.", lower_bound=1)
-_LIBRARY = flags.DEFINE_enum(
-  "library", None, _LIBRARIES, "Only measures this one; the program calls itself so."
-)
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Turns of each library.", lower_bound=1)
 
 _BATCH_SIZE = 128
-_REPEATS = 5
-_PASSES = ("forward", "gradient by the input", "gradient by the kernel")
+_TITLE = f"GFLOP/s here / in PyTorch, batch {_BATCH_SIZE}"
+
+Passes = dict[str, Callable[[], Any]]
+"""The forward pass and both gradients by name, as functions that compute them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Convolution:
+class Convolution(NamedTuple):
   """One layer with a window of 3x3 and a pixel of padding.
 
   Attributes:
@@ -54,9 +48,8 @@ class Convolution:
   @property
   def name(self) -> str:
     """What it is, in words."""
-    size, strides = f"{self.size}x{self.size}", f", strides {self.strides}"
-    name = f"3x3, {self.inputs} to {self.features} features of {size}"
-    return name + (strides if self.strides > 1 else "")
+    name = f"3x3, {self.inputs} to {self.features} features of {self.size}x{self.size}"
+    return name + (f", strides {self.strides}" if self.strides > 1 else "")
 
   @property
   def out_size(self) -> int:
@@ -78,12 +71,8 @@ _CONVOLUTIONS = (
 )
 
 
-def _jax_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
-  import jax
-
-  from skipinit_jax.layers import conv_general_dilated
-  from skipinit_jax.training.compilation import compiler_options
-
+def jax_passes(layer: Convolution) -> Passes:
+  """Returns the passes of this package's convolution."""
   rng = np.random.default_rng(0)
   images, kernel, cotangent = (
     jax.device_put(rng.normal(size=shape).astype(np.float32))
@@ -104,16 +93,19 @@ def _jax_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
     call = jax.jit(function, compiler_options=compiler_options())
     return lambda: call(images, kernel, cotangent).block_until_ready()
 
-  functions = (
-    lambda images, kernel, _: convolve(images, kernel),
-    lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[0],
-    lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[1],
-  )
-  return dict(zip(_PASSES, map(compiled, functions), strict=True))
+  return {
+    "forward": compiled(lambda images, kernel, _: convolve(images, kernel)),
+    "gradient by the input": compiled(
+      lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[0]
+    ),
+    "gradient by the kernel": compiled(
+      lambda images, kernel, g: jax.vjp(convolve, images, kernel)[1](g)[1]
+    ),
+  }
 
 
-def _torch_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
-  import torch
+def torch_passes(layer: Convolution) -> Passes:
+  """Returns the passes of PyTorch's convolution, in channels-last."""
 
   def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape).to(memory_format=torch.channels_last)
@@ -122,78 +114,45 @@ def _torch_passes(layer: Convolution) -> Mapping[str, Callable[[], Any]]:
   kernel = normal(layer.features, layer.inputs, 3, 3)
   cotangent = normal(_BATCH_SIZE, layer.features, layer.out_size, layer.out_size)
 
-  def forward() -> torch.Tensor:
-    return torch.nn.functional.conv2d(images, kernel, stride=layer.strides, padding=1)
-
   def gradient(mask: list[bool]) -> Callable[[], Any]:
     return lambda: torch.ops.aten.convolution_backward(
       *(cotangent, images, kernel, None, [layer.strides] * 2, [1, 1]),
       *([1, 1], False, [0, 0], 1, mask),
     )
 
-  gradients = gradient([True, False, False]), gradient([False, True, False])
-  return dict(zip(_PASSES, (forward, *gradients), strict=True))
+  return {
+    "forward": lambda: torch.nn.functional.conv2d(
+      images, kernel, stride=layer.strides, padding=1
+    ),
+    "gradient by the input": gradient([True, False, False]),
+    "gradient by the kernel": gradient([False, True, False]),
+  }
 
 
-def _measure_library(library: str) -> list[dict[str, float]]:
-  """Returns the seconds of each pass of each convolution."""
-  make = {"skipinit_jax": _jax_passes, "PyTorch": _torch_passes}[library]
-  results = []
-  for layer in _CONVOLUTIONS:
-    seconds = {}
-    for name, compute in make(layer).items():
-      compute()
-      times = []
-      for _ in range(_REPEATS):
-        begin = time.perf_counter()
-        compute()
-        times.append(time.perf_counter() - begin)
-      seconds[name] = statistics.median(times)
-    results.append(seconds)
-  return results
+def speed(flops: float, compute: Callable[[], Any]) -> float:
+  """Returns billions of operations a second."""
+  begin = time.perf_counter()
+  compute()
+  return flops / (time.perf_counter() - begin) / 1e9
 
 
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
-  seconds: dict[tuple[int, str, str], list[float]] = collections.defaultdict(list)
-  for _ in range(_ROUNDS.value):
-    for library in _LIBRARIES:
-      done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.convolutions", f"--library={library}"],
-        stdout=subprocess.PIPE,
-        check=True,
-      )
-      for index, passes in enumerate(json.loads(done.stdout)):
-        for name, value in passes.items():
-          seconds[index, name, library].append(value)
-  return {
-    "machine": machine.description(),
-    "batch_size": _BATCH_SIZE,
-    "convolutions": [
-      {
-        "name": layer.name,
-        "gflops_per_second": {
-          name: {
-            library: machine.summary(
-              [layer.flops / each / 1e9 for each in seconds[index, name, library]]
-            )
-            for library in _LIBRARIES
-          }
-          for name in _PASSES
-        },
+  rows = []
+  for layer in _CONVOLUTIONS:
+    row: dict[str, Any] = {_TITLE: layer.name}
+    here, there = jax_passes(layer), torch_passes(layer)
+    for name in here:
+      ways = {
+        library: functools.partial(speed, layer.flops, passes[name])
+        for library, passes in (("here", here), ("PyTorch", there))
       }
-      for index, layer in enumerate(_CONVOLUTIONS)
-    ],
-  }
-
-
-def main() -> None:
-  """Prints tables to standard error, and one JSON object to standard output."""
-  if _LIBRARY.value is not None:
-    print(json.dumps(_measure_library(_LIBRARY.value)))
-    return
-  tables.show("convolutions", measure())
+      # The first turn compiles.
+      turns = benchmark.take_turns(ways, 1 + _ROUNDS.value)
+      row[name] = [benchmark.summary(each[1:])["median"] for each in turns.values()]
+    rows.append(row)
+  return {"tables": {"convolutions": rows}}
 
 
 if __name__ == "__main__":
-  program.run(main)
+  benchmark.run(measure)

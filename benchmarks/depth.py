@@ -13,10 +13,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import machine, peer_jax, side_by_side, tables
+from benchmarks import benchmark, peer_jax, side_by_side
 from benchmarks.peer import Case
 from benchmarks.side_by_side import Peer
-from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each peer.", lower_bound=1)
 _COMPILED_INIT = flags.DEFINE_boolean(
@@ -29,58 +28,67 @@ _COMPILED_INIT = flags.DEFINE_boolean(
 _DEPTH = 1000
 _DEPTHS = (100, 1000, 10_000)
 _BATCH_SIZES = (16, 64)
+_FLAX_EAGER_INIT = Peer(
+  f"{side_by_side.FLAX.name}, init not compiled", "peer_flax", {"compile_init": False}
+)
 
 
 def _case(depth: int, batch_size: int) -> Case:
   return Case(depth, 1, image_size=8, batch_size=batch_size, method="skipinit")
 
 
-def _compile(depth: int) -> dict[str, Any]:
-  """Returns how long a step compiles, and the memory of its activations."""
+def _compare(batch_size: int) -> list[dict[str, Any]]:
+  """Returns a row for each peer that trains many layers."""
+  peers = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
+  if batch_size == _BATCH_SIZES[0]:
+    # It compiles as long for one size of batch as for another.
+    peers.append(_FLAX_EAGER_INIT)
+    if _COMPILED_INIT.value:
+      peers.append(side_by_side.FLAX)
+  measured = side_by_side.measure(_case(_DEPTH, batch_size), peers, _ROUNDS.value)
+  ours = measured[peers[0].name]
+  return [
+    {
+      "peer": f"batch {batch_size}, {name}",
+      "seconds a step": each.step_seconds,
+      "speedup": side_by_side.speedup(
+        each.step_seconds["median"], ours.step_seconds["median"]
+      ),
+      "seconds to first step": each.seconds_to_first_step,
+      "speedup to there": side_by_side.speedup(
+        each.seconds_to_first_step, ours.seconds_to_first_step
+      ),
+      "peak GB": each.peak_gigabytes,
+    }
+    for name, each in measured.items()
+  ]
+
+
+def _measure_alone(depth: int) -> dict[str, Any]:
+  """Returns the row of one depth of this package."""
+  case = _case(depth, _BATCH_SIZES[0])
+  (alone,) = side_by_side.measure(case, [side_by_side.SKIPINIT_JAX], rounds=1).values()
   case = _case(depth, _BATCH_SIZES[-1])
-  plain = peer_jax.compile_step(case)
-  with_remat = peer_jax.compile_step(dataclasses.replace(case, remat=True))
+  seconds, megabytes = peer_jax.compile_step(case)
+  _, with_remat = peer_jax.compile_step(dataclasses.replace(case, remat=True))
   return {
-    "compile_seconds": float(f"{plain.seconds:.3g}"),
-    "activation_megabytes": {
-      "without_remat": plain.activation_megabytes,
-      "with_remat": with_remat.activation_megabytes,
-    },
+    "layers": depth,
+    "seconds to compile a step": benchmark.digits(seconds),
+    "to first step": alone.seconds_to_first_step,
+    "a step": alone.step_seconds["median"],
+    "MB of activations": benchmark.digits(megabytes),
+    "MB with remat": benchmark.digits(with_remat),
   }
 
 
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
-  comparison = []
-  for batch_size in _BATCH_SIZES:
-    peers = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
-    if batch_size == _BATCH_SIZES[0]:
-      # It compiles as long for one size of batch as for another.
-      flax = side_by_side.FLAX
-      name = f"{flax.name}, init not compiled"
-      peers.append(Peer(name, flax.module, {"compile_init": False}))
-      if _COMPILED_INIT.value:
-        peers.append(flax)
-    case = _case(_DEPTH, batch_size)
-    comparison.append(side_by_side.measure(case, peers, _ROUNDS.value))
-  alone = []
-  for depth in _DEPTHS:
-    case = _case(depth, _BATCH_SIZES[0])
-    measured = side_by_side.measure(case, [side_by_side.SKIPINIT_JAX], rounds=1)
-    alone.append({**measured, **_compile(depth)})
-  return {
-    "machine": machine.description(),
-    "comparison": comparison,
-    "by_depth": alone,
-  }
-
-
-def main() -> None:
-  """Prints tables to standard error, and one JSON object to standard output."""
   # Compile times are those of programs that were never compiled before.
   jax.config.update("jax_enable_compilation_cache", False)
-  tables.show("depth", measure())
+  peers = [row for batch_size in _BATCH_SIZES for row in _compare(batch_size)]
+  alone = [_measure_alone(depth) for depth in _DEPTHS]
+  return {"tables": {"depth": peers, "by_depth": alone}}
 
 
 if __name__ == "__main__":
-  program.run(main)
+  benchmark.run(measure)

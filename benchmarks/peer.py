@@ -1,13 +1,24 @@
-"""What a peer of `benchmarks.side_by_side` trains, and how it answers."""
+"""A process that takes train steps for `benchmarks.side_by_side`.
+
+`python -m benchmarks.peer MODULE CASE` calls the module's `make_step` with the case,
+which is a JSON object of its fields and of the module's own options.
+"""
 
 import dataclasses
+import importlib
 import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+
+NUM_CLASSES = 10
+LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
+L2 = 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +42,9 @@ class Case:
   remat: bool = False
 
   @property
-  def name(self) -> str:
-    """The case in words."""
-    return (
-      f"Wide-ResNet {self.depth}-{self.width}, {self.image_size}x{self.image_size}, "
-      f"batch {self.batch_size}, {self.method}"
-    )
+  def network(self) -> str:
+    """The network in words."""
+    return f"Wide-ResNet {self.depth}-{self.width}"
 
   @property
   def step_flops(self) -> float:
@@ -55,16 +63,24 @@ class Case:
       products += size**2 * features * wider * (9 + int(wider != features))
       products += (2 * blocks - 1) * size**2 * 9 * wider**2
       features = wider
-    products += 10 * features
+    products += NUM_CLASSES * features
     return 2.0 * self.batch_size * (3 * products + 2 * stem)
 
+  def batch(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random images [N, H, W, C] and labels [N]."""
+    rng = np.random.default_rng(0)
+    shape = (self.batch_size, self.image_size, self.image_size, 3)
+    images = rng.normal(size=shape).astype(np.float32)
+    return images, rng.integers(NUM_CLASSES, size=self.batch_size, dtype=np.int32)
 
-def serve(make_step: Callable[..., Callable[[], Any]]) -> None:
+
+def main(module: str, arguments: str) -> None:
   """Takes steps as standard input asks for them, and prints their seconds.
 
   Args:
-    make_step: called with the case and the peer's options; returns a function that
-      takes one step and waits until it is done.
+    module: a module of this folder. Its `make_step` takes a case and options, and
+      returns a function that takes one step and waits until it is done.
+    arguments: JSON object of the case and the options.
   """
   # Libraries print too; standard output is for answers alone.
   answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -73,11 +89,10 @@ def serve(make_step: Callable[..., Callable[[], Any]]) -> None:
   def answer(value: Any) -> None:
     print(json.dumps(value), file=answers, flush=True)
 
-  options = json.loads(sys.argv[1])
-  case = Case(
-    **{each.name: options.pop(each.name) for each in dataclasses.fields(Case)}
-  )
-  step = make_step(case, **options)
+  make_step = importlib.import_module(f"benchmarks.{module}").make_step
+  options = json.loads(arguments)
+  fields = {each.name: options.pop(each.name) for each in dataclasses.fields(Case)}
+  step = make_step(Case(**fields), **options)
   step()
   answer("first step")
   for line in sys.stdin:
@@ -89,3 +104,7 @@ def serve(make_step: Callable[..., Callable[[], Any]]) -> None:
     answer(seconds)
   unit = 1 if sys.platform == "darwin" else 1024
   answer(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -5,14 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
-from benchmarks import peer
-from benchmarks.peer import Case
-
-_NUM_CLASSES = 10
+from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES, Case
 
 
 class BasicBlock(nn.Module):
@@ -58,7 +54,7 @@ class WideResNet(nn.Module):
         x = BasicBlock(features, 1 if index else strides, self.method)(x)
     if self.method == "batch_norm":
       x = nn.BatchNorm(use_running_average=False)(x)
-    return nn.Dense(_NUM_CLASSES)(nn.relu(x).mean((1, 2)))
+    return nn.Dense(NUM_CLASSES)(nn.relu(x).mean((1, 2)))
 
 
 def make_step(case: Case, *, compile_init: bool) -> Callable[[], None]:
@@ -66,13 +62,9 @@ def make_step(case: Case, *, compile_init: bool) -> Callable[[], None]:
   assert not case.remat
   model = WideResNet(case.depth, case.width, case.method)
   optimizer = optax.chain(
-    optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9)
+    optax.add_decayed_weights(L2), optax.sgd(LEARNING_RATE, MOMENTUM)
   )
-  rng = np.random.default_rng(0)
-  images = jnp.asarray(
-    rng.normal(size=(case.batch_size, case.image_size, case.image_size, 3)), jnp.float32
-  )
-  labels = jnp.asarray(rng.integers(_NUM_CLASSES, size=case.batch_size))
+  images, labels = map(jnp.asarray, case.batch())
   init = jax.jit(model.init) if compile_init else model.init
   variables: Any = init(jax.random.key(0), images[:1])
   params = variables["params"]
@@ -96,7 +88,3 @@ def make_step(case: Case, *, compile_init: bool) -> Callable[[], None]:
     jax.block_until_ready(params)
 
   return step
-
-
-if __name__ == "__main__":
-  peer.serve(make_step)

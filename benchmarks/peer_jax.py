@@ -3,19 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from benchmarks import compiled_step, peer
-from benchmarks.peer import Case
-from skipinit_jax.training import TrainConfig
-
-_NUM_CLASSES = 10
+from benchmarks import compiled_step
+from benchmarks.compiled_step import Step
+from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES, Case
+from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh
 
 
-def jitted_step(case: Case) -> compiled_step.Step:
+def jitted_step(case: Case) -> Step:
   """Returns the train step of a case."""
   config = TrainConfig(
     depth=case.depth,
@@ -23,27 +21,22 @@ def jitted_step(case: Case) -> compiled_step.Step:
     method=case.method,
     batch_size=case.batch_size,
     remat=case.remat,
-    learning_rate=1e-3,
+    learning_rate=LEARNING_RATE,
+    momentum=MOMENTUM,
+    l2=L2,
   )
   shape = (case.image_size, case.image_size, 3)
-  return compiled_step.make_step(config, shape, _NUM_CLASSES, jax.devices())
+  return compiled_step.make_step(config, shape, NUM_CLASSES, jax.devices())
 
 
-class CompiledStep(NamedTuple):
-  """A train step that was compiled and not run.
+def compile_step(case: Case) -> tuple[float, float]:
+  """Compiles the step of a case, and that of twice its batch.
 
-  Attributes:
-    seconds: how long it compiled, without tracing.
-    activation_megabytes: what its memory grows by from one batch to twice the batch.
-      Parameters, gradients and momentum do not depend on the batch.
+  Returns:
+    How many seconds it compiled, without tracing, and the megabytes of its
+    activations: what its memory grows by from one batch to twice the batch. Parameters,
+    gradients and momentum do not depend on the batch.
   """
-
-  seconds: float
-  activation_megabytes: float
-
-
-def compile_step(case: Case) -> CompiledStep:
-  """Compiles the step of a case, and that of twice its batch."""
   seconds, sizes = [], []
   for batch_size in (case.batch_size, 2 * case.batch_size):
     step = jitted_step(dataclasses.replace(case, batch_size=batch_size))
@@ -53,21 +46,13 @@ def compile_step(case: Case) -> CompiledStep:
     compiled: Any = lowered.compile()
     seconds.append(time.perf_counter() - begin)
     sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-  return CompiledStep(seconds[0], float(f"{(sizes[1] - sizes[0]) / 1e6:.3g}"))
+  return seconds[0], (sizes[1] - sizes[0]) / 1e6
 
 
 def make_step(case: Case) -> Callable[[], None]:
   """Returns a function that takes one step of a case."""
   jitted = jitted_step(case)
-  rng = np.random.default_rng(0)
-  shape = (case.batch_size, case.image_size, case.image_size, 3)
-  batch = jax.device_put(
-    (
-      rng.normal(size=shape).astype(np.float32),
-      rng.integers(_NUM_CLASSES, size=case.batch_size, dtype=np.int32),
-    ),
-    jitted.batch_sharding,
-  )
+  batch = jax.device_put(case.batch(), batch_sharding(make_mesh()))
   state = jitted.init()
 
   def step() -> None:
@@ -76,7 +61,3 @@ def make_step(case: Case) -> Callable[[], None]:
     jax.block_until_ready(state)
 
   return step
-
-
-if __name__ == "__main__":
-  peer.serve(make_step)

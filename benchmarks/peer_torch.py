@@ -6,22 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import peer
-from benchmarks.peer import Case
-
-_NUM_CLASSES = 10
-
-
-class SkipInit(nn.Module):
-  """Multiplies a residual branch by one learnable scalar that starts at zero."""
-
-  def __init__(self) -> None:
-    super().__init__()
-    self.alpha = nn.Parameter(torch.zeros(()))
-
-  def forward(self, x: torch.Tensor) -> torch.Tensor:
-    """Returns alpha x."""
-    return self.alpha * x
+from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES, Case
 
 
 def _normalizer(features: int, method: str) -> nn.Module:
@@ -38,7 +23,7 @@ class BasicBlock(nn.Module):
     self.norm2 = _normalizer(features, method)
     self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=False)
     self.relu = nn.ReLU()
-    self.scale = SkipInit() if method == "skipinit" else nn.Identity()
+    self.alpha = nn.Parameter(torch.zeros(())) if method == "skipinit" else None
     self.projection = None
     if strides != 1 or inputs != features:
       self.projection = nn.Conv2d(inputs, features, 1, strides, bias=False)
@@ -48,7 +33,7 @@ class BasicBlock(nn.Module):
     y = self.relu(self.norm1(x))
     shortcut = x if self.projection is None else self.projection(y)
     y = self.conv2(self.relu(self.norm2(self.conv1(y))))
-    return shortcut + self.scale(y)
+    return shortcut + (y if self.alpha is None else self.alpha * y)
 
 
 def wide_resnet(depth: int, width: int, method: str, num_classes: int) -> nn.Module:
@@ -77,14 +62,15 @@ def make_step(case: Case, *, compiled: bool) -> Callable[[], None]:
   """Returns a function that takes one step."""
   assert not case.remat
   # PyTorch's types do not know the argument of `to`.
-  model: Any = wide_resnet(case.depth, case.width, case.method, _NUM_CLASSES)
+  model: Any = wide_resnet(case.depth, case.width, case.method, NUM_CLASSES)
   model = model.to(memory_format=torch.channels_last)
   optimizer = torch.optim.SGD(
-    model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4
+    model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=L2
   )
-  images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
-  images = images.to(memory_format=torch.channels_last)
-  labels = torch.randint(_NUM_CLASSES, (case.batch_size,))
+  images, labels = map(torch.from_numpy, case.batch())
+  # As [N, C, H, W], its memory is channels-last.
+  images = images.permute(0, 3, 1, 2)
+  labels = labels.long()
   apply = torch.compile(model) if compiled else model
 
   def step() -> None:
@@ -93,7 +79,3 @@ def make_step(case: Case, *, compiled: bool) -> Callable[[], None]:
     optimizer.step()
 
   return step
-
-
-if __name__ == "__main__":
-  peer.serve(make_step)

@@ -14,6 +14,7 @@ The costs that the file lacks, in minutes each, with libtpu of jax[tpu]'s versio
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,11 +25,11 @@ from skipinit_jax import document
 from skipinit_jax.files import write_json
 from skipinit_jax.training import TrainConfig
 
-# The training of each network, height and width of its images, and its classes.
-_NETWORKS = {
-  "ResNet-50": (TrainConfig(model="resnet", depth=50), 224, 1000),
-  "Wide-ResNet 16-4": (TrainConfig(depth=16, width=4), 32, 10),
-  "Wide-ResNet 28-10": (TrainConfig(depth=28, width=10), 32, 10),
+# What is not a default of each network, height and width of its images, its classes.
+_NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
+  "ResNet-50": ({"model": "resnet", "depth": 50}, 224, 1000),
+  "Wide-ResNet 16-4": ({"depth": 16, "width": 4}, 32, 10),
+  "Wide-ResNet 28-10": ({"depth": 28, "width": 10}, 32, 10),
 }
 
 
@@ -36,19 +37,20 @@ def count_missing(workdir: pathlib.Path) -> None:
   """Compiles the steps that costs.json lacks; writes it after each."""
   # With libtpu installed, JAX would otherwise look for a TPU to run on.
   jax.config.update("jax_platforms", "cpu")
-  workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "costs.json"
   costs = scaling_model.read_costs(workdir) if path.exists() else {}
   devices = compiled_step.tpu_devices("v5e:2x4")
-  for key in (key for key in scaling_model.KEYS if key not in costs):
+  for key in scaling_model.KEYS:
+    if key in costs:
+      continue
     print(f"Compiling {', '.join(map(str, key))}", file=sys.stderr)
-    config, size, num_classes = _NETWORKS[key.network]
-    config = dataclasses.replace(
-      config,
+    network, size, num_classes = _NETWORKS[key.network]
+    config = TrainConfig(
       method=key.method,
       scan=False,
       dtype="bfloat16",
       batch_size=key.batch * len(devices),
+      **network,
     )
     costs[key] = compiled_step.count(config, (size, size, 3), num_classes, devices)
     rows = [key._asdict() | dataclasses.asdict(cost) for key, cost in costs.items()]
@@ -58,9 +60,9 @@ def count_missing(workdir: pathlib.Path) -> None:
 def main(workdir: pathlib.Path, *, count: bool) -> None:
   """Prints the tables of the costs in a folder."""
   if count:
+    workdir.mkdir(parents=True, exist_ok=True)
     count_missing(workdir)
-  costs = scaling_model.read_costs(workdir)
-  for table in scaling_model.make_tables(costs).values():
+  for table in scaling_model.make_tables(scaling_model.read_costs(workdir)).values():
     document.print_table(table)
 
 

@@ -16,11 +16,12 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import tables
 from benchmarks.compiled_step import StepCost
 from skipinit_jax.document import Table
 from skipinit_jax.files import read_json
@@ -69,7 +70,7 @@ _V5E = Accelerator(
   memory_bandwidth=819e9,
   memory_bytes=16e9,
   host_devices=8,
-  shapes={1: (1,), 4: (2, 2), 16: (4, 4), 64: (8, 8), 256: (16, 16)},
+  shapes={4: (2, 2), 16: (4, 4), 64: (8, 8), 256: (16, 16)},
   island=256,
   link_bandwidth=50e9,
   wraps=(16,),
@@ -91,10 +92,7 @@ _V4 = _V5E._replace(
   memory_bandwidth=1200e9,
   memory_bytes=32 * 2**30,
   host_devices=4,
-  shapes={
-    **{1: (1,), 4: (2, 2), 16: (2, 2, 4), 64: (4, 4, 4), 256: (4, 8, 8)},
-    1024: (8, 8, 16),
-  },
+  shapes={4: (2, 2), 16: (2, 2, 4), 64: (4, 4, 4), 256: (4, 8, 8), 1024: (8, 8, 16)},
   island=4096,
   link_bandwidth=45e9,
   wraps=(4, 8, 16),
@@ -177,7 +175,6 @@ def step_time(
 
   Args:
     cost: what one device does in one part of the batch.
-    accelerator: what runs it.
     num_devices: devices that share the batch, a power of four.
     parts: parts of the batch whose gradients are added up one after the other.
   """
@@ -221,7 +218,7 @@ def read_costs(workdir: str | os.PathLike[str]) -> dict[Key, StepCost]:
   for row in read_json(pathlib.Path(workdir, "costs.json")):
     key = Key(*(row.pop(name) for name in Key._fields))
     costs[key] = StepCost(**row | {"waited_bytes": tuple(row["waited_bytes"])})
-  return {key: costs[key] for key in KEYS if key in costs}
+  return costs
 
 
 def resnet_cost(costs: Costs, method: str, batch: int) -> StepCost:
@@ -233,166 +230,130 @@ def resnet_cost(costs: Costs, method: str, batch: int) -> StepCost:
   small = costs[Key("ResNet-50", method, _SMALL_BATCH)]
   usual = costs[Key("ResNet-50", method, _BATCH)]
   weight = (batch - _SMALL_BATCH) / (_BATCH - _SMALL_BATCH)
-  changed = {
-    name: getattr(small, name) + weight * (getattr(usual, name) - getattr(small, name))
-    for name in ("flops", "num_bytes")
-  }
-  return dataclasses.replace(usual, **changed)
+  return dataclasses.replace(
+    usual,
+    flops=small.flops + weight * (usual.flops - small.flops),
+    num_bytes=small.num_bytes + weight * (usual.num_bytes - small.num_bytes),
+  )
 
 
-def _weak(costs: Costs, chip: Accelerator, num_devices: int, batch: int) -> StepTime:
-  """Returns the time of ResNet-50's step with batch norm and a batch a device."""
-  return step_time(resnet_cost(costs, "batch_norm", batch), chip, num_devices)
-
-
-def _share(costs: Costs, chip: Accelerator, num_devices: int, batch: int) -> str:
-  return f"{_weak(costs, chip, num_devices, batch).waiting_share:.0%}"
+def make_tables(costs: Costs) -> dict[str, Table]:
+  """Returns the tables of docs/scaling.md by name."""
+  chips, pairs = ACCELERATORS, [*itertools.product(ACCELERATORS, _DEVICES)]
+  return tables.make(
+    {
+      "costs": [_cost_row(*each) for each in costs.items() if each[0].batch == _BATCH],
+      "accelerators": [_accelerator_row(chip) for chip in chips],
+      "latency": [_latency_row(chip) for chip in chips],
+      "waiting_share": [_waiting_row(costs, *pair) for pair in pairs if pair[1] > 1],
+      "strong_scaling": [_strong_row(costs, *pair) for pair in pairs],
+      "networks": [
+        _network_row(costs, *each) for each in itertools.product(_NETWORKS, chips)
+      ],
+      "sensitivity": [_sensitivity_row(costs, chip) for chip in chips],
+    }
+  )
 
 
 def _ms(seconds: float) -> str:
   return f"{1e3 * seconds:.1f}"
 
 
-def _first_batch(
-  costs: Costs, chip: Accelerator, num_devices: int, share: float
-) -> str:
-  """Returns from how many images of a device on the waits take less than a share."""
-  times = [_weak(costs, chip, num_devices, batch) for batch in _BATCHES]
-  local = [time.local for time in times]
-  # waiting / (local + waiting + update) = share
-  wanted = times[0].waiting * (1 / share - 1) - times[0].update
-  if wanted <= local[0]:
-    return f"≤ {_BATCHES[0]}"
-  if wanted > local[-1]:
-    return f"> {_BATCHES[-1]}"
-  return f"{np.interp(wanted, local, _BATCHES):.0f}"
+def _batch_norm(
+  costs: Costs, chip: Accelerator, num_devices: int, batch: int
+) -> StepTime:
+  """Returns the time of ResNet-50's step with batch norm and a batch a device."""
+  return step_time(resnet_cost(costs, "batch_norm", batch), chip, num_devices)
 
 
-def _strong(costs: Costs, method: str, chip: Accelerator, num_devices: int) -> StepTime:
-  """Returns the time of ResNet-50's step with the batch of all devices fixed."""
-  local = _GLOBAL_BATCH // num_devices
-  # More images at once would not fit, or gain nothing.
-  parts = max(1, local // _BATCHES[-1])
-  return step_time(resnet_cost(costs, method, local // parts), chip, num_devices, parts)
-
-
-def make_tables(costs: Costs) -> dict[str, Table]:
-  """Returns the tables of docs/scaling.md by name."""
-  chips = {chip.name: (chip,) for chip in ACCELERATORS}
-  slices = {
-    f"{chip.name}, {num_devices}": (chip, num_devices)
-    for chip, num_devices in itertools.product(ACCELERATORS, _DEVICES)
-  }
-  # By name: the first column's title, what each row is of, and the other columns.
-  tables: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Callable[..., str]]]] = {
-    "costs": (
-      "network and method",
-      {
-        f"{key.network}, {_METHODS[key.method]}": (cost,)
-        for key, cost in costs.items()
-        if key.batch == _BATCH
-      },
-      {
-        "million parameters": lambda cost: f"{cost.parameters / 1e6:.2f}",
-        "GFLOP/image": lambda cost: f"{cost.flops / _BATCH / 1e9:.2f}",
-        "MB/image": lambda cost: f"{cost.num_bytes / _BATCH / 1e6:.0f}",
-        "GB of memory": lambda cost: f"{cost.memory_bytes / 1e9:.1f}",
-        "all-reduces waited for": lambda cost: str(len(cost.waited_bytes)),
-        "MB all-reduced": lambda cost: (
-          f"{(sum(cost.waited_bytes) + cost.update_bytes) / 1e6:.1f}"
-        ),
-      },
-    ),
-    "accelerators": (
-      "accelerator",
-      chips,
-      {
-        "TFLOP/s (bfloat16)": lambda chip: f"{chip.flops / 1e12:.0f}",
-        "memory GB/s": lambda chip: f"{chip.memory_bandwidth / 1e9:.0f}",
-        "memory GB": lambda chip: f"{chip.memory_bytes / 1e9:.0f}",
-        "devices of an island": lambda chip: str(chip.island),
-        "GB/s a link and direction": lambda chip: f"{chip.link_bandwidth / 1e9:.0f}",
-        "GB/s to other islands": lambda chip: f"{chip.network_bandwidth / 1e9:.1f}",
-        "devices of a host": lambda chip: str(chip.host_devices),
-      },
-    ),
-    "latency": (
-      "accelerator",
-      chips,
-      {
-        str(n): lambda chip, n=n: f"{1e6 * all_reduce_seconds(chip, n, 2048):.0f}"
-        for n in _DEVICES[1:]
-      },
-    ),
-    "waiting_share": (
-      "accelerator, devices",
-      {name: each for name, each in slices.items() if each[1] > 1},
-      {
-        str(batch): lambda chip, n, batch=batch: _share(costs, chip, n, batch)
-        for batch in _BATCHES
-      }
-      | {
-        f"below {share:.0%} from": lambda chip, n, share=share: _first_batch(
-          costs, chip, n, share
-        )
-        for share in (0.2, 0.05)
-      },
-    ),
-    "strong_scaling": (
-      "accelerator, devices",
-      {
-        name: (n, *(_strong(costs, method, chip, n) for method in _METHODS), chip)
-        for name, (chip, n) in slices.items()
-      },
-      {
-        "images a device": lambda n, *_: str(min(_GLOBAL_BATCH // n, _BATCHES[-1])),
-        "batch norm: local": lambda n, b, s, chip: _ms(b.local),
-        "waiting": lambda n, b, s, chip: _ms(b.waiting),
-        "gradients": lambda n, b, s, chip: _ms(b.update),
-        "step": lambda n, b, s, chip: _ms(b.total),
-        "SkipInit: step": lambda n, b, s, chip: _ms(s.total),
-        "SkipInit is faster by": lambda n, b, s, chip: f"{b.total / s.total:.2f}",
-        "images/s": lambda n, b, s, chip: f"{_GLOBAL_BATCH / s.total:,.0f}",
-        "images/s a host": lambda n, b, s, chip: (
-          f"{_GLOBAL_BATCH / s.total / max(1, n // chip.host_devices):,.0f}"
-        ),
-      },
-    ),
-    "networks": (
-      "network and accelerator",
-      {
-        f"{network}, {chip.name}": [
-          step_time(costs[Key(network, method, _BATCH)], chip, 256)
-          for method in _METHODS
-        ]
-        for network, chip in itertools.product(_NETWORKS, ACCELERATORS)
-      },
-      {
-        "batch norm": lambda b, s: _ms(b.total),
-        "SkipInit": lambda b, s: _ms(s.total),
-        "batch norm waits": lambda b, s: f"{b.waiting_share:.0%}",
-        "images/s (SkipInit)": lambda b, s: f"{64 * 256 / s.total:,.0f}",
-      },
-    ),
-    "sensitivity": (
-      "accelerator",
-      chips,
-      {
-        f"{factor:g}": lambda chip, factor=factor: _share(
-          costs, chip.slower(factor), 256, 64
-        )
-        for factor in (0.25, 0.5, 1, 2)
-      },
-    ),
-  }
+def _cost_row(key: Key, cost: StepCost) -> dict[str, str]:
   return {
-    name: Table(
-      name,
-      name,
-      [first, *columns],
-      [
-        [label, *(say(*row) for say in columns.values())] for label, row in rows.items()
-      ],
-    )
-    for name, (first, rows, columns) in tables.items()
+    "network and method": f"{key.network}, {_METHODS[key.method]}",
+    "million parameters": f"{cost.parameters / 1e6:.2f}",
+    "GFLOP/image": f"{cost.flops / key.batch / 1e9:.2f}",
+    "MB/image": f"{cost.num_bytes / key.batch / 1e6:.0f}",
+    "GB of memory": f"{cost.memory_bytes / 1e9:.1f}",
+    "all-reduces waited for": str(len(cost.waited_bytes)),
+    "MB all-reduced": f"{(sum(cost.waited_bytes) + cost.update_bytes) / 1e6:.1f}",
+  }
+
+
+def _accelerator_row(chip: Accelerator) -> dict[str, str]:
+  return {
+    "accelerator": chip.name,
+    "TFLOP/s (bfloat16)": f"{chip.flops / 1e12:.0f}",
+    "memory GB/s": f"{chip.memory_bandwidth / 1e9:.0f}",
+    "memory GB": f"{chip.memory_bytes / 1e9:.0f}",
+    "devices of an island": str(chip.island),
+    "GB/s a link and direction": f"{chip.link_bandwidth / 1e9:.0f}",
+    "GB/s to other islands": f"{chip.network_bandwidth / 1e9:.1f}",
+    "devices of a host": str(chip.host_devices),
+  }
+
+
+def _latency_row(chip: Accelerator) -> dict[str, str]:
+  row = {"accelerator": chip.name}
+  for devices in _DEVICES[1:]:
+    row[str(devices)] = f"{1e6 * all_reduce_seconds(chip, devices, 2048):.0f}"
+  return row
+
+
+def _sensitivity_row(costs: Costs, chip: Accelerator) -> dict[str, str]:
+  row = {"accelerator": chip.name}
+  for factor in (0.25, 0.5, 1, 2):
+    time = _batch_norm(costs, chip.slower(factor), 256, _BATCH)
+    row[str(factor)] = f"{time.waiting_share:.0%}"
+  return row
+
+
+def _waiting_row(costs: Costs, chip: Accelerator, num_devices: int) -> dict[str, str]:
+  """Returns the shares that waits take, and the batches that make them small."""
+  times = [_batch_norm(costs, chip, num_devices, batch) for batch in _BATCHES]
+  row = {"accelerator, devices": f"{chip.name}, {num_devices}"}
+  for batch, time in zip(_BATCHES, times, strict=True):
+    row[str(batch)] = f"{time.waiting_share:.0%}"
+  local = [time.local for time in times]
+  for share in (0.2, 0.05):
+    # waiting / (local + waiting + update) = share
+    wanted = times[0].waiting * (1 / share - 1) - times[0].update
+    sign = "≤ " if wanted <= local[0] else "> " if wanted > local[-1] else ""
+    first = np.interp(wanted, local, _BATCHES)
+    row[f"below {share:.0%} from"] = f"{sign}{first:.0f}"
+  return row
+
+
+def _strong_row(costs: Costs, chip: Accelerator, num_devices: int) -> dict[str, str]:
+  """Returns the times of ResNet-50's step with the batch of all devices fixed."""
+  batch = _GLOBAL_BATCH // num_devices
+  # More images at once would not fit, or gain nothing.
+  parts = max(1, batch // _BATCHES[-1])
+  batch_norm, skipinit = (
+    step_time(resnet_cost(costs, method, batch // parts), chip, num_devices, parts)
+    for method in _METHODS
+  )
+  rate = _GLOBAL_BATCH / skipinit.total
+  return {
+    "accelerator, devices": f"{chip.name}, {num_devices}",
+    "images a device": str(batch // parts),
+    "batch norm: local": _ms(batch_norm.local),
+    "waiting": _ms(batch_norm.waiting),
+    "gradients": _ms(batch_norm.update),
+    "step": _ms(batch_norm.total),
+    "SkipInit: step": _ms(skipinit.total),
+    "SkipInit is faster by": f"{batch_norm.total / skipinit.total:.2f}",
+    "images/s": f"{rate:,.0f}",
+    "images/s a host": f"{rate / max(1, num_devices // chip.host_devices):,.0f}",
+  }
+
+
+def _network_row(costs: Costs, network: str, chip: Accelerator) -> dict[str, str]:
+  batch_norm, skipinit = (
+    step_time(costs[Key(network, method, _BATCH)], chip, 256) for method in _METHODS
+  )
+  return {
+    "network and accelerator": f"{network}, {chip.name}",
+    "batch norm": _ms(batch_norm.total),
+    "SkipInit": _ms(skipinit.total),
+    "batch norm waits": f"{batch_norm.waiting_share:.0%}",
+    "images/s (SkipInit)": f"{_BATCH * 256 / skipinit.total:,.0f}",
   }

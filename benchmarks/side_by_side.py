@@ -6,15 +6,16 @@ that does not have its turn waits and computes nothing.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import machine
+from benchmarks import benchmark
 from benchmarks.peer import Case
 from skipinit_jax.errors import UsageError
 
@@ -27,7 +28,7 @@ class Peer:
 
   Attributes:
     name: in tables.
-    module: the program, below `benchmarks`, that serves steps.
+    module: the module of this folder whose `make_step` it calls.
     options: what it is told besides the case, or in place of a field of the case.
   """
 
@@ -43,59 +44,68 @@ TORCH_EAGER = Peer("PyTorch, eager", "peer_torch", {"compiled": False})
 TORCH_COMPILE = Peer("PyTorch, torch.compile", "peer_torch", {"compiled": True})
 
 
+class Measured(NamedTuple):
+  """What was measured of a peer.
+
+  Attributes:
+    step_seconds: a `benchmark.summary`.
+    seconds_to_first_step: from the start of the process to the end of its first step.
+    peak_gigabytes: the most memory that the process had.
+  """
+
+  step_seconds: dict[str, float]
+  seconds_to_first_step: float
+  peak_gigabytes: float
+
+
 class _Process:
-  """A peer that is running."""
+  """A peer that is running.
+
+  Attributes:
+    seconds_to_first_step: from the start of the process.
+  """
 
   def __init__(self, peer: Peer, case: Case):
     begin = time.perf_counter()
-    self.step_seconds: list[float] = []
-    self._peer = peer
+    self._name = peer.name
+    arguments = json.dumps({**dataclasses.asdict(case), **peer.options})
     self._process = subprocess.Popen(
-      [
-        sys.executable,
-        "-m",
-        f"benchmarks.{peer.module}",
-        json.dumps({**dataclasses.asdict(case), **peer.options}),
-      ],
+      [sys.executable, "-m", "benchmarks.peer", peer.module, arguments],
       # Each compiles all of its programs, as on a machine that never saw them.
       env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
     )
+    assert self._process.stdin is not None and self._process.stdout is not None
+    self._requests, self._answers = self._process.stdin, self._process.stdout
     self._read()
     self.seconds_to_first_step = time.perf_counter() - begin
-    # The second step still fills caches; it tells how many fit into a round.
-    warm_up = self._take(2)
-    self._steps = max(1, round(_ROUND_SECONDS / warm_up[-1]))
+    # The second step still fills caches; the third tells how many fit into a round.
+    self._steps = max(1, round(_ROUND_SECONDS / self._take(2)[-1]))
 
   def _read(self) -> Any:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
+    line = self._answers.readline()
     if not line:
       raise UsageError(
-        f"{self._peer.name} ended with status {self._process.wait()} before its turn: "
-        "the messages above are its own."
+        f"{self._name} ended with status {self._process.wait()} before its turn: the "
+        "messages above are its own."
       )
     return json.loads(line)
 
   def _take(self, steps: int) -> list[float]:
-    assert self._process.stdin is not None
-    self._process.stdin.write(f"{steps}\n")
-    self._process.stdin.flush()
+    self._requests.write(f"{steps}\n")
+    self._requests.flush()
     return list(self._read())
 
-  def take_round(self) -> None:
-    """Takes a few steps and keeps their times."""
-    self.step_seconds += self._take(self._steps)
+  def take_round(self) -> list[float]:
+    """Takes a few steps and returns their seconds."""
+    return self._take(self._steps)
 
   def end(self) -> float:
     """Ends the process and returns the most memory that it had, in bytes."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    peak = float(self._read())
-    self._process.wait()
-    return peak
+    self._requests.close()
+    return float(self._read())
 
   def kill(self) -> None:
     """Ends the process if it still runs."""
@@ -103,7 +113,7 @@ class _Process:
     self._process.wait()
 
 
-def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Any]:
+def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Measured]:
   """Measures the peers' train steps on one case.
 
   Args:
@@ -112,35 +122,28 @@ def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Any]:
     rounds: turns of each peer.
 
   Returns:
-    A JSON object of the case and, by the peers' names, the seconds of a step, images a
-    second, the seconds from the process's start to the end of its first step, and the
-    process's peak memory.
+    What was measured, by the peers' names.
 
   Raises:
     UsageError: a peer failed.
   """
-  flops = case.step_flops
-  results: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     processes = {}
     for peer in peers:
       processes[peer.name] = _Process(peer, case)
       stack.callback(processes[peer.name].kill)
-    for _ in range(rounds):
-      for process in processes.values():
-        process.take_round()
-    for name, process in processes.items():
-      step = machine.summary(process.step_seconds)
-      results[name] = {
-        "step_seconds": step,
-        "images_per_second": float(f"{case.batch_size / step['median']:.3g}"),
-        "gflops_per_second": float(f"{flops / step['median'] / 1e9:.3g}"),
-        "seconds_to_first_step": float(f"{process.seconds_to_first_step:.3g}"),
-        "peak_gigabytes": float(f"{process.end() / 1e9:.3g}"),
-      }
-  return {
-    "case": dataclasses.asdict(case),
-    "name": case.name,
-    "gflops": float(f"{flops / 1e9:.3g}"),
-    "peers": results,
-  }
+    ways = {name: process.take_round for name, process in processes.items()}
+    turns = benchmark.take_turns(ways, rounds)
+    return {
+      name: Measured(
+        benchmark.summary([*itertools.chain(*turns[name])]),
+        benchmark.digits(process.seconds_to_first_step),
+        benchmark.digits(process.end() / 1e9),
+      )
+      for name, process in processes.items()
+    }
+
+
+def speedup(theirs: float, ours: float) -> float | None:
+  """Returns how many times as long the peer takes; None for ourselves."""
+  return None if theirs == ours else round(theirs / ours, 2)

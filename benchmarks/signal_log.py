@@ -1,8 +1,8 @@
 """Measures what `signal_every_steps` costs: the time of a row against that of a step.
 
 A row is the measurement, its way to the host, and its line in metrics.jsonl and
-TensorBoard. Steps and rows take turns, so that other work on the machine slows both,
-and the medians of their times are compared. Compilation comes before.
+TensorBoard. Steps and rows take turns, and the medians of their times are compared.
+Compilation comes before.
 
 Example:
   python -m benchmarks.signal_log
@@ -14,32 +14,25 @@ import statistics
 import tempfile
 import time
 
-import jax
-
-from benchmarks import tables
-from experiments import program
+from benchmarks import benchmark
 from skipinit_jax import data
 from skipinit_jax.training import TrainConfig, Trainer, make_mesh
 from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.signal_log import SignalLog
 
-_CONFIGS = [
-  dataclasses.replace(network, method=method)
-  for network in (
-    TrainConfig(depth=100, batch_size=32, signal_every_steps=1),
-    # At the default rate it diverges, and training stops.
-    TrainConfig(
-      model="residual_mlp",
-      depth=1000,
-      width=64,
-      learning_rate=2**-9,
-      signal_every_steps=1,
-    ),
-  )
-  for method in ("skipinit", "batch_norm")
-]
-_ROUNDS = 20
-_STEPS_PER_ROUND = 2
+_NETWORKS = (
+  TrainConfig(depth=100, batch_size=32, signal_every_steps=1),
+  # At the default rate it diverges, and training stops.
+  TrainConfig(
+    model="residual_mlp",
+    depth=1000,
+    width=64,
+    learning_rate=2**-9,
+    signal_every_steps=1,
+  ),
+)
+_METHODS = ("skipinit", "batch_norm")
+_ROUNDS = 40
 _LARGEST_SHARE = 0.02
 
 
@@ -47,8 +40,6 @@ def measure(config: TrainConfig) -> dict[str, object]:
   """Returns the times of a step and of a row, in seconds, for one network."""
   dataset = data.load(config.dataset)
   model = config.make_model(dataset.num_classes)
-
-  step_seconds, row_seconds = [], []
   with (
     tempfile.TemporaryDirectory() as workdir,
     MetricsWriter(workdir, resume_step=None) as writer,
@@ -62,41 +53,41 @@ def measure(config: TrainConfig) -> dict[str, object]:
       steps_per_epoch=trainer.steps_per_epoch,
     )
     state = trainer.initial_state
-    # The first round is slower.
-    for _ in range(1 + _ROUNDS):
+
+    def take_step() -> float:
+      nonlocal state
       begin = time.perf_counter()
-      state, is_finite = trainer.train_steps(state, _STEPS_PER_ROUND)
+      state, is_finite = trainer.train_steps(state, 1)
       assert bool(is_finite), "The run diverges: its steps are no steps."
-      trained = time.perf_counter()
+      return time.perf_counter() - begin
+
+    def write_row() -> float:
+      begin = time.perf_counter()
       log.write_if_due(int(state.step), state)
-      step_seconds.append((trained - begin) / _STEPS_PER_ROUND)
-      row_seconds.append(time.perf_counter() - trained)
-  step = statistics.median(step_seconds[1:])
-  row = statistics.median(row_seconds[1:])
+      return time.perf_counter() - begin
+
+    # The first round is slower.
+    turns = benchmark.take_turns({"step": take_step, "row": write_row}, 1 + _ROUNDS)
+  step, row = (statistics.median(seconds[1:]) for seconds in turns.values())
   return {
     "network": config.network_title,
     "method": config.method,
-    "batch_size": config.batch_size,
-    "step_seconds": float(f"{step:.3g}"),
-    "row_seconds": float(f"{row:.3g}"),
-    "row_in_steps": float(f"{row / step:.3g}"),
+    "seconds of a step": benchmark.digits(step),
+    "seconds of a row": benchmark.digits(row),
     # Rows every so many steps take no more than the share of the steps' time.
-    "smallest_interval": math.ceil(row / (_LARGEST_SHARE * step)),
+    "steps between rows": math.ceil(row / (_LARGEST_SHARE * step)),
   }
 
 
-def main() -> None:
-  """Prints tables to standard error, and one JSON object to standard output."""
-  devices = jax.devices()
-  tables.show(
-    "signal_log",
-    {
-      "device": f"{len(devices)} x {devices[0].device_kind}",
-      "largest_share": _LARGEST_SHARE,
-      "results": [measure(config) for config in _CONFIGS],
-    },
-  )
+def measure_all() -> dict[str, object]:
+  """Returns the JSON object."""
+  rows = [
+    measure(dataclasses.replace(network, method=method))
+    for network in _NETWORKS
+    for method in _METHODS
+  ]
+  return {"largest_share": _LARGEST_SHARE, "tables": {"signal_log": rows}}
 
 
 if __name__ == "__main__":
-  program.run(main)
+  benchmark.run(measure_all)

@@ -13,10 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import machine, peer_jax, side_by_side, tables
+from benchmarks import benchmark, peer_jax, side_by_side
 from benchmarks.peer import Case
-from benchmarks.side_by_side import Peer
-from experiments import program
 
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each method.", lower_bound=1)
 
@@ -26,44 +24,50 @@ _METHODS = ("skipinit", "unnormalized", "batch_norm")
 _LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
 
 
+def _compare(batch_size: int) -> list[dict[str, Any]]:
+  """Returns a row for each library."""
+  peers = [
+    dataclasses.replace(
+      library,
+      name=f"{library.name}, {method}",
+      options={**library.options, "method": method},
+    )
+    for library in _LIBRARIES
+    for method in _METHODS
+  ]
+  case = dataclasses.replace(_CASE, batch_size=batch_size)
+  measured = side_by_side.measure(case, peers, _ROUNDS.value)
+  rows = []
+  for library in _LIBRARIES:
+    skipinit, unnormalized, batch_norm = (
+      measured[f"{library.name}, {method}"].step_seconds for method in _METHODS
+    )
+    rows.append(
+      {
+        "library": f"batch {batch_size}, {library.name}",
+        "seconds a step, SkipInit": skipinit,
+        "unnormalized": unnormalized,
+        "batch norm": batch_norm,
+        "SkipInit / unnormalized": round(
+          skipinit["median"] / unnormalized["median"], 2
+        ),
+        "batch norm / SkipInit": round(batch_norm["median"] / skipinit["median"], 2),
+      }
+    )
+  return rows
+
+
+def _activation_megabytes(method: str) -> float:
+  _, megabytes = peer_jax.compile_step(dataclasses.replace(_CASE, method=method))
+  return benchmark.digits(megabytes)
+
+
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
-  by_batch_size = []
-  for batch_size in _BATCH_SIZES:
-    peers = [
-      Peer(f"{peer.name}, {method}", peer.module, {**peer.options, "method": method})
-      for peer in _LIBRARIES
-      for method in _METHODS
-    ]
-    case = dataclasses.replace(_CASE, batch_size=batch_size)
-    measured = side_by_side.measure(case, peers, _ROUNDS.value)
-    step_seconds: dict[str, Any] = {}
-    for peer in _LIBRARIES:
-      step_seconds[peer.name] = {
-        method: measured["peers"][f"{peer.name}, {method}"]["step_seconds"]
-        for method in _METHODS
-      }
-    by_batch_size.append({"batch_size": batch_size, "step_seconds": step_seconds})
-  return {
-    "machine": machine.description(),
-    "network": _CASE.name.rpartition(", batch")[0],
-    "by_batch_size": by_batch_size,
-    "activations": {
-      "batch_size": _CASE.batch_size,
-      "megabytes": {
-        method: peer_jax.compile_step(
-          dataclasses.replace(_CASE, method=method)
-        ).activation_megabytes
-        for method in _METHODS
-      },
-    },
-  }
-
-
-def main() -> None:
-  """Prints tables to standard error, and one JSON object to standard output."""
-  tables.show("skipinit_cost", measure())
+  rows = [row for batch_size in _BATCH_SIZES for row in _compare(batch_size)]
+  activations = {method: _activation_megabytes(method) for method in _METHODS}
+  return {"tables": {"skipinit_cost": rows, "activations": [{"": "MB", **activations}]}}
 
 
 if __name__ == "__main__":
-  program.run(main)
+  benchmark.run(measure)

@@ -2,12 +2,11 @@
 
 The bare step is the compiled train step of the same network in a loop of the host, on
 one batch that lies on the device. The loop is `training.train` as users call it, with
-augmentation, metrics, TensorBoard, checkpoints and progress. Its epochs are timed from
-outside of it, by the wall-clock times in the events that it writes at the end of each:
-all that happens between two of them counts. Each round runs the loop with one
-evaluation, at the end, and with one each epoch, both between runs of the bare step, so
-that other work on the machine slows all of them. Checkpoints are as often as they are
-by default; what one each epoch would cost is measured too.
+augmentation, metrics, TensorBoard, checkpoints and progress. An epoch ends when its row
+of metrics is written, and all that happens between two such rows counts. The loop runs
+with one evaluation, at the end, with one each epoch, and with a checkpoint each epoch
+besides. Each run is between two of the bare step, so that other work on the machine
+slows both.
 
 Example:
   python -m benchmarks.train_loop
@@ -15,33 +14,31 @@ Example:
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
 import statistics
-import struct
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks import compiled_step, machine, tables
-from experiments import program
+from benchmarks import benchmark, compiled_step
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
-from skipinit_jax.files import Path, workdir_path
-from skipinit_jax.training import TrainConfig, train
+from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh, train
+from skipinit_jax.training.metrics import MetricsWriter
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 2, "Rounds of each network, in which all ways take turns.", lower_bound=1
+  "rounds", 2, "Rounds of each network, in which all loops take turns.", lower_bound=1
 )
 _SECONDS = flags.DEFINE_float(
-  "seconds", 2.0, "About how long a way runs in a round.", lower_bound=0.1
+  "seconds", 2.0, "About how long a loop runs in a round.", lower_bound=0.1
 )
 
 _AUGMENTED = TrainConfig(crop_padding=1, flip=True, schedule="constant")
@@ -49,11 +46,15 @@ _CONFIGS = (
   dataclasses.replace(_AUGMENTED, depth=10, width=1),
   dataclasses.replace(_AUGMENTED, depth=16, width=2),
 )
+_LOOPS: dict[str, dict[str, Any]] = {
+  "one evaluation": {"eval_every_epochs": 2**30},
+  "an evaluation each epoch": {"eval_every_epochs": 1},
+  "an evaluation and a checkpoint each epoch": {"checkpoint_every_seconds": 0.0},
+}
 # The first epoch compiles and tells how many steps fit into a dispatch; its checkpoint
 # is then written in the background.
 _STARTING_SECONDS = 1.0
 _FEWEST_EPOCHS = 4
-_NEVER = 2**30
 
 
 class BareStep:
@@ -70,7 +71,7 @@ class BareStep:
     images = jnp.asarray(dataset.train.images[: config.batch_size])
     images = augmentation.normalize(images, dataset.mean, dataset.std)
     labels = dataset.train.labels[: config.batch_size]
-    self._batch = jax.device_put((images, labels), step.batch_sharding)
+    self._batch = jax.device_put((images, labels), batch_sharding(make_mesh()))
     self._state, self._step = step.init(), step.apply
     self.epoch_seconds(1)
 
@@ -87,90 +88,66 @@ class BareStep:
 
 def loop_epoch_seconds(config: TrainConfig) -> list[float]:
   """Trains in a fresh workdir, and returns the seconds of each epoch but the first."""
-  with tempfile.TemporaryDirectory() as workdir, _progress_to_a_log():
+  ends = []
+  write = MetricsWriter.write
+
+  def timed_write(writer: MetricsWriter, step: int, kind: str, values: Any) -> None:
+    write(writer, step, kind, values)
+    if kind == "train":
+      ends.append(time.perf_counter())
+
+  with (
+    tempfile.TemporaryDirectory() as workdir,
+    open(os.devnull, "w") as log,
+    contextlib.redirect_stderr(log),
+    mock.patch.object(MetricsWriter, "write", timed_write),
+  ):
     result = train(config, workdir)
-    assert result.status == "completed", "The run diverged: its epochs are no epochs."
-    ends = event_times(workdir_path(workdir) / "tensorboard", "train/loss")
-  assert len(ends) == config.epochs
+  assert result.status == "completed", f"The run {result.status}: it has no epochs."
   return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
-@contextlib.contextmanager
-def _progress_to_a_log() -> Iterator[None]:
-  with open(os.devnull, "w") as log, contextlib.redirect_stderr(log):
-    yield
-
-
-def event_times(directory: Path, tag: str) -> list[float]:
-  """Returns the wall-clock times of a tag's events, in the order of their writing."""
-  (path,) = directory.iterdir()
-  content = path.read_bytes()
-  times, position = [], 0
-  while position < len(content):
-    # A record: its length, the length's checksum, the event, and its checksum.
-    (length,) = struct.unpack_from("<Q", content, position)
-    event = Event.FromString(content[position + 12 : position + 12 + length])
-    position += 12 + length + 4
-    if any(value.tag == tag for value in event.summary.value):
-      times.append(event.wall_time)
-  return times
-
-
-def measure(config: TrainConfig) -> dict[str, Any]:
-  """Returns how fast the bare step and the loop are for one network."""
+def measure(config: TrainConfig) -> list[dict[str, Any]]:
+  """Returns a row for each loop with one network."""
   bare = BareStep(config)
   epoch = bare.epoch_seconds(2)
   num_epochs = max(_FEWEST_EPOCHS, round(_SECONDS.value / epoch))
   starting = max(1, round(_STARTING_SECONDS / epoch))
-  loops: dict[str, dict[str, Any]] = {
-    "one evaluation": {"eval_every_epochs": _NEVER},
-    "an evaluation each epoch": {"eval_every_epochs": 1},
-    "an evaluation and a checkpoint each epoch": {"checkpoint_every_seconds": 0.0},
-  }
-  rounds: dict[str, list[float]] = {name: [] for name in loops}
-  epochs: dict[str, list[float]] = {name: [] for name in loops}
-  ratios: dict[str, list[float]] = {name: [] for name in loops}
-  bare_rounds = []
-  for _ in range(_ROUNDS.value):
+
+  def take_turn(changes: dict[str, Any]) -> tuple[float, list[float], float]:
+    """Returns seconds of the bare step's epoch, the loop's epochs, and again."""
+    run = dataclasses.replace(config, epochs=1 + starting + num_epochs, **changes)
     before = bare.epoch_seconds(num_epochs)
-    bare_rounds.append(before)
-    for name, changes in loops.items():
-      run = dataclasses.replace(config, epochs=1 + starting + num_epochs, **changes)
-      # The last epoch may have an evaluation of its own, after its end.
-      seconds = loop_epoch_seconds(run)[starting:]
-      after = bare.epoch_seconds(num_epochs)
-      bare_rounds.append(after)
-      epochs[name] += seconds
-      rounds[name].append(statistics.fmean(seconds))
-      ratios[name].append((before + after) / 2 / rounds[name][-1])
-      before = after
+    # The last epoch may have an evaluation of its own, after its end.
+    loop = loop_epoch_seconds(run)[starting:]
+    return before, loop, bare.epoch_seconds(num_epochs)
+
+  ways = {name: functools.partial(take_turn, each) for name, each in _LOOPS.items()}
+  turns = benchmark.take_turns(ways, _ROUNDS.value)
   images = bare.steps_per_epoch * config.batch_size
-  return {
-    "network": config.network_title,
-    "dataset": config.dataset,
-    "batch_size": config.batch_size,
-    "steps_per_epoch": bare.steps_per_epoch,
-    "epochs_per_round": num_epochs,
-    "bare_step": {
-      "epoch_seconds": machine.summary(bare_rounds),
-      "images_per_second": machine.summary([images / each for each in bare_rounds]),
-    },
-    "loop": {
-      name: {
-        "epoch_seconds": machine.summary(epochs[name]),
-        "images_per_second": machine.summary([images / each for each in rounds[name]]),
-        "share_of_bare_step": machine.summary(ratios[name]),
+  rows = []
+  for name, each in turns.items():
+    befores, loops, afters = zip(*each, strict=True)
+    means = [statistics.fmean(loop) for loop in loops]
+    shares = [
+      (b + a) / 2 / mean for b, mean, a in zip(befores, means, afters, strict=True)
+    ]
+    rows.append(
+      {
+        "network, and the loop with": f"{config.network_title}, {name}",
+        "seconds an epoch": benchmark.summary([*itertools.chain(*loops)]),
+        "images/s": benchmark.digits(images / statistics.median(means)),
+        "bare step's": benchmark.digits(images / statistics.median(befores + afters)),
+        "share": round(statistics.median(shares), 2),
       }
-      for name in loops
-    },
-  }
+    )
+  return rows
 
 
-def main() -> None:
-  """Prints tables to standard error, and one JSON object to standard output."""
-  cases = [measure(config) for config in _CONFIGS]
-  tables.show("train_loop", {"machine": machine.description(), "cases": cases})
+def measure_all() -> dict[str, Any]:
+  """Returns the JSON object."""
+  return {"tables": {"train_loop": [row for each in _CONFIGS for row in measure(each)]}}
 
 
 if __name__ == "__main__":
-  program.run(main)
+  benchmark.run(measure_all)

@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from benchmarks import peer_flax, peer_jax, side_by_side
@@ -81,14 +80,12 @@ def test_a_measurement(monkeypatch):
     [side_by_side.SKIPINIT_JAX],
     rounds=1,
   )
-  assert result["name"] == "Wide-ResNet 10-1, 8x8, batch 8, skipinit"
-  (row,) = result["peers"].values()
-  step = row["step_seconds"]
+  (measured,) = result.values()
+  step = measured.step_seconds
   assert 0 < step["min"] <= step["median"] <= step["max"]
-  np.testing.assert_allclose(row["images_per_second"], 8 / step["median"], rtol=0.02)
   # Compiling takes longer than a step, and JAX alone more than 50 megabytes.
-  assert row["seconds_to_first_step"] > step["median"]
-  assert row["peak_gigabytes"] > 0.05
+  assert measured.seconds_to_first_step > step["median"]
+  assert measured.peak_gigabytes > 0.05
 
 
 def test_a_peer_that_fails():
@@ -98,9 +95,7 @@ def test_a_peer_that_fails():
 
 def test_the_scalar_needs_no_memory():
   skipinit, unnormalized = (
-    peer_jax.compile_step(
-      Case(16, 1, image_size=8, batch_size=128, method=method)
-    ).activation_megabytes
+    peer_jax.compile_step(Case(10, 1, image_size=8, batch_size=128, method=method))[1]
     for method in ("skipinit", "unnormalized")
   )
   assert 0 < skipinit < 1.05 * unnormalized
