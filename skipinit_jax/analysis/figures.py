@@ -123,7 +123,7 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
       _draw(axes, line, styles[label], panel.log_y)
     if panel.log_y:
       points = np.concatenate([np.asarray(each[1]) for each in panel.lines.values()])
-      _scale_by_decades(axes, points[_visible(points, log=True)])
+      drawing.scale_by_decades(axes, points[_visible(points, log=True)])
     if panel.log_x:
       axes.set_xscale("log", base=2)
     else:
@@ -132,8 +132,13 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     axes.tick_params(labelsize=9)
     axes.grid(alpha=0.25)
   figure.supxlabel(x_label, fontsize=10)
-  handles = [Line2D([], [], linewidth=1.5, **style) for style in styles.values()]
-  drawing.finish(figure, handles, list(labels))
+  drawing.finish(
+    figure,
+    [
+      Line2D([], [], linewidth=1.5, label=label, **style)
+      for label, style in styles.items()
+    ],
+  )
   return figure
 
 
@@ -163,25 +168,6 @@ def _draw(axes: "Axes", line: Line, style: dict[str, Any], log: bool) -> None:
 def _visible(values: np.ndarray, log: bool) -> np.ndarray:
   """Tells which values an axis can show."""
   return np.isfinite(values) & ((values > 0) | (not log))
-
-
-def _scale_by_decades(axes: "Axes", shown: np.ndarray) -> None:
-  """Makes the vertical axis logarithmic, with readable ticks for the values shown."""
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
-  axes.set_yscale("log")
-  axes.yaxis.set_minor_formatter(NullFormatter())
-  if not shown.size:
-    return
-  # Beyond these, an axis with its margin would leave the range of float64.
-  low, high = np.log10(np.clip([shown.min(), shown.max()], 1e-140, 1e140))
-  # At least a decade: otherwise the noise of a constant would fill the panel.
-  margin = max(0.0, 1 - (high - low)) / 2 + 0.05 * (high - low) + 0.02
-  axes.set_ylim(10 ** (low - margin), 10 ** (high + margin))
-  if high - low < 2.5:
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

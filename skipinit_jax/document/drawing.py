@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 # matplotlib takes most of a second to import.
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 _COLORS = (
@@ -27,11 +30,7 @@ _WIDTH = 6.4
 
 
 def new_figure(height: float) -> "Figure":
-  """Returns an empty figure.
-
-  Args:
-    height: in inches.
-  """
+  """Returns an empty figure, so many inches high."""
   from matplotlib.figure import Figure
 
   return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
@@ -45,20 +44,20 @@ def style(index: int) -> dict[str, Any]:
   }
 
 
-def finish(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
+def finish(figure: "Figure", handles: Sequence[Any] | None = None) -> None:
   """Puts a legend above the figure, in as many columns as fit, and opens its frames.
 
   Args:
-    figure: the figure.
-    handles: what the labels stand for; none: no legend.
-    labels: the labels.
+    handles: what the legend has; None: everything with a label in the first panel.
   """
+  if handles is None:
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+  labels = [str(handle.get_label()) for handle in handles]
   if labels:
     # Inches of the longest label, with its sign.
     column = 0.6 + 0.075 * max(map(len, labels))
     figure.legend(
-      handles,
-      labels,
+      handles=handles,
       loc="outside upper center",
       ncols=max(1, min(len(labels), int(_WIDTH / column))),
       frameon=False,
@@ -66,3 +65,22 @@ def finish(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> N
     )
   for each in figure.axes:
     each.spines[["top", "right"]].set_visible(False)
+
+
+def scale_by_decades(axes: "Axes", shown: np.ndarray) -> None:
+  """Makes the vertical axis logarithmic, with readable ticks for the values shown."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+  axes.set_yscale("log")
+  axes.yaxis.set_minor_formatter(NullFormatter())
+  if not shown.size:
+    return
+  # Beyond these, an axis with its margin would leave the range of float64.
+  low, high = np.log10(np.clip([shown.min(), shown.max()], 1e-140, 1e140))
+  # At least a decade: otherwise the noise of a constant would fill the panel.
+  margin = max(0.0, 1 - (high - low)) / 2 + 0.05 * (high - low) + 0.02
+  axes.set_ylim(10 ** (low - margin), 10 ** (high + margin))
+  if high - low < 2.5:
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

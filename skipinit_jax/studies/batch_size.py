@@ -5,12 +5,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from skipinit_jax import data, methods
 from skipinit_jax.data import in_memory
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies.figures import Point
 from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import Optimum, difference
@@ -130,15 +133,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
 
 
 def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int | None:
-  """Returns the ghost batch size of a run of a study that has several batch sizes.
-
-  Args:
-    largest: examples of a ghost batch, for larger batches; None: whole batches.
-    batch_size: examples of a step.
-
-  Returns:
-    The size; None: normalize whole batches, or the method has no batch norm.
-  """
+  """Returns the ghost batch size of a run; None where whole batches are normalized."""
   if largest is None or batch_size <= largest:
     return None
   return largest if methods.get(method).has_batch_norm else None
@@ -338,73 +333,55 @@ def _curves(results: Results, budget: str) -> Figure:
 
 
 def batch_size_curves(results: Results, budget: str) -> "Drawing":
-  """Draws accuracy, loss, best and largest stable rate by batch size.
-
-  Args:
-    budget: "epochs" or "steps".
-  """
-  from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
-  figure = drawing.new_figure(6.2)
-  accuracy, loss, best, stable = figure.subplots(2, 2).flat
-  searches = [each for each in results.searches if each.labels.budget == budget]
-  sizes = sorted({search.labels.batch_size for search in searches})
-  loss.set_yscale("log")
-  losses = [search.train_loss for search in searches if search.train_loss]
-  if losses:
-    loss.set_ylim(min(losses) / 2, max(losses) * 2)
-  for index, column in enumerate(unique(search.column for search in searches)):
-    style = figures.style(index)
-    points = [
-      (size, search)
-      for size in sizes
-      for search in searches
-      if (search.labels.batch_size, search.column) == (size, column)
+  """Draws accuracy, loss, best and largest stable rate by batch size."""
+  figure, panels = figures.new_panels(
+    (
+      "test accuracy (%)",
+      "training loss",
+      "optimal learning rate",
+      "largest stable learning rate",
+    ),
+    "batch size",
+  )
+  accuracy, loss, best, stable = panels
+  searches = sorted(
+    (each for each in results.searches if each.labels.budget == budget),
+    key=lambda search: search.labels.batch_size,
+  )
+  sizes = unique(search.labels.batch_size for search in searches)
+  drawing.scale_by_decades(
+    loss, np.array([each.train_loss for each in searches if each.train_loss])
+  )
+  for index, column in enumerate(unique(each.column for each in results.searches)):
+    line = [
+      (each.labels.batch_size, each) for each in searches if each.column == column
     ]
-    figures.plot_accuracies(accuracy, points, column, style)
-    completed = [(size, search) for size, search in points if search.train_loss]
-    loss.errorbar(
-      [size for size, _ in completed],
-      [search.train_loss for _, search in completed],
-      [search.train_loss_deviation or 0.0 for _, search in completed],
-      capsize=2,
-      **style,
-    )
-    figures.plot_best_rates(best, points, style)
-    found = [
-      (size, search.largest_stable_rate, search.is_stable_throughout)
-      for size, search in points
-      if search.largest_stable_rate is not None
+    if not line:
+      continue
+    figures.draw_line(accuracy, figures.mean_points(line), index, column)
+    losses = figures.mean_points(line, "train_loss", 1.0)
+    figures.draw_line(loss, losses, index)
+    figures.draw_line(best, figures.best_rate_points(line), index)
+    rates = [
+      Point(size, each.largest_stable_rate, is_bound=each.is_stable_throughout)
+      for size, each in line
+      if each.largest_stable_rate is not None
     ]
-    stable.plot([size for size, _, _ in found], [rate for _, rate, _ in found], **style)
-    bounds = [(size, rate) for size, rate, is_bound in found if is_bound]
-    figures.plot_bounds(stable, bounds, style)
-  titles = {
-    accuracy: "test accuracy (%)",
-    loss: "training loss",
-    best: "optimal learning rate",
-    stable: "largest stable learning rate",
-  }
-  for axes, title in titles.items():
-    axes.set_title(title, fontsize=10)
+    figures.draw_line(stable, rates, index)
+  for axes in panels:
     figures.log_axis(axes, "x", sizes, most=7, label=str)
-    axes.grid(alpha=0.25)
-  figure.supxlabel("batch size", fontsize=10)
-  loss.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-  loss.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-  loss.yaxis.set_minor_locator(NullLocator())
   # Legends list error bars after lines, and this one is to be the last.
   accuracy.errorbar(
     [], [], fmt=":", color="gray", label="proportional to the batch size"
   )
   for axes in (best, stable):
-    if rates := figures.log_rate_axis(axes, most=8):
+    if drawn := figures.log_rate_axis(axes, most=8):
       # A line of slope one through the middle: in proportion to the batch size.
-      middle = math.sqrt(min(rates) * max(rates) / (sizes[0] * sizes[-1]))
+      middle = math.sqrt(min(drawn) * max(drawn) / (sizes[0] * sizes[-1]))
       limits = axes.get_ylim()
       axes.plot(sizes, [middle * size for size in sizes], ":", color="gray")
       axes.set_ylim(limits)
-  drawing.finish(figure, *accuracy.get_legend_handles_labels())
+  drawing.finish(figure)
   return figure
 
 

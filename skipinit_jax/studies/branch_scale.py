@@ -123,21 +123,16 @@ def _search(
     alpha=labels.alpha,
     learnable_alpha=labels.learnable,
   )
-  name = f"{train.model}_{labels.depth}/{labels.method}"
   if labels.alpha is None:
-    return Search(
-      name=f"{name}/as_it_is",
-      row=f"{train.network_title}, as it is",
-      column=_line_title(labels),
-      labels=labels,
-      config=train,
-      protocol=config.search,
-    )
-  kind = "learnable" if labels.learnable else "constant"
+    name, row, column = "as_it_is", "as it is", _line_title(labels)
+  else:
+    kind = "learnable" if labels.learnable else "constant"
+    name, row = f"{kind}/alpha_{labels.alpha!r}", _line_title(labels)
+    column = f"α = {format_alpha(labels.alpha)}"
   return Search(
-    name=f"{name}/{kind}/alpha_{labels.alpha!r}",
-    row=f"{train.network_title}, {_line_title(labels)}",
-    column=f"α = {format_alpha(labels.alpha)}",
+    name=f"{train.model}_{labels.depth}/{labels.method}/{name}",
+    row=f"{train.network_title}, {row}",
+    column=column,
     labels=labels,
     config=train,
     protocol=config.search,
@@ -251,39 +246,37 @@ def branch_scale_report(results: Results) -> StudyReport:
 def branch_scale_curves(results: Results) -> "Drawing":
   """Draws test accuracy and best rate by alpha, a row of panels for each depth."""
   depths = unique(search.labels.depth for search in results.searches)
-  alphas = sorted(
-    {
-      search.labels.alpha
-      for search in results.searches
-      if search.labels.alpha is not None
-    }
-  )
+  given = {each.labels.alpha for each in results.searches}
+  alphas = sorted(alpha for alpha in given if alpha is not None)
   lines = unique(_line_title(search.labels) for search in results.searches)
-  figure = drawing.new_figure(1.2 + 2.1 * len(depths))
-  panels = figure.subplots(len(depths), 2, squeeze=False)
-  for (accuracy, best), depth in zip(panels, depths, strict=True):
+  titles = [
+    f"{quantity}, depth {depth}"
+    for depth in depths
+    for quantity in ("test accuracy (%)", "optimal learning rate")
+  ]
+  figure, panels = figures.new_panels(titles, "α at initialization")
+  for accuracy, best, depth in zip(panels[::2], panels[1::2], depths, strict=True):
     searches = [each for each in results.searches if each.labels.depth == depth]
     for index, line in enumerate(lines):
-      style = figures.style(index)
+      color = drawing.style(index)["color"]
       mine = [each for each in searches if _line_title(each.labels) == line]
-      points = [
-        (place, search)
-        for place, alpha in enumerate(alphas)
-        for search in mine
-        if search.labels.alpha == alpha
-      ]
-      if not points:
+      places = sorted(
+        (
+          (alphas.index(each.labels.alpha), each)
+          for each in mine
+          if each.labels.alpha is not None
+        ),
+        key=lambda place: place[0],
+      )
+      if not places:
         for search in mine:
-          _draw_reference(accuracy, best, search, style["color"])
+          _draw_reference(accuracy, best, search, color)
         continue
-      figures.plot_accuracies(accuracy, points, line, style)
-      failed = [place for place, search in points if search.test_accuracy is None]
-      accuracy.plot(failed, [3] * len(failed), "x", color=style["color"], markersize=6)
-      figures.plot_best_rates(best, points, style)
+      figures.draw_line(accuracy, figures.mean_points(places), index, line)
+      failed = [place for place, search in places if search.test_accuracy is None]
+      accuracy.plot(failed, [3] * len(failed), "x", color=color, markersize=6)
+      figures.draw_line(best, figures.best_rate_points(places), index)
     accuracy.set_ylim(0, 104)
-    accuracy.set_ylabel("test accuracy (%)")
-    accuracy.set_title(f"depth {depth}", fontsize=10)
-    best.set_title(f"optimal learning rate, depth {depth}", fontsize=10)
     figures.log_rate_axis(best, most=6)
     for axes in (accuracy, best):
       ticks = [figures.tick(alpha, format_alpha) for alpha in alphas]
@@ -291,9 +284,7 @@ def branch_scale_curves(results: Results) -> "Drawing":
       every = -(-len(alphas) // 6)
       axes.set_xticks(range(len(alphas))[::every], ticks[::every], fontsize=9)
       axes.set_xlim(-0.5, len(alphas) - 0.5)
-      axes.grid(alpha=0.25)
-  figure.supxlabel("α at initialization", fontsize=10)
-  drawing.finish(figure, *panels[0, 0].get_legend_handles_labels())
+  drawing.finish(figure)
   return figure
 
 

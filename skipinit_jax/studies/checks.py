@@ -56,8 +56,7 @@ def check_lists(config: Any, name: str = "", *, optional: Sequence[str] = ()) ->
     optional: the lists that may be empty.
 
   Raises:
-    UsageError: a list holds a value of another type than its own, or one twice, or is
-      empty and may not be.
+    UsageError: a list is empty, or holds a value twice or of another type.
   """
   for field in dataclasses.fields(config):
     if typing.get_origin(field.type) is not tuple:
@@ -83,8 +82,6 @@ def with_and_without_l2(
   """Returns the methods to train, each with whether it has L2.
 
   Args:
-    methods: names of methods to train with L2.
-    methods_without_l2: names of methods to train without it.
     **trains: the training configurations, by their names in the study's.
 
   Raises:

@@ -92,10 +92,7 @@ def trains_claim(
 ) -> Finding:
   """Returns a claim that networks train, or that they do not.
 
-  Args:
-    searches: the networks, at least one.
-    trains: what it expects of each.
-    name: what to call a network in the evidence.
+  Its evidence calls each network by its `name`.
   """
   evidence = "; ".join(
     f"{name(search)}: {describe_accuracy(search)}"

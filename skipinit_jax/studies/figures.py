@@ -6,10 +6,11 @@ They are drawn without pyplot: no global state, no display.
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from skipinit_jax.document import drawing
 from skipinit_jax.studies.formatting import format_rate
+from skipinit_jax.studies.statistics import RateSummary
 from skipinit_jax.studies.study import Labels, SearchResult, StudyResults, unique
 
 # matplotlib takes most of a second to import; a study draws when it has finished.
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-Points = Sequence[tuple[float, SearchResult[Labels]]]
-"""Searches, each with its place on the horizontal axis."""
-
 _PANELS_PER_ROW = 2
 # As many numbers, and names of networks, stand side by side in that width.
 _BARS_PER_PANEL = 20
 _NETWORKS_PER_PANEL = 3
+
+
+class Point(NamedTuple):
+  """A mark at (x, y), with whiskers of two lengths; hollow if y is only a bound."""
+
+  x: float
+  y: float
+  below: float = 0.0
+  above: float = 0.0
+  is_bound: bool = False
 
 
 def accuracy_bars(
@@ -49,7 +57,7 @@ def accuracy_bars(
       if search.row in rows:
         index = columns.index(search.column)
         center = rows.index(search.row) - 0.42 + (index + 0.5) * bar_width
-        _bar(axes, search, center, 0.92 * bar_width, style(index)["color"])
+        _bar(axes, search, center, 0.92 * bar_width, drawing.style(index)["color"])
     axes.set_xticks(range(len(rows)), rows)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, max(map(len, parts)) - 0.5)
@@ -57,12 +65,12 @@ def accuracy_bars(
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("test accuracy (%)")
   for index, column in enumerate(columns):
-    panels[0].bar(0, 0, color=style(index)["color"], label=column)
+    panels[0].bar(0, 0, color=drawing.style(index)["color"], label=column)
   if not all(search.trains for search in results.searches):
     panels[0].bar(
       0, 0, color="none", edgecolor="gray", hatch="////", label="does not train"
     )
-  drawing.finish(figure, *panels[0].get_legend_handles_labels())
+  drawing.finish(figure)
   return figure
 
 
@@ -103,194 +111,160 @@ def rate_curves(results: StudyResults[Labels]) -> "Figure":
   ]
   lowest = 20 * math.floor(min(accuracies, default=0.0) / 20)
   step = 0.07 * (100 - lowest)
-
-  def draw(axes: "Axes", lines: Sequence[tuple[SearchResult[Labels], Any]]) -> None:
+  figure, panels = new_panels(results.rows, "learning rate", "test accuracy (%)")
+  for axes, row in zip(panels, results.rows, strict=True):
     failing = 0
-    for search, line_style in lines:
-      points = [
-        (rate.learning_rate, 100 * rate.test_accuracy, rate.test_accuracy_deviation)
-        for rate in search.rates
-        if rate.test_accuracy is not None
-      ]
-      axes.errorbar(
-        [rate for rate, _, _ in points],
-        [accuracy for _, accuracy, _ in points],
-        [100 * (deviation or 0.0) for _, _, deviation in points],
-        capsize=2,
-        **line_style,
-      )
-      failed = [
-        rate.learning_rate for rate in search.rates if rate.test_accuracy is None
-      ]
+    for search in results.in_row(row):
+      index = results.columns.index(search.column)
+      color = drawing.style(index)["color"]
+      rates = [(rate.learning_rate, rate) for rate in search.rates]
+      draw_line(axes, mean_points(rates), index)
+      failed = [rate for rate, summary in rates if summary.test_accuracy is None]
       if failed:
         # Below the accuracies, each method at its own height.
         failing += 1
         heights = [lowest - step * failing] * len(failed)
-        axes.plot(failed, heights, "x", color=line_style["color"], markersize=5)
+        axes.plot(failed, heights, "x", color=color, markersize=5)
       if search.trains and search.optimum and search.test_accuracy is not None:
-        axes.plot(
-          search.optimum.learning_rate,
-          100 * search.test_accuracy,
-          "o",
-          markersize=11,
-          markerfacecolor="none",
-          markeredgecolor=line_style["color"],
-        )
+        best = search.optimum.learning_rate, 100 * search.test_accuracy
+        axes.plot(*best, "o", markersize=11, markerfacecolor="none", color=color)
     if failing:
       axes.axhline(lowest, color="gray", linewidth=0.8)
-    rates = {rate.learning_rate for search, _ in lines for rate in search.rates}
-    log_axis(axes, "x", rates, most=8)
+    tried = {
+      rate.learning_rate for search in results.in_row(row) for rate in search.rates
+    }
+    log_axis(axes, "x", tried, most=8)
     axes.set_yticks(range(lowest, 101, 20 if lowest < 60 else 10))
     bottom = lowest - step * (failing + 0.7) if failing else lowest
     axes.set_ylim(bottom, 100 + step / 2)
-
-  return _panels(results, draw, "learning rate")
+  _finish(figure, results.columns)
+  return figure
 
 
 def learning_curves(results: StudyResults[Labels]) -> "Figure":
   """Draws test accuracy by epoch at each best rate, the mean over completed runs."""
-
-  def draw(axes: "Axes", lines: Sequence[tuple[SearchResult[Labels], Any]]) -> None:
-    for search, line_style in lines:
+  figure, panels = new_panels(results.rows, "epoch", "test accuracy (%)")
+  for axes, row in zip(panels, results.rows, strict=True):
+    for search in results.in_row(row):
       curves = [run.history["test"] for run in results.at_best_rate(search)]
       if curves:
         accuracies = zip(*(curve["accuracy"] for curve in curves), strict=True)
         means = [100 * statistics.fmean(each) for each in accuracies]
-        axes.plot(curves[0]["epoch"], means, markevery=_mark_every(means), **line_style)
+        _draw_curve(
+          axes, curves[0]["epoch"], means, results.columns.index(search.column)
+        )
     if not axes.lines:
       axes.text(0.5, 0.5, "no rate completes", ha="center", transform=axes.transAxes)
     axes.set_ylim(0, 104)
     axes.set_xlim(left=0)
-
-  return _panels(results, draw, "epoch")
-
-
-def _panels(
-  results: StudyResults[Labels],
-  draw: Callable[["Axes", Sequence[tuple[SearchResult[Labels], Any]]], None],
-  x_label: str,
-) -> "Figure":
-  """Draws test accuracies, a panel for each row of the table, a line for a column."""
-  rows, columns = results.rows, results.columns
-  across = min(_PANELS_PER_ROW, len(rows))
-  down = -(-len(rows) // across)
-  figure = drawing.new_figure(1.1 + 2.1 * down)
-  panels = list(figure.subplots(down, across, squeeze=False).flat)
-  for axes, row in zip(panels, rows, strict=False):
-    draw(
-      axes,
-      [(search, style(columns.index(search.column))) for search in results.in_row(row)],
-    )
-    axes.set_title(row, fontsize=10)
-    axes.grid(alpha=0.25)
-  for axes in panels[len(rows) :]:
-    axes.remove()
-  for index, column in enumerate(columns):
-    panels[0].plot([], [], label=column, **style(index))
-  figure.supxlabel(x_label, fontsize=10)
-  figure.supylabel("test accuracy (%)", fontsize=10)
-  drawing.finish(figure, *panels[0].get_legend_handles_labels())
+  _finish(figure, results.columns)
   return figure
+
+
+def _finish(figure: "Figure", labels: Sequence[str]) -> None:
+  """Finishes a figure whose first panel may lack some of the lines."""
+  for index, label in enumerate(labels):
+    figure.axes[0].plot([], [], label=label, **_style(index))
+  drawing.finish(figure)
 
 
 def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   """Draws loss and accuracy of one run by epoch, on training and test set."""
-  figure = drawing.new_figure(3.2)
-  panels = figure.subplots(1, 2)
-  loss, accuracy = panels
-  names = {"train": "training set, as trained on", "test": "test set"}
-  for index, (name, label) in enumerate(names.items()):
-    curve = history[name]
-    line_style = style(index) | {"markevery": _mark_every(curve["epoch"])}
-    loss.plot(curve["epoch"], curve["loss"], label=label, **line_style)
+  figure, (loss, accuracy) = new_panels(("loss", "accuracy (%)"), "epoch")
+  curves = [history["train"], history["test"]]
+  for index, curve in enumerate(curves):
+    _draw_curve(loss, curve["epoch"], curve["loss"], index)
     percent = [100 * value for value in curve["accuracy"]]
-    accuracy.plot(curve["epoch"], percent, **line_style)
+    _draw_curve(accuracy, curve["epoch"], percent, index)
+  # A run that diverged has losses that are not finite.
   losses = [
-    value
-    for name in names
-    for value in history[name]["loss"]
-    # A run that diverged has losses that are not finite.
-    if 0 < value < math.inf
+    value for curve in curves for value in curve["loss"] if 0 < value < math.inf
   ]
   # Below a decade, a logarithmic axis has hardly a readable number.
   if losses and max(losses) > 10 * min(losses):
     loss.set_yscale("log")
   accuracy.set_ylim(0, 104)
-  for axes, title in zip(panels, ("loss", "accuracy (%)"), strict=True):
-    axes.set_title(title, fontsize=10)
+  for axes in (loss, accuracy):
     axes.set_xlim(left=0)
-    axes.grid(alpha=0.25)
-  figure.supxlabel("epoch", fontsize=10)
-  drawing.finish(figure, *loss.get_legend_handles_labels())
+  for line, label in zip(
+    loss.lines, ("training set, as trained on", "test set"), strict=True
+  ):
+    line.set_label(label)
+  drawing.finish(figure)
   return figure
 
 
-def _mark_every(values: Sequence[Any]) -> int:
+def _draw_curve(
+  axes: "Axes", epochs: Sequence[float], values: Sequence[float], index: int
+) -> None:
   # Twelve marks at most: more would hide the line.
-  return max(1, -(-len(values) // 12))
+  axes.plot(epochs, values, markevery=max(1, -(-len(values) // 12)), **_style(index))
 
 
-def style(index: int) -> dict[str, Any]:
-  """Returns how the line of this number looks, as arguments of matplotlib's `plot`."""
-  return drawing.style(index) | {"markersize": 5, "linewidth": 1.5}
+def _style(index: int) -> dict[str, Any]:
+  return {**drawing.style(index), "markersize": 5, "linewidth": 1.5}
 
 
-def plot_accuracies(
-  axes: "Axes", points: Points[Labels], label: str, line_style: Mapping[str, Any]
+def new_panels(
+  titles: Sequence[str], x_label: str, y_label: str = ""
+) -> "tuple[Figure, list[Axes]]":
+  """Returns a figure and its panels, two in a row."""
+  across = min(_PANELS_PER_ROW, len(titles))
+  down = -(-len(titles) // across)
+  figure = drawing.new_figure(1.2 + 2.1 * down)
+  panels = list(figure.subplots(down, across, squeeze=False).flat)
+  for axes in panels[len(titles) :]:
+    axes.remove()
+  panels = panels[: len(titles)]
+  for axes, title in zip(panels, titles, strict=True):
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+  figure.supxlabel(x_label, fontsize=10)
+  figure.supylabel(y_label, fontsize=10)
+  return figure, panels
+
+
+def draw_line(
+  axes: "Axes", points: Sequence[Point], index: int, label: str | None = None
 ) -> None:
-  """Draws a line of test accuracies in %, with whiskers of one deviation."""
-  completed = [
-    (x, 100 * search.test_accuracy, 100 * (search.test_accuracy_deviation or 0.0))
-    for x, search in points
-    if search.test_accuracy is not None
-  ]
-  axes.errorbar(
-    [x for x, _, _ in completed],
-    [accuracy for _, accuracy, _ in completed],
-    [deviation for _, _, deviation in completed],
-    capsize=2,
-    label=label,
-    **line_style,
-  )
-
-
-def plot_best_rates(
-  axes: "Axes", points: Points[Labels], line_style: Mapping[str, Any]
-) -> None:
-  """Draws the best rates of networks that train, with their ranges.
-
-  Rates at the edge of a search are hollow.
-  """
-  # Networks at chance have no optimal rate.
-  optima = [
-    (x, search.optimum)
-    for x, search in points
-    if search.trains and search.optimum is not None
-  ]
-  axes.errorbar(
-    [x for x, _ in optima],
-    [optimum.learning_rate for _, optimum in optima],
-    [
-      [optimum.learning_rate - optimum.lowest_rate for _, optimum in optima],
-      [optimum.highest_rate - optimum.learning_rate for _, optimum in optima],
-    ],
-    capsize=2,
-    **line_style,
-  )
-  bounds = [
-    (x, optimum.learning_rate) for x, optimum in optima if not optimum.is_inside
-  ]
-  plot_bounds(axes, bounds, line_style)
-
-
-def plot_bounds(
-  axes: "Axes", points: Sequence[tuple[float, float]], line_style: Mapping[str, Any]
-) -> None:
-  """Marks points that are only bounds: they are hollow."""
-  if points:
+  """Draws a line through points, in the color and with the mark of its number."""
+  x, y = [point.x for point in points], [point.y for point in points]
+  whiskers = [[point.below for point in points], [point.above for point in points]]
+  axes.errorbar(x, y, whiskers, capsize=2, label=label, **_style(index))
+  bounds = [point for point in points if point.is_bound]
+  if bounds:
     hollow = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
-    xs, ys = zip(*points, strict=True)
-    axes.plot(xs, ys, **{**line_style, **hollow})
+    x, y = [point.x for point in bounds], [point.y for point in bounds]
+    axes.plot(x, y, **_style(index) | hollow)
+
+
+def mean_points(
+  places: Iterable[tuple[float, SearchResult[Any] | RateSummary]],
+  quantity: str = "test_accuracy",
+  factor: float = 100.0,
+) -> list[Point]:
+  """Returns means, such as accuracies in %, with whiskers of one deviation."""
+  points = []
+  for x, each in places:
+    mean = getattr(each, quantity)
+    if mean is not None:
+      deviation = factor * (getattr(each, f"{quantity}_deviation") or 0.0)
+      points.append(Point(x, factor * mean, deviation, deviation))
+  return points
+
+
+def best_rate_points(places: Iterable[tuple[float, SearchResult[Any]]]) -> list[Point]:
+  """Returns the best rates of networks that train, with their ranges.
+
+  Rates at the edge of a search are bounds; networks at chance have no best rate.
+  """
+  points = []
+  for x, search in places:
+    best = search.optimum
+    if search.trains and best is not None:
+      rate, low, high = best.learning_rate, best.lowest_rate, best.highest_rate
+      points.append(Point(x, rate, rate - low, high - rate, not best.is_inside))
+  return points
 
 
 def log_axis(

@@ -179,16 +179,11 @@ def regularization_report(results: Results) -> StudyReport:
 
 def regularization_curves(results: Results) -> "Drawing":
   """Draws test accuracy by dropout rate, a line for each row of the table."""
-  figure = drawing.new_figure(4.8)
-  axes = figure.add_subplot()
+  figure, (axes,) = figures.new_panels([""], "dropout rate", "test accuracy (%)")
   for index, row in enumerate(results.rows):
     points = [(each.labels.dropout_rate, each) for each in results.in_row(row)]
-    points.sort(key=lambda point: point[0])
-    figures.plot_accuracies(axes, points, row, figures.style(index))
-  axes.set_xlabel("dropout rate")
-  axes.set_ylabel("test accuracy (%)")
-  axes.grid(alpha=0.25)
-  drawing.finish(figure, *axes.get_legend_handles_labels())
+    figures.draw_line(axes, sorted(figures.mean_points(points)), index, row)
+  drawing.finish(figure)
   return figure
 
 

@@ -126,15 +126,9 @@ def grid_table(
   corner: str,
   note: str,
 ) -> Table:
-  """Returns a table with the rows and columns of a study.
+  """Returns a table with the rows, and some of the columns, of a study.
 
-  Args:
-    searches: what its rows are of.
-    columns: the titles of the columns to show.
-    entry: what to say of a search.
-    name: the stem of its files.
-    corner: what its rows are.
-    note: how to read it.
+  `entry` says something of a search, `corner` what the rows are.
   """
   rows: dict[str, dict[str, str | Entry]] = {}
   for search in searches:
@@ -199,20 +193,12 @@ def accuracy_entry(search: SearchResult[Any]) -> Entry:
 
 
 def dataset_title(results: StudyResults[Any], field: str = "train") -> str:
-  """Returns the name of a study's data set for people.
-
-  Args:
-    field: the training configuration in the study's that names it.
-  """
+  """Returns the name for people of the data set of one of a study's fields."""
   return data.title(results.config[field]["dataset"])
 
 
 def network_title(results: StudyResults[Any], **changes: Any) -> str:
-  """Returns the name for people of the network of a study's field `train`.
-
-  Args:
-    **changes: fields of the network that the study sets itself.
-  """
+  """Returns the name for people of a study's network, with some changes of its own."""
   train = results.config["train"]
   fields = {name: train[name] for name in ("model", "depth", "width", "version")}
   return TrainConfig(**fields | changes).network_title
@@ -246,22 +232,16 @@ def _signal_sections(results: StudyResults[Any]) -> list[Section]:
   """Returns a section on the signal during training, if it was logged."""
   contents = []
   for number, row in enumerate(results.rows, 1):
-    networks = {
-      search.column: _signal_history(results, search) for search in results.in_row(row)
-    }
+    networks: dict[str, SignalHistory | str] = {}
+    for search in results.in_row(row):
+      run = signal_run(results, search)
+      networks[search.column] = (
+        read_signal(run.history) or "not logged" if run else "no rate completes"
+      )
     title = f"Signal by block and step, {row}"
     contents += signal_figures(f"signal_{number}", title, networks)
   text = "Each column is one run: the first completed seed at its best rate."
   return [Section("Signal during training", text, contents)] if contents else []
-
-
-def _signal_history(
-  results: StudyResults[Any], search: SearchResult[Any]
-) -> SignalHistory | str:
-  run = signal_run(results, search)
-  if run is None:
-    return "no rate completes"
-  return read_signal(run.history) or "not logged"
 
 
 def signal_figures(
@@ -270,19 +250,13 @@ def signal_figures(
   """Returns heat maps of the signal during training, with how to read them.
 
   Args:
-    name: the stem of their files.
-    title: what they show.
-    networks: what was logged, by the column's title; or, in words, why nothing was.
-
-  Returns:
-    A figure for every three networks; none if no network has a signal.
+    networks: as `heat_map_figures` takes them, which says how many figures there are.
   """
   drawn = heat_map_figures(networks)
-  several = len(drawn) > 1
   return [
     Figure(
-      name=f"{name}_{part}" if several else name,
-      title=f"{title} ({part} of {len(drawn)})" if several else title,
+      name=name if len(drawn) == 1 else f"{name}_{part}",
+      title=title if len(drawn) == 1 else f"{title} ({part} of {len(drawn)})",
       figure=figure,
       description="Heat maps by step and block, a row for each of α, the ratio of "
       "branch to skip path, and the gradient.",

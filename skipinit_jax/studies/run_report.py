@@ -71,10 +71,7 @@ def result_table(result: Result) -> Table:
 
 
 def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
-  """Returns the report of a run: its result, learning curves and signal.
-
-  Args:
-    command: the command that makes the report.
+  """Returns the report of a run, which the command made: result, curves and signal.
 
   Raises:
     UsageError: the run is not finished, or a file of it is damaged.

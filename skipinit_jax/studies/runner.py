@@ -182,24 +182,18 @@ def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
   return path
 
 
+@dataclasses.dataclass
 class _Supervisor:
   """Matches the study's missing runs with this machine's free workers."""
 
-  def __init__(
-    self,
-    study: Study,
-    storage: Storage,
-    threshold: float,
-    workers: "_Workers",
-    lock_path: pathlib.Path,
-    progress: StudyProgress,
-  ):
-    self._study = study
-    self._storage = storage
-    self._threshold = threshold
-    self._workers = workers
-    self._lock_path = lock_path
-    self._progress = progress
+  study: Study
+  storage: Storage
+  threshold: float
+  workers: "_Workers"
+  lock_path: pathlib.Path
+  progress: StudyProgress
+
+  def __post_init__(self) -> None:
     self._running: dict[concurrent.futures.Future[Run | None], ClaimedTrial] = {}
     self._attempts: dict[Key, int] = {}
     self._deaths = 0
@@ -214,7 +208,7 @@ class _Supervisor:
     try:
       return self._run(stop)
     finally:
-      self._workers.close()
+      self.workers.close()
       self._end_all()
 
   def _end_all(self) -> None:
@@ -223,9 +217,9 @@ class _Supervisor:
       done = future.done() and not future.cancelled() and not future.exception()
       run = future.result() if done else None
       if run is not None:
-        self._storage.complete(claim, run)
+        self.storage.complete(claim, run)
       else:
-        self._storage.fail(claim, "interrupted")
+        self.storage.fail(claim, "interrupted")
     self._running.clear()
 
   def _run(self, stop: StopRequest) -> dict[Key, Run]:
@@ -235,32 +229,32 @@ class _Supervisor:
         raise Interrupted
       if time.monotonic() - alive_at >= HEARTBEAT_SECONDS:
         alive_at = time.monotonic()
-        self._storage.heartbeat(self._running.values())
-        self._storage.fail_abandoned()
-        self._storage.fail_stale()
-      runs = self._storage.runs()
-      missing = missing_runs(self._study, runs, self._threshold)
+        self.storage.heartbeat(self._running.values())
+        self.storage.fail_abandoned()
+        self.storage.fail_stale()
+      runs = self.storage.runs()
+      missing = missing_runs(self.study, runs, self.threshold)
       if missing:
-        self._storage.enqueue(missing)
+        self.storage.enqueue(missing)
         self._start(missing)
-      self._progress.update(runs, [key for _, key in missing], len(self._running))
+      self.progress.update(runs, [key for _, key in missing], len(self._running))
       if not missing:
         return runs
       self._wait(stop)
 
   def _start(self, missing: Sequence[tuple[Search, Key]]) -> None:
     searches = {key: search for search, key in missing}
-    while len(self._running) < self._workers.capacity:
-      claim = self._storage.claim(searches, self._lock_path)
+    while len(self._running) < self.workers.capacity:
+      claim = self.storage.claim(searches, self.lock_path)
       if claim is None:
         return
       key = claim.key
       config = searches[key].run_config(key.learning_rate, key.seed)
       try:
-        self._running[self._workers.submit(config, key)] = claim
+        self._running[self.workers.submit(config, key)] = claim
       except BrokenProcessPool:
         # A process died while it had nothing to do, or just now.
-        self._storage.fail(claim, "its process died")
+        self.storage.fail(claim, "its process died")
         self._replace_workers()
         return
 
@@ -281,28 +275,28 @@ class _Supervisor:
         run = future.result()
       except BrokenProcessPool:
         died = True
-        self._storage.fail(claim, "its process died")
+        self.storage.fail(claim, "its process died")
       except UsageError:
-        self._storage.fail(claim, "it cannot be run")
+        self.storage.fail(claim, "it cannot be run")
         raise
       except Exception as error:
         self._fail(claim, error)
       else:
         if run is None:
-          self._storage.fail(claim, "interrupted")
+          self.storage.fail(claim, "interrupted")
         else:
           self._deaths = 0
-          self._storage.complete(claim, run)
+          self.storage.complete(claim, run)
     # Some systems send their signals to all processes of a command.
     if died and not stop.requested:
       self._replace_workers()
 
   def _fail(self, claim: ClaimedTrial, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    self._storage.fail(claim, reason)
+    self.storage.fail(claim, reason)
     attempts = self._attempts[claim.key] = self._attempts.get(claim.key, 0) + 1
-    where = run_dir(self._workers.trials_dir, claim.key)
-    self._progress.message(f"The trial in {where} failed and is retried: {reason}")
+    where = run_dir(self.workers.trials_dir, claim.key)
+    self.progress.message(f"The trial in {where} failed and is retried: {reason}")
     if attempts == _MAX_ATTEMPTS:
       raise UsageError(f"The trial in {where} failed {attempts} times: {reason}")
 
@@ -315,8 +309,8 @@ class _Supervisor:
       )
     # The death of one breaks the pool: its other processes were told to save and end.
     self._end_all()
-    self._progress.message("A worker process died: its trial is retried.")
-    self._workers.replace()
+    self.progress.message("A worker process died: its trial is retried.")
+    self.workers.replace()
 
 
 class _Workers:
@@ -417,10 +411,7 @@ def _start_worker(connection: Connection, num_workers: int) -> None:
   # XLA:CPU takes its number of threads from there, or else has one for each core, in
   # every process, and they wait for each other (docs/performance.md).
   os.environ.setdefault("NPROC", str(max(1, num_cores() // num_workers)))
-  _watch_parent(connection)
 
-
-def _watch_parent(connection: Connection) -> None:
   def watch() -> None:
     # Nothing is ever sent: the end of the file is that the command closed it or died.
     with contextlib.suppress(EOFError, OSError):

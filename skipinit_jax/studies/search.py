@@ -46,14 +46,7 @@ class SearchConfig:
   objective: str = "test_accuracy"
 
   def validate(self, name: str) -> None:
-    """Checks the fields.
-
-    Args:
-      name: what to call this search in an error, such as its flag.
-
-    Raises:
-      UsageError: a field's value is not allowed.
-    """
+    """Raises a UsageError that calls the search `name` if a field is not allowed."""
     check_lists(self, name)
     rates = self.learning_rates
     if not all(_LOWEST_RATE <= rate <= _HIGHEST_RATE for rate in rates):

@@ -77,34 +77,27 @@ class Optimum:
 def summarize_rate(
   learning_rate: float, outcomes: Sequence[Outcome], best_of: int
 ) -> RateSummary:
-  """Returns the statistics of the runs at one rate.
-
-  Args:
-    outcomes: what its runs came to, at least one.
-    best_of: k, the number of best runs that the means are over.
-  """
-  accuracy = _best(
-    [-run.test_accuracy for run in outcomes if run.test_accuracy is not None], best_of
-  )
-  loss = _best(
-    [run.train_loss for run in outcomes if run.train_loss is not None], best_of
-  )
+  """Returns the statistics of the runs at one rate, with means over the best k."""
+  accuracies = [run.test_accuracy for run in outcomes if run.test_accuracy is not None]
+  losses = [run.train_loss for run in outcomes if run.train_loss is not None]
+  accuracy, accuracy_deviation = _mean(sorted(accuracies, reverse=True), best_of)
+  loss, loss_deviation = _mean(sorted(losses), best_of)
   return RateSummary(
     learning_rate=learning_rate,
     num_runs=len(outcomes),
-    num_diverged=sum(run.test_accuracy is None for run in outcomes),
-    test_accuracy=None if accuracy is None else -accuracy[0],
-    test_accuracy_deviation=None if accuracy is None else accuracy[1],
-    train_loss=None if loss is None else loss[0],
-    train_loss_deviation=None if loss is None else loss[1],
+    num_diverged=len(outcomes) - len(accuracies),
+    test_accuracy=accuracy,
+    test_accuracy_deviation=accuracy_deviation,
+    train_loss=loss,
+    train_loss_deviation=loss_deviation,
   )
 
 
-def _best(values: Sequence[float], count: int) -> tuple[float, float | None] | None:
-  """Returns mean and deviation of the lowest values; None if there are too few."""
-  if len(values) < count:
-    return None
-  best = sorted(values)[:count]
+def _mean(values: Sequence[float], count: int) -> tuple[float | None, float | None]:
+  """Returns mean and deviation of the first values; None if there are too few."""
+  best = values[:count]
+  if len(best) < count:
+    return None, None
   return statistics.fmean(best), statistics.stdev(best) if count > 1 else None
 
 
@@ -117,7 +110,7 @@ def find_optimum(rates: Sequence[RateSummary], objective: str) -> Optimum | None
   gone far enough.
 
   Args:
-    rates: the statistics of each rate that was tried, in any order.
+    rates: of each rate that was tried, in any order.
     objective: what decides: one of `OBJECTIVES`.
 
   Returns:
@@ -152,14 +145,10 @@ def find_optimum(rates: Sequence[RateSummary], objective: str) -> Optimum | None
 
 
 def largest_stable_rate(rates: Sequence[RateSummary], threshold: float) -> float | None:
-  """Returns the largest rate that still trains.
+  """Returns the largest rate that still trains; None if there is none.
 
-  Args:
-    threshold: the accuracy above which a network trains, see `above_chance`.
-
-  Returns:
-    The largest rate at which enough runs completed and their mean test accuracy is
-    above the threshold; None if there is none.
+  At a rate that trains enough runs completed, and their mean test accuracy is above
+  the threshold, see `above_chance`.
   """
   stable = [
     rate.learning_rate
@@ -172,17 +161,9 @@ def largest_stable_rate(rates: Sequence[RateSummary], threshold: float) -> float
 def difference(
   value: float, deviation: float | None, other: float, other_deviation: float | None
 ) -> tuple[float, float | None]:
-  """Returns `value - other` and its uncertainty.
+  """Returns `value - other`, and the root of the sum of their squared deviations.
 
-  Args:
-    value: a mean.
-    deviation: its deviation; None if it is unknown.
-    other: the mean to compare it with.
-    other_deviation: the deviation of that; None if it is unknown.
-
-  Returns:
-    The difference, and the root of the sum of the squared deviations; None if one of
-    them is unknown.
+  That is None if one of them is unknown.
   """
   if deviation is None or other_deviation is None:
     return value - other, None
@@ -192,9 +173,7 @@ def difference(
 def above_chance(labels: np.ndarray) -> float:
   """Returns the accuracy above which a network has learned something.
 
-  Args:
-    labels: the labels of the test set, [N] int. Chance is the share of the most
-      frequent one.
+  Chance is the share of the most frequent of the test set's labels, [N] int.
   """
   return above_share(float(np.bincount(labels).max() / len(labels)), len(labels))
 

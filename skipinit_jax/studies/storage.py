@@ -183,11 +183,7 @@ class Storage:
       }
 
   def enqueue(self, wanted: Iterable[tuple[Search, Key]]) -> None:
-    """Adds a trial for each run that has none, in this order.
-
-    Args:
-      wanted: the runs that the study asks for, with their searches.
-    """
+    """Adds a trial for each run that has none, in this order."""
     with self._errors():
       live = self._live()
       for search, key in wanted:
@@ -332,11 +328,7 @@ class Storage:
 
 
 def run_dir(trials_dir: str | os.PathLike[str], key: Key) -> pathlib.Path:
-  """Returns the directory of one run.
-
-  Args:
-    trials_dir: the directory of all runs.
-  """
+  """Returns the directory of one run in that of all."""
   # In full: two rates that are printed alike are two runs.
   return pathlib.Path(
     trials_dir, key.search, f"rate_{key.learning_rate!r}", f"seed_{key.seed}"

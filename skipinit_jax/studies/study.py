@@ -150,10 +150,10 @@ class SearchResult(Generic[Labels]):
     optimum: the best rate by the search's objective; None if too few runs completed
       at every rate.
     largest_stable_rate: the largest rate that trains; None if none does.
-    test_accuracy: at the best rate: mean over the best k of n seeds, from 0 to 1.
-    test_accuracy_deviation: the standard deviation of those seeds.
-    train_loss: at the best rate: mean over the best k of n seeds.
-    train_loss_deviation: the standard deviation of those seeds.
+    test_accuracy: at the best rate, as the three below: see `RateSummary`.
+    test_accuracy_deviation: its deviation.
+    train_loss: the training loss.
+    train_loss_deviation: its deviation.
     trains: whether that test accuracy is above chance, see `statistics.above_chance`.
     num_runs: over all rates and seeds.
     num_diverged: how many of them diverged.
@@ -318,12 +318,8 @@ def missing_runs(
 ) -> list[tuple[Search[Labels], Key]]:
   """Returns the runs that the study asks for and that are not finished.
 
-  Args:
-    threshold: the accuracy above which a network trains.
-
-  Returns:
-    The runs with their searches, in the order in which to run them; empty when the
-    study is finished.
+  They come with their searches, in the order in which to run them. There are none when
+  the study is finished.
   """
   outcomes = _outcomes(runs)
   # Rates vary slower than searches: the second rate of a network then finds the
@@ -343,12 +339,7 @@ def missing_runs(
 def summarize(
   study: Study[Labels], runs: Mapping[Key, Run], threshold: float, command: str
 ) -> StudyResults[Labels]:
-  """Returns the results of a finished study.
-
-  Args:
-    runs: the finished runs; those that the study does not ask for are left out.
-    threshold: the accuracy above which a network trains.
-  """
+  """Returns the results of a finished study, without runs that it does not ask for."""
   outcomes = _outcomes(runs)
   searches, kept = [], []
   for search in study.searches:
@@ -371,7 +362,12 @@ def summarize(
     versions={name: ", ".join(sorted(each)) for name, each in versions.items()},
     devices=sorted({run.device for run in kept}),
   )
-  return dataclasses.replace(results, runs=_without_undrawn_signals(results))
+  drawn = [signal_run(results, search) for search in searches]
+  for index, run in enumerate(kept):
+    if "signal" in run.history and not any(run is each for each in drawn):
+      history = {name: run.history[name] for name in ("train", "test")}
+      kept[index] = dataclasses.replace(run, history=history)
+  return results
 
 
 def _result(
@@ -381,10 +377,8 @@ def _result(
 ) -> SearchResult[Labels]:
   rates = summarize_rates(search.protocol, outcomes)
   optimum = find_optimum(rates, search.protocol.objective)
-  best = next(
-    (rate for rate in rates if optimum and rate.learning_rate == optimum.learning_rate),
-    None,
-  )
+  by_rate = {rate.learning_rate: rate for rate in rates}
+  best = by_rate[optimum.learning_rate] if optimum else None
   return SearchResult(
     name=search.name,
     row=search.row,
@@ -408,25 +402,8 @@ def _result(
 def signal_run(
   results: StudyResults[Labels], search: SearchResult[Labels]
 ) -> Run | None:
-  """Returns the run whose signal stands for a search.
-
-  Returns:
-    The first completed seed at the best rate; None if too few seeds completed at every
-    rate.
-  """
+  """Returns the run whose signal is drawn: the first complete at the best rate."""
   return next(iter(results.at_best_rate(search)), None)
-
-
-def _without_undrawn_signals(results: StudyResults[Any]) -> list[Run]:
-  drawn = [signal_run(results, search) for search in results.searches]
-  return [
-    run
-    if "signal" not in run.history or any(run is each for each in drawn)
-    else dataclasses.replace(
-      run, history={name: run.history[name] for name in ("train", "test")}
-    )
-    for run in results.runs
-  ]
 
 
 def _outcomes(
