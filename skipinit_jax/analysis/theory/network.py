@@ -28,7 +28,7 @@ from skipinit_jax.layers import (
   identity,
   scaled_relu,
 )
-from skipinit_jax.methods import Activation, Method, ModuleFactory
+from skipinit_jax.methods import Activation, Method
 from skipinit_jax.models import (
   ActivatedBlock,
   AttentionBlock,
@@ -40,7 +40,7 @@ from skipinit_jax.models import (
 )
 
 # The gain of each activation that is ReLU but for a factor.
-_RELU_GAINS: dict[Activation, float] = {nn.relu: 1.0, scaled_relu: RELU_GAIN}
+_RELU_GAINS: dict[Activation | None, float] = {nn.relu: 1.0, scaled_relu: RELU_GAIN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,6 @@ class Network:
   grid: tuple[int, int] = (1, 1)
 
 
-def _unbind(factory: ModuleFactory) -> tuple[Any, dict[str, Any]]:
-  """Returns a factory without `functools.partial`, and the arguments bound to it."""
-  if isinstance(factory, functools.partial):
-    return factory.func, factory.keywords
-  return factory, {}
-
-
 def _layer(
   module: nn.Conv | nn.Dense, channels: int, activation: Activation | None
 ) -> Layer:
@@ -97,33 +90,18 @@ def _layer(
     channels: how many its input has.
     activation: what precedes it, whose gain counts to the weights; None: nothing does.
   """
-  layer = Layer(widening=module.features / channels)
-  if isinstance(module, nn.Conv):
-    # The models' windows are square.
-    size, strides = module.kernel_size, module.strides
-    layer = dataclasses.replace(
-      layer,
-      size=size if isinstance(size, int) else size[0],
-      strides=strides if isinstance(strides, int) else strides[0] if strides else 1,
-    )
-  return _with_weights(type(module), module.kernel_init, activation, layer)
-
-
-def _with_weights(
-  module: Any, init: Any, activation: Activation | None, layer: Layer
-) -> Layer:
-  """Returns a layer with weights as a module of this class and initializer has them."""
-  gain = None if activation is None else _RELU_GAINS.get(activation)
-  if gain is None and activation not in (None, identity):
+  rectified = activation in _RELU_GAINS
+  if not rectified and activation not in (None, identity):
     raise UsageError(
       f"The theory does not know the activation {activation!r}: it knows ReLU, "
       "layers.scaled_relu and layers.identity."
     )
-  standardized = issubclass(module, WeightStandardizedConv | WeightStandardizedDense)
+  widening, init = module.features / channels, module.kernel_init
+  standardized = isinstance(module, WeightStandardizedConv | WeightStandardizedDense)
   if standardized:
     variance = 1.0
   elif isinstance(init, VarianceScaling):
-    variance = init.scale / (1.0 if init.fan == "fan_in" else layer.widening)
+    variance = init.scale / (1.0 if init.fan == "fan_in" else widening)
   elif init is nn.initializers.zeros:
     variance = 0.0
   else:
@@ -131,11 +109,20 @@ def _with_weights(
       f"The theory does not know the initializer {init!r}: it knows "
       "layers.VarianceScaling and zeros."
     )
+  layer = Layer(
+    weight_variance=variance * (_RELU_GAINS[activation] ** 2 if rectified else 1.0),
+    widening=widening,
+    standardized=standardized,
+    mean_share=1 / math.pi if standardized and rectified else 0.0,
+  )
+  if not isinstance(module, nn.Conv):
+    return layer
+  # The models' windows are square.
+  size, strides = module.kernel_size, module.strides
   return dataclasses.replace(
     layer,
-    weight_variance=variance if gain is None else variance * gain**2,
-    standardized=standardized,
-    mean_share=1 / math.pi if standardized and gain is not None else 0.0,
+    size=size if isinstance(size, int) else size[0],
+    strides=strides if isinstance(strides, int) else strides[0] if strides else 1,
   )
 
 
@@ -145,7 +132,8 @@ def _activate(method: Method) -> tuple[Operation, ...]:
   relu = (ReLU(),) if activates else ()
   if method.normalizer is None:
     return relu
-  module, keywords = _unbind(method.normalizer)
+  module = getattr(method.normalizer, "func", method.normalizer)
+  keywords = getattr(method.normalizer, "keywords", {})
   if module in (nn.BatchNorm, GhostBatchNorm):
     epsilon = keywords.get("epsilon", module.epsilon)
     return (BatchNorm(activates, epsilon, keywords.get("ghost_batch_size")),)
@@ -243,9 +231,8 @@ def uniform(
   inits = [fields["kernel_init"]] * (layers_per_block - 1) + [
     fields["last_kernel_init"]
   ]
-  module, _ = _unbind(method.dense)
   *layers, projection = (
-    _with_weights(module, init, method.activation, Layer())
+    _layer(method.dense(1, kernel_init=init), 1, method.activation)
     for init in (*inits, method.kernel_init)
   )
   return Network(
