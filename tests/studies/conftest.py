@@ -5,14 +5,12 @@ import getpass
 import itertools
 import os
 import pathlib
-import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -37,19 +35,16 @@ def make_study() -> Callable[..., Study]:
   def make(
     methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
   ) -> Study:
-    fields = {"epochs": 1, "batch_size": 736} | fields
-    protocol = SearchConfig(
-      learning_rates=rates, extend=False, num_seeds=seeds, best_of=1
-    )
+    protocol = SearchConfig(rates, extend=False, num_seeds=seeds, best_of=1)
+    network = {"model": "residual_mlp", "depth": 2, "width": 8}
+    fields = network | {"epochs": 1, "batch_size": 736} | fields
     searches = [
       Search(
         name=f"mlp/{method}",
         row="MLP 2-8",
         column=method,
         labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
-        config=TrainConfig(
-          model="residual_mlp", depth=2, width=8, method=method, **fields
-        ),
+        config=TrainConfig(method=method, **fields),
         protocol=protocol,
       )
       for method in methods
@@ -146,72 +141,39 @@ def has_ended() -> Callable[[int], bool]:
 def postgresql_server() -> Iterator[str]:
   """Runs a PostgreSQL server of its own; its URL, which lacks the database's name."""
   programs = sorted(
-    pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+    pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"),
     key=lambda path: float(path.parts[4]),
   )
-  found = programs[-1] if programs else shutil.which("initdb")
-  if found is None:
+  program = programs[-1] if programs else shutil.which("pg_ctl")
+  if program is None:
     pytest.skip("no PostgreSQL server is installed (Debian's package: postgresql)")
-  bin_dir = pathlib.Path(found).parent
   # PostgreSQL refuses to run as root.
-  user = "postgres" if os.geteuid() == 0 else None
+  user = "postgres" if os.geteuid() == 0 else getpass.getuser()
   # Not in pytest's own folder, which other users may not enter.
   directory = pathlib.Path(tempfile.mkdtemp(prefix="skipinit_postgresql_"))
-  data_dir, log_path = directory / "data", directory / "log"
-  if user is not None:
-    owner = pwd.getpwnam(user)
-    os.chown(directory, owner.pw_uid, owner.pw_gid)
-  name = user or getpass.getuser()
-  subprocess.run(
-    [bin_dir / "initdb", "--auth=trust", "--no-sync", f"--pgdata={data_dir}"],
-    user=user,
-    cwd=directory,
-    check=True,
-    capture_output=True,
-  )
+  shutil.chown(directory, user)
+
+  def control(action: str, *options: str) -> None:
+    subprocess.run(
+      [program, action, f"--pgdata={directory / 'data'}", *options],
+      user=user if os.geteuid() == 0 else None,
+      cwd=directory,
+      check=True,
+      stdout=subprocess.DEVNULL,
+    )
+
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  with log_path.open("wb") as log:
-    server = subprocess.Popen(
-      [
-        bin_dir / "postgres",
-        *("-D", data_dir, "-p", str(port), "-h", "127.0.0.1", "-k", ""),
-        *("-c", "fsync=off", "-c", "full_page_writes=off"),
-      ],
-      user=user,
-      cwd=directory,
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-    )
+  settings = f"-p {port} -h 127.0.0.1 -k '' -c fsync=off -c full_page_writes=off"
   try:
-    deadline = time.monotonic() + 60
-    while not _accepts(port):
-      if server.poll() is not None or time.monotonic() > deadline:
-        pytest.fail(f"PostgreSQL does not start:\n{log_path.read_text()}")
-      time.sleep(0.05)
-    yield f"postgresql+psycopg://{name}:secret@127.0.0.1:{port}"
+    control("initdb", "--options=--auth=trust --no-sync")
+    control("start", "--wait", f"--log={directory / 'log'}", f"--options={settings}")
+    yield f"postgresql+psycopg://{user}:secret@127.0.0.1:{port}"
+    # Which does not wait for those still connected.
+    control("stop", "--mode=fast")
   finally:
-    # Its "fast" shutdown, which does not wait for those still connected.
-    server.send_signal(signal.SIGINT)
-    try:
-      server.wait(30)
-    except subprocess.TimeoutExpired:
-      server.kill()
-      server.wait()
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _accepts(port: int) -> bool:
-  import psycopg
-
-  try:
-    psycopg.connect(host="127.0.0.1", port=port, user="nobody", dbname="postgres")
-  except psycopg.OperationalError as error:
-    # That there is no such user is what a server says that is ready.
-    return "nobody" in str(error)
-  return True
 
 
 _NUMBERS = itertools.count()

@@ -34,15 +34,6 @@ def curve(axes, index=0):
   return {x: pytest.approx(y) for x, y in zip(*line.get_data(), strict=True)}
 
 
-def grid(rows, columns):
-  """A search of each method for each network."""
-  return [
-    make_result(accuracy=0.6 + 0.01 * index, row=row, column=f"method {index}")
-    for row in rows
-    for index in range(columns)
-  ]
-
-
 def test_bars_show_accuracies_and_what_does_not_train():
   figure = figures.accuracy_bars(
     make(
@@ -56,15 +47,11 @@ def test_bars_show_accuracies_and_what_does_not_train():
   assert texts_of(axes) == ["93", "10", "diverges"]
 
 
-def test_bars_have_a_panel_for_each_kind_of_network_and_wrap():
-  results = make(*grid(["a 1", "a 2", "b 1", "b 2"], 2))
+def test_bars_have_a_panel_for_each_kind_of_network():
+  rows = ("a 1", "a 2", "b 1")
+  results = make(*(make_result(row=row, accuracy=0.9) for row in rows))
   figure = figures.accuracy_bars(results, lambda search: search.row[0])
-  assert [len(texts_of(axes)) for axes in figure.axes] == [4, 4]
-  # 30 bars do not fit side by side.
-  figure = figures.accuracy_bars(
-    make(*grid([f"Wide-ResNet {10**i}-2" for i in range(6)], 5))
-  )
-  assert [len(texts_of(axes)) for axes in figure.axes] == [15, 15]
+  assert [texts_of(axes) for axes in figure.axes] == [["90", "90"], ["90"]]
 
 
 def test_rate_curves_mark_the_failed_rates():

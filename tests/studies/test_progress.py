@@ -71,16 +71,17 @@ def test_a_resumed_study_repeats_no_line(clock, study, keys):
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_no_control_characters_in_a_file(tmp_path, monkeypatch, study, keys, variable):
   monkeypatch.setenv(variable, "1")
+  path = tmp_path / "log"
   with (
-    open(tmp_path / "log", "w+") as stream,
+    path.open("w") as stream,
     StudyProgress(study, capacity=2, stream=stream) as progress,
   ):
     progress.update({}, keys, num_running=2)
     # A file that someone follows has the line at once.
     progress.message("[bold]brackets[/bold]")
-    assert (tmp_path / "log").read_text() == "[bold]brackets[/bold]\n"
+    assert path.read_text() == "[bold]brackets[/bold]\n"
     progress.update({keys[0]: make_run(keys[0])}, keys[1:], num_running=1)
-  content = (tmp_path / "log").read_text()
+  content = path.read_text()
   assert content.count("\n") == 2
   assert all(c == "\n" or c.isprintable() for c in content)
 

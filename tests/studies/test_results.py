@@ -77,10 +77,8 @@ def test_reading_an_unfinished_study(tmp_path, statuses, finished):
     run = tmp_path / "trials" / "mlp" / "skipinit" / "rate_0.5" / f"seed_{seed}"
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps({"status": status}))
-  assert error_of(tmp_path) == (
-    f"The study in {tmp_path} is not finished ({finished} of its runs are): run the "
-    "same command again to go on, then make the report."
-  )
+  words = f"The study in {tmp_path} is not finished ({finished} of its runs are)"
+  assert error_of(tmp_path).startswith(words)
 
 
 @pytest.mark.parametrize(
