@@ -73,16 +73,6 @@ def test_program_has_the_logits_of_the_model_at_any_batch_size(name):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-def test_each_platform_gets_its_own_convolutions():
-  model, image_shape = MODELS["wide_resnet"]
-  variables = make_variables(model, image_shape)
-  for platform, needs_a_barrier in (("cpu", True), ("cuda", False)):
-    program = export.export_model(
-      model, variables, image_shape, preprocess=preprocess, platforms=(platform,)
-    )
-    assert ("optimization_barrier" in program.mlir_module()) == needs_a_barrier
-
-
 def test_safetensors_both_ways(tmp_path):
   model, image_shape = MODELS["wide_resnet"]
   variables = make_variables(model, image_shape)

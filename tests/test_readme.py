@@ -1,15 +1,13 @@
-"""The README's example, methods, links and folders; tests/docs has the other pages."""
+"""The README's example, methods, links and version; tests/docs has the other pages."""
 
 import re
 from pathlib import Path
 
-import pytest
-
+import skipinit_jax
 from skipinit_jax import methods
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 def test_example_runs():
@@ -30,15 +28,18 @@ def test_table_of_methods_is_complete():
   assert tuple(names) == methods.NAMES
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-  path = ROOT / page
-  links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
-  assert [link for link in links if not (path.parent / link).exists()] == []
+def test_links_and_folders_lead_somewhere():
+  links = [
+    link
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text("utf-8"))
+  ]
+  places = re.findall(r"^\| `([\w.]*/[\w/.]*)` \|", README, flags=re.MULTILINE)
+  assert len(places) > 9
+  assert [path for path in links + places if not (ROOT / path).exists()] == []
 
 
-def test_files_and_folders_exist():
-  places = re.findall(r"^\| `([\w/.]+)` \|", README, flags=re.MULTILINE)
-  paths = [place for place in places if "/" in place]
-  assert len(paths) > 9
-  assert [path for path in paths if not (ROOT / path).exists()] == []
+def test_version():
+  (version,) = re.findall(r'version="(.*)"', (ROOT / "setup.py").read_text("utf-8"))
+  assert skipinit_jax.__version__ == version
+  assert f"version: {version}" in (ROOT / "CITATION.cff").read_text("utf-8")

