@@ -76,56 +76,8 @@ def test_restores_every_bit(workdir):
       assert_same_bits(state, make_state(2))
 
 
-def test_restores_into_the_shardings_of_the_template(tmp_path):
-  count = jax.device_count()
-  auto = (jax.sharding.AxisType.Auto,)
-  mesh = jax.make_mesh((count,), ("data",), axis_types=auto)
-  sharded, replicated = (
-    jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P())
-  )
-  value = np.arange(8 * count, dtype=np.float32)
-  state = {
-    "a": jax.device_put(value, sharded),
-    "b": jax.device_put(value, replicated),
-    "key": jax.device_put(jax.random.key(3), replicated),
-  }
-  template = {
-    "a": jax.device_put(np.zeros_like(value), replicated),
-    "b": jax.device_put(np.zeros_like(value), sharded),
-    "key": jax.device_put(jax.random.key(0), replicated),
-  }
-  with Checkpoints(tmp_path, config={}) as checkpoints:
-    checkpoints.save(1, state)
-    checkpoints.wait()
-    _, restored = checkpoints.restore_latest(template)
-  assert restored["a"].sharding == replicated
-  assert restored["b"].sharding == sharded
-  np.testing.assert_array_equal(restored["a"], value)
-  np.testing.assert_array_equal(restored["b"], value)
-  np.testing.assert_array_equal(
-    jax.random.key_data(restored["key"]), jax.random.key_data(state["key"])
-  )
-
-
-def test_state_may_be_donated_while_it_is_saved(tmp_path):
-  advance = jax.jit(lambda x: x * 3 + 1, donate_argnums=0)
-  state = jnp.arange(1 << 20, dtype=jnp.uint32)
-  expected = np.array(state)
-  with Checkpoints(tmp_path, config={}) as checkpoints:
-    for step in range(3):
-      checkpoints.save(step, {"x": state})
-      for _ in range(5):
-        state = advance(state)
-    checkpoints.wait()
-    step, restored = checkpoints.restore_latest({"x": state})
-  for _ in range(5 * step):
-    expected = expected * np.uint32(3) + np.uint32(1)
-  np.testing.assert_array_equal(restored["x"], expected)
-
-
-@pytest.mark.parametrize(("options", "kept"), [({}, 2), ({"keep": 1}, 1)])
-def test_keeps_the_last_checkpoints(options, kept, tmp_path):
-  with Checkpoints(tmp_path, config=CONFIG, **options) as checkpoints:
+def test_keeps_the_last_checkpoints(tmp_path):
+  with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
     for step in (3, 10, 200):
       checkpoints.save(step, {"x": jnp.ones(3)})
     checkpoints.save(200, {"x": jnp.zeros(3)})  # Left as it is.
@@ -133,7 +85,7 @@ def test_keeps_the_last_checkpoints(options, kept, tmp_path):
     _, state = checkpoints.restore_latest({"x": jnp.zeros(3)})
   np.testing.assert_array_equal(state["x"], np.ones(3))
   names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-  assert names == set(("10", "200")[-kept:])
+  assert names == {"10", "200"}
 
 
 # Orbax leaves the reads of other arrays unawaited when one of them fails.
@@ -204,28 +156,6 @@ def test_damage_beside_the_state_does_not_matter(workdir, name):
   assert_same_bits(state, make_state(2))
 
 
-def test_every_checkpoint_damaged(workdir):
-  for step in ("1", "2"):
-    flip_bit(array_file(workdir / "checkpoints" / step))
-  with Checkpoints(workdir, config=CONFIG) as checkpoints:
-    with pytest.raises(UsageError) as error:
-      checkpoints.restore_latest(make_state(0))
-    assert checkpoints.latest_step() == 2
-  assert str(error.value) == (
-    f"Every checkpoint in {workdir / 'checkpoints'} is damaged: remove that directory "
-    "to train from the beginning, or use another --workdir."
-  )
-
-
-def test_unfinished_checkpoint_is_ignored_and_cleaned(workdir):
-  unfinished = workdir / "checkpoints" / "3.orbax-checkpoint-tmp"
-  shutil.copytree(workdir / "checkpoints" / "2", unfinished)
-  with Checkpoints(workdir, config=CONFIG) as checkpoints:
-    assert checkpoints.latest_step() == 2
-    checkpoints.save(3, make_state(3))
-  assert not unfinished.exists()
-
-
 def listing(folder):
   return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -255,6 +185,11 @@ def test_reads_parts_and_changes_nothing(workdir, caplog):
   with pytest.raises(UsageError, match=r"Every checkpoint in .* is damaged"):
     read_latest(workdir, ("int32",))
   assert listing(workdir).keys() == before.keys()
+  with (
+    Checkpoints(workdir, config=CONFIG) as checkpoints,
+    pytest.raises(UsageError, match=r"Every checkpoint in .* is damaged: remove that"),
+  ):
+    checkpoints.restore_latest(make_state(0))
 
 
 def test_reads_nothing_where_there_is_nothing(tmp_path):
@@ -368,17 +303,8 @@ def test_config_of_non_json_values(tmp_path):
     Checkpoints(tmp_path, config=config | {"clip": 1.0})
 
 
-@pytest.mark.parametrize("content", [b"", b'{"learning_rate": 0', b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe"])
 def test_damaged_config(workdir, content):
   (workdir / "config.json").write_bytes(content)
   with pytest.raises(UsageError, match=r"config\.json is damaged: remove it if"):
     Checkpoints(workdir, config=CONFIG)
-
-
-def test_unwritable_workdir(tmp_path):
-  (tmp_path / "file").write_text("")
-  for path in (tmp_path / "file", tmp_path / "file" / "x", pathlib.Path("/dev/null/x")):
-    with pytest.raises(UsageError) as error:
-      Checkpoints(path, config=CONFIG)
-    assert str(error.value).startswith(f"The workdir {path} cannot be written (")
-    assert str(error.value).endswith("): use another --workdir.")

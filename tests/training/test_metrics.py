@@ -77,17 +77,15 @@ def test_rows(tmp_path):
 def test_non_finite_values(tmp_path, value, text):
   scalars = {"python": value, "numpy": np.float32(value), "jax": jnp.float32(value)}
   with MetricsWriter(tmp_path, resume_step=None) as writer:
-    writer.write(1, "train", scalars)
-  line = (tmp_path / "metrics.jsonl").read_text()
-  assert line.count(text) == 3
-
-  def no_constant(name):
-    raise AssertionError(f"{name} is no JSON.")
-
-  json.loads(line, parse_constant=no_constant)
+    writer.write(1, "train", scalars | {"unknown": None})
+  # NaN and Infinity themselves are no JSON.
+  line = json.loads((tmp_path / "metrics.jsonl").read_text())
+  assert [json.dumps(line[name]) for name in scalars] == [text] * 3
   [row] = read_metrics(tmp_path)
   assert all(np.array_equal(row[name], value, equal_nan=True) for name in scalars)
-  assert shown_steps(tmp_path, "train/python") == []
+  assert row["unknown"] is None
+  for name in ("python", "unknown"):
+    assert shown_steps(tmp_path, f"train/{name}") == []
 
 
 def test_lists(tmp_path):
@@ -115,14 +113,6 @@ def test_lists(tmp_path):
       writer.write(3, "signal", {"alpha": values})
 
 
-def test_unknown_value(tmp_path):
-  with MetricsWriter(tmp_path, resume_step=None) as writer:
-    writer.write(1, "train", {"images_per_second": None, "loss": 1.0})
-  [row] = read_metrics(tmp_path)
-  assert row["images_per_second"] is None
-  assert shown_steps(tmp_path, "train/images_per_second") == []
-
-
 def test_resume_has_each_row_once(tmp_path):
   write_rows(tmp_path, [10, 20, 30, 40])
   with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -136,17 +126,13 @@ def test_resume_has_each_row_once(tmp_path):
 def test_start_from_the_beginning_drops_every_row(tmp_path):
   write_rows(tmp_path, [0, 10])
   write_rows(tmp_path, [0], resume_step=None)
+  # A row that is being written is left out.
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 20}')
   assert read_steps(tmp_path) == shown_steps(tmp_path, "train/loss") == [0]
 
 
-def test_row_being_written_is_left_out(tmp_path):
-  write_rows(tmp_path, [10])
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 20}')
-  assert read_steps(tmp_path) == [10]
-
-
-@pytest.mark.parametrize("line", ["", "{", "[]", "{}", '{"step": null}'])
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": null}'])
 def test_damaged_line(tmp_path, line):
   write_rows(tmp_path, [10])
   with (tmp_path / "metrics.jsonl").open("a") as file:
