@@ -31,57 +31,66 @@ def run(run_program, program, workdir, *flags):
   return done.stdout, {run["search"]: run for run in results["runs"]}
 
 
-def test_batch_sizes(run_program, tmp_path):
-  flags = [
-    "--config.methods=('skipinit',)",
-    "--config.batch_sizes=(736,)",
-    "--config.train.batch_size=368",
-    "--config.search.until_unstable=False",
-  ]
-  printed, runs = run(run_program, "batch_size_study", tmp_path, *SMALL, *flags)
-  assert "batch 736, same steps" in printed
-  # 1472 images are 4 batches of 368, and 2 of 736.
-  assert {name: (run["learning_rate"], run["step"]) for name, run in runs.items()} == {
-    "same_epochs/batch_736/skipinit": (0.25, 2),
-    "same_steps/batch_736/skipinit": (0.25, 4),
-  }
-  for name in ("rates.md", "batch_size_same_steps.png"):
-    assert (tmp_path / name).stat().st_size > 0
+BATCHES_OF_736 = "--config.train.batch_size=736"
 
 
-def test_branch_scales(run_program, tmp_path):
-  flags = [
-    "--config.alphas=(0.0, 0.5)",
-    "--config.depths=(2,)",
-    "--config.train.depth=16",
-    "--config.train.batch_size=736",
-  ]
-  printed, runs = run(run_program, "branch_scale_study", tmp_path, *SMALL, *flags)
-  assert "MLP 2-8: Batch norm, divide by √2 trains." in printed
-  assert set(runs) == {
-    "residual_mlp_2/batch_norm/constant/alpha_0.0",
-    "residual_mlp_2/batch_norm/constant/alpha_0.5",
-    "residual_mlp_2/batch_norm_divide_by_sqrt2/as_it_is",
-  }
-  # Alpha is no label only: the same seeds lose differently.
-  assert len({run["train_loss"] for run in runs.values()}) == 3
-
-
-def test_regularization(run_program, tmp_path):
-  flags = [
-    "--config.methods=('skipinit',)",
-    "--config.dropout_rates=(0.5,)",
-    "--config.use_bias=(True,)",
-    "--config.train.batch_size=736",
-  ]
-  printed, runs = run(run_program, "regularization_study", tmp_path, *SMALL, *flags)
-  assert "SkipInit, α = 0, biases, no L2" in printed
-  assert set(runs) == {
-    "skipinit/biases/dropout_0.5",
-    "skipinit_without_l2/biases/dropout_0.5",
-  }
-  # L2 is no label only: the same seeds lose differently.
-  assert len({run["train_loss"] for run in runs.values()}) == 2
+@pytest.mark.parametrize(
+  ("program", "flags", "words", "expected"),
+  [
+    (
+      "batch_size_study",
+      [
+        "--config.methods=('skipinit',)",
+        "--config.batch_sizes=(736,)",
+        "--config.train.batch_size=368",
+        "--config.search.until_unstable=False",
+      ],
+      "batch 736, same steps",
+      # 1472 images are 4 batches of 368, and 2 of 736.
+      {
+        "same_epochs/batch_736/skipinit": (0.25, 2),
+        "same_steps/batch_736/skipinit": (0.25, 4),
+      },
+    ),
+    (
+      "branch_scale_study",
+      [
+        "--config.alphas=(0.0, 0.5)",
+        "--config.depths=(2,)",
+        "--config.train.depth=16",
+        BATCHES_OF_736,
+      ],
+      "MLP 2-8: Batch norm, divide by √2 trains.",
+      {
+        "residual_mlp_2/batch_norm/constant/alpha_0.0": (0.125, 2),
+        "residual_mlp_2/batch_norm/constant/alpha_0.5": (0.125, 2),
+        "residual_mlp_2/batch_norm_divide_by_sqrt2/as_it_is": (0.125, 2),
+      },
+    ),
+    (
+      "regularization_study",
+      [
+        "--config.methods=('skipinit',)",
+        "--config.dropout_rates=(0.5,)",
+        "--config.use_bias=(True,)",
+        BATCHES_OF_736,
+      ],
+      "SkipInit, α = 0, biases, no L2",
+      {
+        "skipinit/biases/dropout_0.5": (0.125, 2),
+        "skipinit_without_l2/biases/dropout_0.5": (0.125, 2),
+      },
+    ),
+  ],
+)
+def test_every_cell_is_trained(program, flags, words, expected, run_program, tmp_path):
+  printed, runs = run(run_program, program, tmp_path, *SMALL, *flags)
+  assert words in printed
+  assert {
+    name: (run["learning_rate"], run["step"]) for name, run in runs.items()
+  } == expected
+  # Alpha, L2 and steps are no labels only: the same seeds lose differently.
+  assert len({run["train_loss"] for run in runs.values()}) == len(expected)
 
 
 def test_imagenet_on_small_photographs(run_program, tmp_path):

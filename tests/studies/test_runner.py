@@ -289,25 +289,30 @@ def seeds(results):
   return sorted(each.seed for each in results.runs)
 
 
+def states(url):
+  """How many trials have each state."""
+  study = optuna.load_study(study_name="depth_study", storage=url)
+  return Counter(trial.state.name for trial in study.get_trials())
+
+
 def test_trials_share_the_devices(make_study, replace_train, tmp_path):
   together = threading.Barrier(4)
   groups = []
 
   def train_together(train, config, workdir, *, devices, **fields):
-    groups.append(devices)
+    groups.append(tuple(device.id for device in devices))
     # Nobody comes past this unless four trials run at the same time.
     together.wait(timeout=60)
     return train(config, workdir, devices=devices, **fields)
 
   replace_train(train_together)
-  study = make_study(seeds=8, checkpoint_every_seconds=0.0, epochs=3)
+  study = make_study(seeds=8)
   results = run(study, tmp_path, num_workers=1, devices_per_trial=2)
   assert seeds(results) == list(range(8))
   assert {each.device for each in results.runs} == {"2 x cpu"}
   assert results.devices == ["2 x cpu"]
-  of_each = Counter(tuple(device.id for device in devices) for devices in groups)
-  assert of_each.total() == 8 and len(of_each) == 4
-  used = [device for devices in of_each for device in devices]
+  assert len(groups) == 8 and len(set(groups)) == 4
+  used = [device for devices in set(groups) for device in devices]
   assert sorted(used) == [device.id for device in jax.devices()]
   assert read_results(tmp_path) == results
   # One process does not even read what is finished again.
@@ -334,10 +339,7 @@ def test_trials_in_one_process_stop_and_go_on(make_study, replace_train, tmp_pat
   workdir = tmp_path / "b"
   with pytest.raises(runner.Interrupted):
     run(study, workdir, num_workers=1, devices_per_trial=2)
-  trials = optuna.load_study(
-    study_name="depth_study", storage=default_url(workdir)
-  ).get_trials()
-  assert "RUNNING" not in {trial.state.name for trial in trials}
+  assert "RUNNING" not in states(default_url(workdir))
   stopped = [read_json(path)["step"] for path in workdir.glob("trials/**/result.json")]
   assert any(0 < step < 6 for step in stopped), stopped
   replace_train(lambda train, *args, **fields: train(*args, **fields))
@@ -345,82 +347,75 @@ def test_trials_in_one_process_stop_and_go_on(make_study, replace_train, tmp_pat
   assert what_counts(resumed) == what_counts(undisturbed)
 
 
-def test_a_trial_that_raises_is_retried(make_study, replace_train, tmp_path, capsys):
-  failures = ["first\nwith more lines", "second"]
+@pytest.fixture
+def fail_second(replace_train):
+  """Lets the trials of the second seed raise errors; returns the seeds that began."""
 
-  def fail_twice(train, config, *args, **fields):
-    if config.seed == 1 and failures:
-      raise RuntimeError(failures.pop(0))
-    return train(config, *args, **fields)
+  def replace(*errors):
+    left, begun = list(errors), []
 
-  replace_train(fail_twice)
-  results = run(make_study(), tmp_path, num_workers=1)
-  assert seeds(results) == [0, 1]
+    def fail(train, config, *args, **fields):
+      begun.append(config.seed)
+      if config.seed == 1 and left:
+        raise left.pop(0)
+      return train(config, *args, **fields)
+
+    replace_train(fail)
+    return begun
+
+  return replace
+
+
+SECOND = "trials/mlp/skipinit/rate_0.03125/seed_1"
+
+
+def test_a_trial_that_raises_is_retried(make_study, fail_second, tmp_path, capsys):
+  begun = fail_second(RuntimeError("first\nwith more lines"), RuntimeError("second"))
+  assert seeds(run(make_study(), tmp_path, num_workers=1)) == [0, 1]
+  assert begun == [0, 1, 1, 1]
   lines = capsys.readouterr().err.splitlines()
-  where = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_1"
   assert [line for line in lines if "failed" in line] == [
-    f"The trial in {where} failed and is retried: RuntimeError: {reason}"
+    f"The trial in {tmp_path / SECOND} failed and is retried: RuntimeError: {reason}"
     for reason in ("first", "second")
   ]
-  assert not failures
 
 
-def test_a_trial_that_always_raises_ends_the_study(make_study, replace_train, tmp_path):
-  calls = []
-
-  def fail(train, config, *args, **fields):
-    calls.append(config.seed)
-    if config.seed == 1:
-      raise RuntimeError("no\nTraceback")
-    return train(config, *args, **fields)
-
-  replace_train(fail)
-  study = make_study()
-  with pytest.raises(UsageError) as error:
-    run(study, tmp_path, num_workers=1)
-  where = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_1"
-  assert str(error.value) == f"The trial in {where} failed 3 times: RuntimeError: no"
-  assert calls == [0, 1, 1, 1]
-  # What was finished is kept, and the next call tries the rest again.
-  replace_train(lambda train, *args, **fields: train(*args, **fields))
-  assert seeds(run(study, tmp_path, num_workers=1)) == [0, 1]
-
-
-def test_a_trial_that_cannot_be_run_ends_the_study_at_once(
-  make_study, replace_train, tmp_path
+@pytest.mark.parametrize(
+  ("error", "message", "begun"),
+  [
+    (RuntimeError("no\nTraceback"), "failed 3 times: RuntimeError: no", [0, 1, 1, 1]),
+    # What can never be run is not tried again.
+    (UsageError("The batch is too large."), "The batch is too large.", [0, 1]),
+  ],
+)
+def test_a_trial_that_always_raises_ends_the_study(
+  error, message, begun, make_study, fail_second, tmp_path
 ):
-  calls = []
-
-  def refuse(train, config, *args, **fields):
-    calls.append(config.seed)
-    raise UsageError("The batch is too large.")
-
-  replace_train(refuse)
-  with pytest.raises(UsageError, match=r"^The batch is too large\.$"):
-    run(make_study(seeds=3), tmp_path, num_workers=1)
-  assert calls == [0]
+  actual = fail_second(error, error, error)
+  with pytest.raises(UsageError) as caught:
+    run(make_study(), tmp_path, num_workers=1)
+  assert str(caught.value).removeprefix(f"The trial in {tmp_path / SECOND} ") == message
+  assert actual == begun
+  # What was finished is kept, and the next call tries the rest again.
+  actual = fail_second()
+  assert seeds(run(make_study(), tmp_path, num_workers=1)) == [0, 1]
+  assert actual == [1]
 
 
 def test_a_trial_waits_while_its_directory_is_in_use(make_study, tmp_path, monkeypatch):
   study = make_study(seeds=1)
   directory = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_0"
   directory.mkdir(parents=True)
-  held = contextlib.ExitStack()
-  held.enter_context(lock(directory / LOCK))
-  released = threading.Timer(2.0, held.close)
-  released.start()
-  start = time.monotonic()
-  assert len(run(study, tmp_path, num_workers=1).runs) == 1
-  assert time.monotonic() - start > 2
-  monkeypatch.setattr(runner, "_SAVE_SECONDS", 0.3)
-  study = make_study(seeds=1, rates=(0.5,))
-  directory = tmp_path / "trials/mlp/skipinit/rate_0.5/seed_0"
-  directory.mkdir(parents=True)
-  with (
-    lock(directory / LOCK),
-    pytest.raises(UsageError, match=f"{directory} is in use by another run"),
-  ):
-    run(study, tmp_path, num_workers=1)
+  with contextlib.ExitStack() as held:
+    held.enter_context(lock(directory / LOCK))
+    with monkeypatch.context() as patch:
+      patch.setattr(runner, "_SAVE_SECONDS", 0.3)
+      with pytest.raises(UsageError, match=f"{directory} is in use by another run"):
+        run(study, tmp_path, num_workers=1)
+    start = time.monotonic()
+    threading.Timer(2.0, held.close).start()
+    assert len(run(study, tmp_path, num_workers=1).runs) == 1
+    assert time.monotonic() - start > 2
 
 
 class BrokenPool(concurrent.futures.ThreadPoolExecutor):
@@ -461,11 +456,8 @@ def test_dead_workers_are_replaced(make_study, break_pools, tmp_path, capsys):
   assert not BrokenPool.deaths
   words = "A worker process died: its trial is retried."
   assert capsys.readouterr().err.count(words) == 3
-  trials = optuna.load_study(
-    study_name="depth_study", storage=default_url(tmp_path)
-  ).get_trials()
-  states = Counter(trial.state.name for trial in trials)
-  assert states["COMPLETE"] == 5 and set(states) == {"COMPLETE", "FAIL"}
+  ends = states(default_url(tmp_path))
+  assert ends["COMPLETE"] == 5 and set(ends) == {"COMPLETE", "FAIL"}
 
 
 @pytest.mark.parametrize("death", ["before", "during"])
@@ -473,12 +465,9 @@ def test_workers_that_die_again_and_again_end_the_study(
   make_study, break_pools, tmp_path, death
 ):
   break_pools(*[death] * 9)
-  with pytest.raises(UsageError) as error:
+  with pytest.raises(UsageError, match="died 3 times before a trial finished"):
     run(make_study(), tmp_path, num_workers=2)
-  assert str(error.value) == (
-    "Worker processes died 3 times before a trial finished (too little memory?): use "
-    "fewer --workers. Finished trials are kept."
-  )
+  assert len(BrokenPool.deaths) >= 3
 
 
 @pytest.mark.parametrize(
