@@ -8,7 +8,7 @@ Example:
 """
 
 import functools
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,9 +131,7 @@ def torch_passes(layer: Convolution) -> Passes:
 
 def speed(flops: float, compute: Callable[[], Any]) -> float:
   """Returns billions of operations a second."""
-  begin = time.perf_counter()
-  compute()
-  return flops / (time.perf_counter() - begin) / 1e9
+  return flops / timeit.timeit(compute, number=1) / 1e9
 
 
 def measure() -> dict[str, Any]:

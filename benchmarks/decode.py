@@ -36,11 +36,6 @@ from skipinit_jax.data import decode, streaming
 from skipinit_jax.data.decode import Window
 from skipinit_jax.data.prepare import sample_photos
 
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir",
-  None,
-  f"Where {sample_photos.NAME} is prepared. By default it is, in a temporary folder.",
-)
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 15, "Passes over the files, of each way.", lower_bound=1
 )
@@ -160,11 +155,8 @@ def _pipeline_name(num_workers: int) -> str:
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
   cv2.setNumThreads(1)
-  with contextlib.ExitStack() as stack:
-    data_dir = _DATA_DIR.value
-    if data_dir is None:
-      data_dir = stack.enter_context(tempfile.TemporaryDirectory())
-      sample_photos.prepare(data_dir)
+  with tempfile.TemporaryDirectory() as data_dir:
+    sample_photos.prepare(data_dir)
     dataset = streaming.load(sample_photos.NAME, data_dir=data_dir, image_size=_SIZE)
     builder = tfds.builder_from_directory(dataset.train.folder)
     raw = {"image": tfds.decode.SkipDecoding()}

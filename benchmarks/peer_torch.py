@@ -36,15 +36,8 @@ class BasicBlock(nn.Module):
     return shortcut + (y if self.alpha is None else self.alpha * y)
 
 
-def wide_resnet(depth: int, width: int, method: str, num_classes: int) -> nn.Module:
-  """Returns a Wide-ResNet for images [N, 3, H, W].
-
-  Args:
-    depth: 6 n + 4 layers.
-    width: factor on the features 16, 32 and 64 of its stages.
-    method: "skipinit", "batch_norm" or "unnormalized".
-    num_classes: number of logits.
-  """
+def wide_resnet(depth: int, width: int, method: str) -> nn.Module:
+  """Returns a Wide-ResNet for images [N, 3, H, W]."""
   features = 16
   layers: list[nn.Module] = [nn.Conv2d(3, features, 3, padding=1, bias=False)]
   for stage, strides in enumerate((1, 2, 2)):
@@ -54,7 +47,7 @@ def wide_resnet(depth: int, width: int, method: str, num_classes: int) -> nn.Mod
       layers.append(block)
       features = wider
   layers += [_normalizer(features, method), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-  layers += [nn.Flatten(), nn.Linear(features, num_classes)]
+  layers += [nn.Flatten(), nn.Linear(features, NUM_CLASSES)]
   return nn.Sequential(*layers)
 
 
@@ -62,7 +55,7 @@ def make_step(case: Case, *, compiled: bool) -> Callable[[], None]:
   """Returns a function that takes one step."""
   assert not case.remat
   # PyTorch's types do not know the argument of `to`.
-  model: Any = wide_resnet(case.depth, case.width, case.method, NUM_CLASSES)
+  model: Any = wide_resnet(case.depth, case.width, case.method)
   model = model.to(memory_format=torch.channels_last)
   optimizer = torch.optim.SGD(
     model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=L2

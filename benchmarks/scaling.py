@@ -47,7 +47,6 @@ def count_missing(workdir: pathlib.Path) -> None:
     network, size, num_classes = _NETWORKS[key.network]
     config = TrainConfig(
       method=key.method,
-      scan=False,
       dtype="bfloat16",
       batch_size=key.batch * len(devices),
       **network,

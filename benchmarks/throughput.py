@@ -8,7 +8,7 @@ Example:
   python -m benchmarks.throughput
 """
 
-import time
+import timeit
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,7 @@ def matrix_product_flops() -> float:
   """
   rng = np.random.default_rng(0)
   matrix = rng.normal(size=(_MATRIX_SIZE, _MATRIX_SIZE)).astype(np.float32)
-  seconds = []
-  for _ in range(_MATRIX_ROUNDS):
-    begin = time.perf_counter()
-    matrix @ matrix
-    seconds.append(time.perf_counter() - begin)
+  seconds = timeit.repeat(lambda: matrix @ matrix, number=1, repeat=_MATRIX_ROUNDS)
   return 2 * _MATRIX_SIZE**3 / min(seconds)
 
 

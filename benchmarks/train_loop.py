@@ -21,6 +21,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -57,33 +58,35 @@ _STARTING_SECONDS = 1.0
 _FEWEST_EPOCHS = 4
 
 
-class BareStep:
-  """The compiled train step of a configuration, and a batch for it on the device."""
+def make_bare_epochs(config: TrainConfig) -> tuple[Callable[[int], float], int]:
+  """Compiles the train step of a configuration.
 
-  def __init__(self, config: TrainConfig):
-    dataset = data.load(config.dataset)
-    self.steps_per_epoch = in_memory.steps_per_epoch(
-      dataset.train.num_examples, config.batch_size
-    )
-    step = compiled_step.make_step(
-      config, dataset.image_shape, dataset.num_classes, jax.devices()
-    )
-    images = jnp.asarray(dataset.train.images[: config.batch_size])
-    images = augmentation.normalize(images, dataset.mean, dataset.std)
-    labels = dataset.train.labels[: config.batch_size]
-    self._batch = jax.device_put((images, labels), batch_sharding(make_mesh()))
-    self._state, self._step = step.init(), step.apply
-    self.epoch_seconds(1)
+  Returns:
+    A function that takes the steps of some epochs on one batch, which lies on the
+    device, and returns the mean seconds of an epoch; and the images of an epoch.
+  """
+  dataset = data.load(config.dataset)
+  steps = in_memory.steps_per_epoch(dataset.train.num_examples, config.batch_size)
+  step = compiled_step.make_step(
+    config, dataset.image_shape, dataset.num_classes, jax.devices()
+  )
+  images = jnp.asarray(dataset.train.images[: config.batch_size])
+  images = augmentation.normalize(images, dataset.mean, dataset.std)
+  labels = dataset.train.labels[: config.batch_size]
+  batch = jax.device_put((images, labels), batch_sharding(make_mesh()))
+  state = step.init()
 
-  def epoch_seconds(self, num_epochs: int) -> float:
-    """Returns the seconds that the steps of one epoch take, as the mean of several."""
+  def epoch_seconds(num_epochs: int) -> float:
+    nonlocal state
     begin = time.perf_counter()
-    for _ in range(num_epochs * self.steps_per_epoch):
-      self._state = self._step(self._state, *self._batch)
-    jax.block_until_ready(self._state)
-    seconds = (time.perf_counter() - begin) / num_epochs
-    assert math.isfinite(self._state.sums.loss), "The steps diverge: they are no steps."
-    return seconds
+    for _ in range(num_epochs * steps):
+      state = step.apply(state, *batch)
+    jax.block_until_ready(state)
+    assert math.isfinite(state.sums.loss), "The steps diverge: they are no steps."
+    return (time.perf_counter() - begin) / num_epochs
+
+  epoch_seconds(1)
+  return epoch_seconds, steps * config.batch_size
 
 
 def loop_epoch_seconds(config: TrainConfig) -> list[float]:
@@ -109,22 +112,21 @@ def loop_epoch_seconds(config: TrainConfig) -> list[float]:
 
 def measure(config: TrainConfig) -> list[dict[str, Any]]:
   """Returns a row for each loop with one network."""
-  bare = BareStep(config)
-  epoch = bare.epoch_seconds(2)
+  bare_seconds, images = make_bare_epochs(config)
+  epoch = bare_seconds(2)
   num_epochs = max(_FEWEST_EPOCHS, round(_SECONDS.value / epoch))
   starting = max(1, round(_STARTING_SECONDS / epoch))
 
   def take_turn(changes: dict[str, Any]) -> tuple[float, list[float], float]:
     """Returns seconds of the bare step's epoch, the loop's epochs, and again."""
     run = dataclasses.replace(config, epochs=1 + starting + num_epochs, **changes)
-    before = bare.epoch_seconds(num_epochs)
+    before = bare_seconds(num_epochs)
     # The last epoch may have an evaluation of its own, after its end.
     loop = loop_epoch_seconds(run)[starting:]
-    return before, loop, bare.epoch_seconds(num_epochs)
+    return before, loop, bare_seconds(num_epochs)
 
   ways = {name: functools.partial(take_turn, each) for name, each in _LOOPS.items()}
   turns = benchmark.take_turns(ways, _ROUNDS.value)
-  images = bare.steps_per_epoch * config.batch_size
   rows = []
   for name, each in turns.items():
     befores, loops, afters = zip(*each, strict=True)

@@ -23,7 +23,7 @@ SCALARS = 8
 
 
 def small_config(method: str, **fields: object) -> TrainConfig:
-  return TrainConfig(depth=10, method=method, scan=False, batch_size=BATCH, **fields)
+  return TrainConfig(depth=10, method=method, batch_size=BATCH, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +95,6 @@ def test_flops_are_those_of_three_convolutions_a_layer(skipinit):
   # On a CPU, gradients of strided convolutions are convolutions by phase, some of whose
   # taps are beyond the border.
   assert flops < skipinit.flops < 1.2 * flops
-
-
-def test_loops_are_refused(count):
-  with pytest.raises(UsageError, match="scan is True"):
-    compiled_step.count(
-      dataclasses.replace(small_config("skipinit"), scan=True),
-      (IMAGE, IMAGE, 3),
-      10,
-      jax.devices()[:2],
-    )
 
 
 def test_without_the_compiler_for_tpus_the_error_says_what_to_install(monkeypatch):

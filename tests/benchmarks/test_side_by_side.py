@@ -39,7 +39,7 @@ def test_peers_have_the_same_parameters(method):
   pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
   from benchmarks import peer_torch
 
-  network = peer_torch.wide_resnet(case.depth, case.width, method, num_classes=10)
+  network = peer_torch.wide_resnet(case.depth, case.width, method)
   theirs = sorted(math.prod(p.shape) for p in network.parameters())
   assert theirs == sorted(math.prod(shape) for shape in ours)
 
