@@ -106,7 +106,7 @@ def loop_epoch_seconds(config: TrainConfig) -> list[float]:
     mock.patch.object(MetricsWriter, "write", timed_write),
   ):
     result = train(config, workdir)
-  assert result.status == "completed", f"The run {result.status}: it has no epochs."
+  assert result.status == "completed", f"The run was {result.status}."
   return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
