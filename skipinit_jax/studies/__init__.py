@@ -20,9 +20,8 @@ from skipinit_jax.studies.report import (
 )
 from skipinit_jax.studies.results import read_results
 from skipinit_jax.studies.run_report import is_run, print_result, write_run_report
-from skipinit_jax.studies.runner import Interrupted, run
+from skipinit_jax.studies.runner import Interrupted, run, run_sequentially
 from skipinit_jax.studies.search import SearchConfig, wanted_runs
-from skipinit_jax.studies.sequential import run_sequentially
 from skipinit_jax.studies.statistics import (
   Optimum,
   Outcome,

@@ -9,6 +9,7 @@ from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config, with_and_without_l2
+from skipinit_jax.studies.formatting import format_rates
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import (
@@ -165,9 +166,7 @@ class Published(NamedTuple):
   highest: int
 
   def __str__(self) -> str:
-    rates = f"2^{self.best}"
-    if self.lowest != self.highest:
-      rates += f" (2^{self.lowest} to 2^{self.highest})"
+    rates = format_rates(2.0**self.best, 2.0**self.lowest, 2.0**self.highest)
     return f"{self.accuracy}±{self.deviation}, {rates}"
 
 

@@ -38,11 +38,7 @@ def accuracy_bars(
   results: StudyResults[Labels],
   family: Callable[[SearchResult[Labels]], object] = lambda search: None,
 ) -> "Figure":
-  """Draws test accuracy by row and column.
-
-  Args:
-    family: what rows of one panel have in common.
-  """
+  """Draws test accuracy by row and column, each family of rows in its own panels."""
   columns = results.columns
   most = min(_NETWORKS_PER_PANEL, max(1, _BARS_PER_PANEL // len(columns)))
   parts: list[list[str]] = []
@@ -278,7 +274,6 @@ def log_axis(
   """Scales an axis by factors of two, with some of the values as its ticks.
 
   Args:
-    name: the axis.
     values: what it has to show.
     most: the largest number of ticks.
     label: returns the text of a tick; None: as a power of two where it is one.

@@ -17,6 +17,14 @@ def format_rate(rate: float) -> str:
   return f"2^{exponent - 1}" if mantissa == 0.5 else f"{rate:g}"
 
 
+def format_rates(rate: float, lowest: float, highest: float) -> str:
+  """Returns a best rate, with its range where that is wider: 2^-3 (2^-4 to 2^-3)."""
+  text = format_rate(rate)
+  if lowest == highest:
+    return text
+  return f"{text} ({format_rate(lowest)} to {format_rate(highest)})"
+
+
 def format_alpha(alpha: float) -> str:
   """Returns alpha as a power of two where it is one below 1, else to three digits."""
   text = format_rate(alpha)

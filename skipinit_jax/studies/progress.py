@@ -23,12 +23,7 @@ class StudyProgress(Display):
   """
 
   def __init__(self, study: Study, capacity: int, *, stream: TextIO | None = None):
-    """Starts the display.
-
-    Args:
-      capacity: trials that this process runs at the same time.
-      stream: where to write; None is standard error.
-    """
+    """Starts the display, for a process that runs `capacity` trials side by side."""
     super().__init__(None, stream=stream)
     self._searches = {search.name: search for search in study.searches}
     self._capacity = capacity

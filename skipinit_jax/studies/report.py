@@ -13,7 +13,7 @@ from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.files import Path
 from skipinit_jax.studies import figures
-from skipinit_jax.studies.formatting import format_accuracy, format_rate
+from skipinit_jax.studies.formatting import format_accuracy, format_rate, format_rates
 from skipinit_jax.studies.history import read_signal
 from skipinit_jax.studies.results import write_results
 from skipinit_jax.studies.study import (
@@ -63,9 +63,7 @@ def write_report(
 ) -> list[Path]:
   """Writes `results.json`, `report.html` and the files of all tables and figures.
 
-  Args:
-    directory: where to, or a folder of a bucket; made if it does not exist.
-    formats: of the tables and figures, as `document.write` takes them.
+  The directory, or folder of a bucket, is made if it does not exist.
 
   Returns:
     The files, `report.html` first.
@@ -183,13 +181,11 @@ def accuracy_entry(search: SearchResult[Any]) -> Entry:
   if search.test_accuracy is None or optimum is None:
     return Entry("does not train (diverges)", "bad")
   accuracy = format_accuracy(search.test_accuracy, search.test_accuracy_deviation)
-  rate = format_rate(optimum.learning_rate)
+  rate, edge = optimum.learning_rate, _EDGE if _at_edge(search) else ""
   if not search.trains:
-    return Entry(f"does not train ({accuracy}, {rate})", "bad")
-  if optimum.lowest_rate < optimum.highest_rate:
-    low, high = format_rate(optimum.lowest_rate), format_rate(optimum.highest_rate)
-    rate = f"{rate} ({low} to {high})"
-  return Entry(f"{accuracy}, {rate}{_EDGE if _at_edge(search) else ''}")
+    return Entry(f"does not train ({accuracy}, {format_rate(rate)})", "bad")
+  rates = format_rates(rate, optimum.lowest_rate, optimum.highest_rate)
+  return Entry(f"{accuracy}, {rates}{edge}")
 
 
 def dataset_title(results: StudyResults[Any], field: str = "train") -> str:

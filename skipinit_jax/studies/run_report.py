@@ -127,9 +127,7 @@ def write_run_report(
 ) -> list[Path]:
   """Writes `report.html` and the files of all tables and figures of a run.
 
-  Args:
-    directory: where to; made if it does not exist.
-    formats: of the tables and figures, as `document.write` takes them.
+  The directory is made if it does not exist.
 
   Returns:
     The files, `report.html` first.

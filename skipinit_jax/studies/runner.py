@@ -1,8 +1,8 @@
-"""Runs the trials of a study, side by side, until the study is finished.
+"""Runs the trials of a study until it is finished, side by side or one by one.
 
-The command's own process asks the storage what to do and watches; the training runs
-are in processes of their own, or, on an accelerator, in threads that each have some of
-its devices. Whatever is killed, the same command goes on.
+Side by side, the command's own process asks the storage what to do and watches. The
+training runs are in processes of their own, or, on an accelerator, in threads that each
+have some of its devices. Whatever is killed, the same command goes on.
 """
 
 import concurrent.futures
@@ -52,7 +52,7 @@ from skipinit_jax.studies.study import (
   missing_runs,
   summarize,
 )
-from skipinit_jax.training import Result, TrainConfig, train
+from skipinit_jax.training import Result, TrainConfig, distributed, train
 from skipinit_jax.training.metrics import read_metrics
 from skipinit_jax.training.stop import StopRequest
 
@@ -469,3 +469,51 @@ def record(
     history=make_history(rows),
     seconds=float(f"{seconds:.4g}"),
   )
+
+
+def run_sequentially(study: Study, workdir: str | os.PathLike[str]) -> StudyResults:
+  """Runs a study to its end, where every trial needs all that there is.
+
+  The same call goes on with an interrupted study. After
+  `training.distributed.initialize` every process makes the same call. Calls with other
+  parts of a study may share its workdir.
+
+  Args:
+    workdir: as that of `run`, or a folder of a bucket.
+
+  Returns:
+    The results; the runs have their histories on process 0 alone.
+
+  Raises:
+    UsageError: a configuration, the data or the workdir cannot be used.
+    Interrupted: a signal asked to stop; the running trial was saved.
+  """
+  check(study)
+  for search in study.searches:
+    try:
+      search.config.validate(jax.device_count())
+    except UsageError as error:
+      raise UsageError(f"{search.title}: {error}") from None
+  with distributed.share_errors():
+    threshold = trains_above(study)
+  first = distributed.is_first()
+  runs: dict[Key, Run] = {}
+  while missing := missing_runs(study, runs, threshold):
+    total = len(runs) + len(missing)
+    for search, key in missing:
+      if first:
+        print(f"Run {len(runs) + 1} of {total}: {search.title}, seed {key.seed}")
+      directory = os.path.join(workdir, run_dir("trials", key))
+      result = train(search.run_config(key.learning_rate, key.seed), directory)
+      if result.status == "interrupted":
+        raise Interrupted
+      rows = read_metrics(directory) if first else []
+      runs[key] = record(key, result, rows, _seconds(result))
+  return summarize(study, runs, threshold, command_line())
+
+
+def _seconds(result: Result) -> float:
+  """Returns what a run took, finished by this call or by an earlier one."""
+  speed, begin = result.images_per_second, result.seconds_to_first_step
+  steps = 0.0 if speed is None else result.step * result.config["batch_size"] / speed
+  return steps + (begin or 0.0)

@@ -116,20 +116,16 @@ def find_optimum(rates: Sequence[RateSummary], objective: str) -> Optimum | None
   Returns:
     The optimum; None if too few runs completed at every rate.
   """
-  means: dict[float, tuple[float, float | None]] = {}
-  for rate in rates:
-    mean = getattr(rate, objective)
-    if mean is not None:
-      deviation = getattr(rate, f"{objective}_deviation")
-      means[rate.learning_rate] = (mean, deviation)
+  means = {rate: getattr(rate, objective) for rate in rates}
+  means = {rate: mean for rate, mean in means.items() if mean is not None}
   if not means:
     return None
   sign = 1 if objective == "test_accuracy" else -1
-  best = max(means, key=lambda rate: (sign * means[rate][0], rate))
-  value, deviation = means[best]
+  best = max(means, key=lambda rate: (sign * means[rate], rate.learning_rate))
+  value, deviation = means[best], getattr(best, f"{objective}_deviation")
   within = [
-    rate
-    for rate, (mean, _) in means.items()
+    rate.learning_rate
+    for rate, mean in means.items()
     if sign * (value - mean) <= (deviation or 0.0)
   ]
   tried = [rate.learning_rate for rate in rates]
@@ -137,10 +133,10 @@ def find_optimum(rates: Sequence[RateSummary], objective: str) -> Optimum | None
     objective=objective,
     value=value,
     deviation=deviation,
-    learning_rate=best,
+    learning_rate=best.learning_rate,
     lowest_rate=min(within),
     highest_rate=max(within),
-    is_inside=min(tried) < best < max(tried),
+    is_inside=min(tried) < best.learning_rate < max(tried),
   )
 
 

@@ -156,22 +156,21 @@ class Storage:
         f"{kind or 'study of another program'}, not a {study.name}: use another "
         "--workdir or --study_name."
       )
-    searches = {search.name: search for search in study.searches}
-    checked = set()
-    for trial in self._trials():
-      name = trial.user_attrs["search"]
-      if name in searches and name not in checked:
-        checked.add(name)
-        self._check_config(searches[name], trial.user_attrs["config"])
-
-  def _check_config(self, search: Search, config: Mapping[str, Any]) -> None:
-    for field, value in _identity(search.config).items():
-      if config.get(field) != value:
-        raise UsageError(
-          f"The study {self._name} in {self._url} was made with another config: its "
-          f"runs of {search.name} have {field} {config.get(field)}, this one has "
-          f"{value}. Use that, or another --workdir or --study_name."
-        )
+    # All trials of a search have one configuration.
+    stored = {
+      trial.user_attrs["search"]: trial.user_attrs["config"] for trial in self._trials()
+    }
+    for search in study.searches:
+      config = stored.get(search.name)
+      if config is None:
+        continue
+      for field, value in _identity(search.config).items():
+        if config.get(field) != value:
+          raise UsageError(
+            f"The study {self._name} in {self._url} was made with another config: its "
+            f"runs of {search.name} have {field} {config.get(field)}, this one has "
+            f"{value}. Use that, or another --workdir or --study_name."
+          )
 
   def runs(self) -> dict[Key, Run]:
     """Returns the finished runs."""
@@ -204,14 +203,10 @@ class Storage:
   def claim(
     self, wanted: Iterable[Key], lock_path: pathlib.Path
   ) -> ClaimedTrial | None:
-    """Takes the first waiting trial, so that no other process does.
+    """Takes the first waiting trial of the wanted runs, so that no other process does.
 
     Args:
-      wanted: the runs that this process may take.
       lock_path: a file on which this process holds a `Lock` while it runs trials.
-
-    Returns:
-      The trial; None if none is waiting.
     """
     wanted = set(wanted)
     first: dict[Key, int] = {}
@@ -242,7 +237,7 @@ class Storage:
       # The sign of life comes first: a running trial without any would never be taken
       # for dead.
       self._heartbeat(trial_id)
-      return self._set_state(trial_id, TrialState.RUNNING)
+      return self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
     return False
 
   def heartbeat(self, claims: Iterable[ClaimedTrial]) -> None:
@@ -302,12 +297,6 @@ class Storage:
   def _set(self, trial_id: int, name: str, value: Any) -> None:
     self._storage.set_trial_user_attr(trial_id, name, to_json(value))
 
-  def _set_state(
-    self, trial_id: int, state: TrialState, value: float | None = None
-  ) -> bool:
-    values = None if value is None else [value]
-    return self._storage.set_trial_state_values(trial_id, state=state, values=values)
-
   def _end(
     self,
     trial_id: int,
@@ -324,7 +313,8 @@ class Storage:
         self._set(trial_id, "result", result)
       if reason is not None:
         self._set(trial_id, "reason", reason)
-      self._set_state(trial_id, state, value)
+      values = None if value is None else [value]
+      self._storage.set_trial_state_values(trial_id, state, values)
 
 
 def run_dir(trials_dir: str | os.PathLike[str], key: Key) -> pathlib.Path:

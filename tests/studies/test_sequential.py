@@ -11,7 +11,7 @@ from skipinit_jax.studies import (
   imagenet_study,
   read_results,
   run_sequentially,
-  sequential,
+  runner,
   write_report,
 )
 from skipinit_jax.training import TrainConfig
@@ -27,7 +27,7 @@ CONFIG = ImageNetStudyConfig(
 
 
 def test_runs_stop_and_go_on(tmp_path, monkeypatch, capsys):
-  train = sequential.train
+  train = runner.train
   calls = []
 
   def interrupted(config, workdir):
@@ -37,11 +37,11 @@ def test_runs_stop_and_go_on(tmp_path, monkeypatch, capsys):
     return train(config, workdir)
 
   study = imagenet_study(CONFIG)
-  monkeypatch.setattr(sequential, "train", interrupted)
+  monkeypatch.setattr(runner, "train", interrupted)
   with pytest.raises(Interrupted):
     run_sequentially(study, tmp_path / "study")
   assert len(calls) == 2
-  monkeypatch.setattr(sequential, "train", train)
+  monkeypatch.setattr(runner, "train", train)
   results = run_sequentially(study, tmp_path / "study")
   assert [search.name for search in results.searches] == [
     f"skipinit/batch_{size}" for size in (32, 64)
