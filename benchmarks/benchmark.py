@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from absl import app
+
 from benchmarks import tables
-from experiments import program
 from skipinit_jax import document
 from skipinit_jax.cores import num_cores
+from skipinit_jax.errors import UsageError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
@@ -31,13 +33,16 @@ def run(measure: Callable[[], Mapping[str, Any]]) -> None:
       are those of `benchmarks.tables`.
   """
 
-  def main() -> None:
-    results = {"machine": machine(), **measure()}
+  def main(_: Sequence[str]) -> None:
+    try:
+      results = {"machine": machine(), **measure()}
+    except UsageError as error:
+      sys.exit(f"error: {error}")
     for table in tables.make(results["tables"]).values():
       document.print_table(table, sys.stderr)
     print(json.dumps(results, indent=2))
 
-  program.run(main)
+  app.run(main)
 
 
 def take_turns(ways: Mapping[_K, Callable[[], _T]], rounds: int) -> dict[_K, list[_T]]:

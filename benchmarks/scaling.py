@@ -17,10 +17,9 @@ import sys
 from typing import Any
 
 import jax
-from absl import flags
+from absl import app, flags
 
 from benchmarks import compiled_step, scaling_model
-from experiments import program
 from skipinit_jax import document
 from skipinit_jax.files import write_json
 from skipinit_jax.training import TrainConfig
@@ -66,10 +65,12 @@ def main(workdir: pathlib.Path, *, count: bool) -> None:
 
 
 if __name__ == "__main__":
-  _WORKDIR = program.define_workdir("costs.json")
+  _WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of costs.json.", required=True
+  )
   _COUNT = flags.DEFINE_bool(
     "count",
     False,
     "Compile the steps that costs.json lacks, for TPU v5e, and add their costs to it.",
   )
-  program.run(lambda: main(pathlib.Path(_WORKDIR.value), count=_COUNT.value))
+  app.run(lambda _: main(pathlib.Path(_WORKDIR.value), count=_COUNT.value))
