@@ -112,8 +112,7 @@ class TrainConfig:
       0: one an epoch.
     signal_every_steps: steps between measurements of the signal in each block, from
       step 0 on, and at the last step (`training.signal_log`); 0: none. A measurement
-      takes up to the time of a step, and milliseconds of the host. In a deep network,
-      one every 50 steps takes less than 2 % of the time.
+      takes up to the time of a step.
   """
 
   # Data
