@@ -1,5 +1,4 @@
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -62,20 +61,18 @@ def test_roles_by_hand():
   assert optimizer_lib.parameter_roles(draw(SHAPES, 0)) == ROLES
 
 
-@pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(
   ("method", "num_scales"),
   # Two blocks in each of three stages. Fixup has no normalizer.
   [
     ("batch_norm", 2 * 6 + 1),
     ("fixup", 6),
-    ("skipinit_biases", 6),
     ("nf_resnet", 1 + 12 + 2),
     ("layer_scale", 6),
   ],
 )
-def test_roles_of_networks(method, num_scales, scan):
-  model = TrainConfig(depth=16, method=method, scan=scan).make_model(10)
+def test_roles_of_networks(method, num_scales):
+  model = TrainConfig(depth=16, method=method).make_model(10)
   params = jax.eval_shape(
     functools.partial(model.init, train=False),
     jax.random.key(0),
@@ -89,12 +86,11 @@ def test_roles_of_networks(method, num_scales, scan):
     name = jax.tree_util.keystr(path)
     # Kernels are the parameters of two or more dimensions, but for the stack's.
     assert (role == "kernel") == (leaf.ndim - ("'blocks'" in name) >= 2), name
-    if role == "bias":
-      assert re.search(r"norm|bias|conv|classifier|projection", name)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("exempt", [(), ("bias",), ("scale", "bias"), ("kernel",)])
+@pytest.mark.parametrize(
+  ("nesterov", "exempt"), [(False, ()), (True, ("scale", "bias")), (False, ("kernel",))]
+)
 def test_sgd_by_hand(nesterov, exempt):
   config = TrainConfig(
     learning_rate=0.3,
@@ -140,6 +136,7 @@ def test_global_clip_before_l2():
 def test_adaptive_clip_by_hand():
   clipping = 0.05
   shapes = {"kernel": (3, 3, 2, 4), "dense": {"kernel": (4, 3)}, "bias": (3,)}
+  shapes["classifier"] = {"kernel": (4, 3), "bias": (3,)}
   params, grads = draw(shapes, 0), draw(shapes, 1)
   # One unit of each kernel has a small gradient, which stays as it is.
   grads["kernel"][..., 1] *= 1e-3
@@ -155,6 +152,7 @@ def test_adaptive_clip_by_hand():
     "kernel": clip(params["kernel"], grads["kernel"], (0, 1, 2)),
     "dense": {"kernel": clip(params["dense"]["kernel"], grads["dense"]["kernel"], 0)},
     "bias": clip(params["bias"], grads["bias"], 0),
+    "classifier": grads["classifier"],
   }
   config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.0, adaptive_clip=clipping)
   (after,) = run(config, params, [grads])
@@ -167,20 +165,6 @@ def test_adaptive_clip_by_hand():
   np.testing.assert_allclose(
     actual["kernel"][..., 1], grads["kernel"][..., 1], atol=1e-6
   )
-
-
-def test_adaptive_clip_leaves_the_classifier_alone():
-  params, grads = draw(SHAPES, 0), draw(SHAPES, 1)
-  config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.0, adaptive_clip=0.01)
-  (after,) = run(config, params, [grads])
-  steps = jax.tree.map(jnp.subtract, params, after)
-  for name in ("kernel", "bias"):
-    np.testing.assert_allclose(
-      steps["classifier"][name], grads["classifier"][name], rtol=1e-5, atol=1e-6
-    )
-  kernel, step = params["stage"]["conv"]["kernel"], steps["stage"]["conv"]["kernel"]
-  norms = [np.sqrt(np.square(each).sum((0, 1, 2))) for each in (kernel, step)]
-  np.testing.assert_allclose(norms[1], 0.01 * norms[0], rtol=1e-4)
 
 
 def test_adaptive_clip_sees_one_block_of_a_stack():
@@ -210,16 +194,9 @@ def test_rate_is_state():
   params, grads = draw(SHAPES, 0), draw(SHAPES, 1)
 
   def program(learning_rate):
-    optimizer = optimizer_lib.make_optimizer(
-      TrainConfig(learning_rate=learning_rate), 10
-    )
+    config = TrainConfig(learning_rate=learning_rate)
+    optimizer = optimizer_lib.make_optimizer(config, 10)
     state = optimizer.init(params)
-    return jax.jit(optimizer.update).lower(grads, state, params).as_text(), state
+    return jax.jit(optimizer.update).lower(grads, state, params).as_text()
 
-  slow, slow_state = program(2**-9)
-  fast, fast_state = program(2**-2)
-  assert slow == fast
-  leaves = zip(jax.tree.leaves(slow_state), jax.tree.leaves(fast_state), strict=True)
-  assert [(a.item(), b.item()) for a, b in leaves if a.size == 1 and a != b] == [
-    (2**-9, 2**-2)
-  ]
+  assert program(2**-9) == program(2**-2)
