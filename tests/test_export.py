@@ -56,10 +56,8 @@ def test_program_has_the_logits_of_the_model_at_any_batch_size(name):
   program = jax.export.deserialize(bytes(exported.serialize()))
   # Lowering for these is a part of exporting.
   assert program.platforms == ("cpu", "cuda", "tpu")
-  (images,) = program.in_avals
-  (logits,) = program.out_avals
-  assert str(images.shape) == str(("batch", *image_shape)).replace("'", "")
-  assert (images.dtype, logits.dtype) == (np.uint8, np.float32)
+  assert program.in_avals[0].dtype == np.uint8
+  assert program.out_avals[0].dtype == np.float32
   for number in (1, 3):
     images = make_images(image_shape, number)
     inputs = images.astype(np.float32) / 100 - 1
@@ -121,9 +119,7 @@ def test_bad_safetensors(tmp_path):
 def test_needs_no_training_code():
   program = """
 import sys
-import skipinit_jax.convert, skipinit_jax.export
-assert "skipinit_jax.models" in sys.modules
-assert not [name for name in sys.modules if name.startswith("skipinit_jax.training")]
-assert "optax" not in sys.modules
+sys.modules["optax"] = sys.modules["skipinit_jax.training"] = None
+import skipinit_jax.convert, skipinit_jax.export, skipinit_jax.models
 """
   subprocess.run([sys.executable, "-c", program], check=True)

@@ -129,13 +129,12 @@ def test_crops_and_flips_are_drawn_anew_for_each_example_and_epoch(photos):
     assert len({image.tobytes() for image in images}) == len(images) == 8
 
 
-def test_images_are_what_decode_makes_of_the_files(flat, monkeypatch):
-  # Columns that darken to the right show which image is mirrored, and the window is
-  # known: half of the images are mirrored, and none is upside down.
+def test_half_of_the_images_are_mirrored(flat, monkeypatch):
   def ramp(encoded, choose_window, size):
     assert choose_window.func is decode.random_window
     image = np.zeros((size, size, 3), np.uint8)
     image[:, : size // 2] = 200
+    # None is upside down.
     image[0] = 255
     return image
 

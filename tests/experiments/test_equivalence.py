@@ -24,8 +24,9 @@ def plain_losses(config, method):
   """The losses of a run as one writes it with optax, in float64."""
   dataset = data.load("digits")
   labels = dataset.train.labels
-  pixels = jnp.asarray(dataset.train.images)
-  images = data.augmentation.normalize(pixels, dataset.mean, dataset.std)
+  images = data.augmentation.normalize(
+    jnp.asarray(dataset.train.images), dataset.mean, dataset.std
+  )
   images = np.asarray(images, "float64")
   rng = np.random.default_rng(config.seed)
   sizes = config.depth, config.width, 10, method

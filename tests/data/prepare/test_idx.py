@@ -1,5 +1,6 @@
 import gzip
 import pathlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -60,13 +61,6 @@ def test_what_is_prepared_is_left_as_it_is(source, idx_files):
   assert times() == before
 
 
-def test_incomplete_folder_is_not_taken_for_a_prepared_one(source):
-  version = tfds.builder_cls("fashion_mnist").VERSION
-  (source.parent / "tfds" / "fashion_mnist" / str(version)).mkdir(parents=True)
-  with pytest.raises(UsageError, match=r"already exists and holds no examples.*delete"):
-    prepare(source)
-
-
 def zipped_array(*shape, value=0):
   """Returns an array of one value as a zipped IDX file has it."""
   sizes = b"".join(size.to_bytes(4, "big") for size in shape)
@@ -110,19 +104,24 @@ def test_bad_arguments(source, tmp_path):
     idx.prepare("fashion_mnist", tmp_path / "none")
   with pytest.raises(UsageError, match="Unknown dataset of IDX files 'cifar10'"):
     idx.prepare("cifar10", source)
+
+
+def test_data_dir_that_cannot_be_used(source, monkeypatch):
+  tfds_dir = source.parent / "tfds"
   # A file where the folder should be: unlike a mode, it also stops root.
-  (source.parent / "tfds").write_text("")
+  tfds_dir.write_text("")
   with pytest.raises(UsageError, match=r"Cannot write to data_dir '.*tfds'"):
     prepare(source)
-
-
-def test_failure_while_writing_leaves_nothing(source, monkeypatch):
-  def fail(*args, **kwargs):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr("PIL.Image.Image.save", fail)
-  with pytest.raises(UsageError, match="No space left on device"):
+  tfds_dir.unlink()
+  # A full disk leaves nothing.
+  with monkeypatch.context() as patch:
+    error = OSError(28, "No space left on device")
+    patch.setattr("PIL.Image.Image.save", mock.Mock(side_effect=error))
+    with pytest.raises(UsageError, match="No space left on device"):
+      prepare(source)
+  assert list(tfds_dir.rglob("*.array_record*")) == []
+  # An incomplete folder is not taken for a prepared one.
+  version = str(tfds.builder_cls("fashion_mnist").VERSION)
+  (tfds_dir / "fashion_mnist" / version).mkdir(parents=True, exist_ok=True)
+  with pytest.raises(UsageError, match=r"already exists and holds no examples.*delete"):
     prepare(source)
-  assert list((source.parent / "tfds").rglob("*.array_record*")) == []
-  monkeypatch.undo()
-  assert prepare(source).startswith("Prepared")
