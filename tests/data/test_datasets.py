@@ -1,6 +1,9 @@
 import logging
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -145,10 +148,14 @@ def test_missing_set_says_how_to_get_it(name, command, tmp_path):
   assert not folder.exists()
 
 
-def test_reads_the_default_directories(prepared, tmp_path, monkeypatch):
-  monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  assert data.load("fashion_mnist").train.num_examples == 60
+def test_reads_the_default_directories(prepared, tmp_path):
+  # tensorflow-datasets reads its variable when it is imported.
+  program = (
+    "from skipinit_jax import data; "
+    "assert data.load('fashion_mnist').train.num_examples == 60"
+  )
+  folders = {"TFDS_DATA_DIR": str(prepared), "XDG_CACHE_HOME": str(tmp_path)}
+  subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | folders)
   assert (tmp_path / "skipinit_jax" / "data" / "fashion_mnist.npz").exists()
 
 
