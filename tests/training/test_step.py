@@ -57,29 +57,21 @@ def test_one_step_by_hand():
   assert_close(after.params, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 4])
-def test_running_statistics_by_hand(accumulation_steps):
+def test_running_statistics_by_hand():
   step, before, _ = make_step(
     dataclasses.replace(
-      MLP,
-      method="batch_norm",
-      ghost_batch_size=8,
-      accumulation_steps=accumulation_steps,
+      MLP, method="batch_norm", ghost_batch_size=8, accumulation_steps=2
     )
   )
   inputs, labels = first_batch()
   # What the first normalizer of the network sees.
   features = inputs.reshape(BATCH_SIZE, -1) @ before.params["stem"]["kernel"]
-  ghosts = np.asarray(features).reshape(4, 8, 16)
+  parts = np.asarray(features).reshape(2, 2, 8, 16)
   mean, var = np.zeros(16), np.ones(16)
-  if accumulation_steps == 1:
-    mean = 0.9 * mean + 0.1 * ghosts.mean(1).mean(0)
-    var = 0.9 * var + 0.1 * ghosts.var(1).mean(0)
-  else:
-    # Each part follows the one before.
-    for ghost in ghosts:
-      mean = 0.9 * mean + 0.1 * ghost.mean(0)
-      var = 0.9 * var + 0.1 * ghost.var(0)
+  # Each part follows the one before, with the mean of its ghost batches.
+  for part in parts:
+    mean = 0.9 * mean + 0.1 * part.mean(1).mean(0)
+    var = 0.9 * var + 0.1 * part.var(1).mean(0)
   after = jax.jit(step)(before, inputs, labels)
   first = jax.tree.map(
     lambda leaf: leaf[0], after.model_state["batch_stats"]["stack"]["blocks"]["norm1"]
@@ -95,9 +87,7 @@ def trained():
   return config.make_model(10), jax.device_get(dispatch(make_trainer(config), 3))
 
 
-@pytest.mark.parametrize(
-  ("num_devices", "batch_size"), [(1, 37), (1, 16), (1, 1), (8, 16), (8, 64)]
-)
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 16), (1, 1), (8, 64)])
 def test_evaluation_by_hand(trained, num_devices, batch_size):
   model, state = trained
   mesh = make_mesh(jax.devices()[:num_devices])
