@@ -176,17 +176,6 @@ def test_markdown_escapes_no_more_than_it_must(text, expected):
   assert document.markdown(table).splitlines()[0] == f"| {expected} |"
 
 
-@pytest.mark.parametrize("number", ["-1,000", "2^-5", "1.5e-3", "93.5±0.1", "12 %"])
-def test_columns_of_numbers_align_on_the_right(number):
-  table = Table("t", "", ["n", "m"], [[number, number], ["", "1, 2"], ["nan", ""]])
-  assert document.markdown(table).splitlines()[1] == "| ---: | --- |"
-
-
-def test_same_document_gives_the_same_bytes(written, tmp_path):
-  document.write(sample(), tmp_path)
-  assert files_of(tmp_path) == written
-
-
 def test_a_figure_that_fails_leaves_the_earlier_document(tmp_path):
   document.write(sample(ACCURACY), tmp_path)
   before = files_of(tmp_path)
@@ -211,11 +200,6 @@ def test_names_that_cannot_be_files_are_refused(names, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     document.write(sample(*tables), tmp_path / "new")
   assert not (tmp_path / "new").exists()
-
-
-def test_rows_as_long_as_the_header():
-  with pytest.raises(ValueError, match=r"Row 2 of table 'short' has 1 entries"):
-    Table("short", "", ["a", "b"], [["1", "2"], ["1"]])
 
 
 def test_terminal_shows_every_digit_and_no_markup(capsys, monkeypatch):

@@ -47,24 +47,6 @@ def test_bars_show_accuracies_and_what_does_not_train():
   assert texts_of(axes) == ["93", "10", "diverges"]
 
 
-def test_bars_have_a_panel_for_each_kind_of_network():
-  rows = ("a 1", "a 2", "b 1")
-  results = make(*(make_result(row=row, accuracy=0.9) for row in rows))
-  figure = figures.accuracy_bars(results, lambda search: search.row[0])
-  assert [texts_of(axes) for axes in figure.axes] == [["90", "90"], ["90"]]
-
-
-def test_rate_curves_mark_the_failed_rates():
-  tried = (2**-5, 2**-4, 2**-3)
-  peak = make_result(accuracy=0.95, column="peak", tried=tried)
-  peak.rates[-1] = make_result(accuracy=None, tried=(2**-3,)).rates[0]
-  diverges = make_result(accuracy=None, column="diverges", tried=tried)
-  figure = figures.rate_curves(make(peak, diverges))
-  assert legend_of(figure) == ["peak", "diverges"]
-  crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
-  assert [list(line.get_xdata()) for line in crosses] == [[2**-3], list(tried)]
-
-
 def run_of(search, rate, seed, accuracies, **fields):
   epochs = [float(epoch) for epoch in range(1, len(accuracies) + 1)]
   curve = {"epoch": epochs, "loss": epochs, "accuracy": accuracies}
@@ -108,37 +90,6 @@ def test_curves_by_batch_size():
   # Networks at chance have no optimal rate.
   assert curve(best) == {16: 2**-4, 32: 2**-3, 64: 2**-4}
   assert curve(best, 1) == {}
-
-
-def test_curves_by_dropout_rate_and_by_alpha():
-  accuracies = {0.6: 0.7, 0.0: 0.8, 0.2: None}
-  (axes,) = regularization_curves(
-    make(
-      *(
-        make_result(RegularizationLabels("skipinit", False, rate, 5e-4), accuracy)
-        for rate, accuracy in accuracies.items()
-      )
-    )
-  ).axes
-  # In order, without the rate at which nothing completed.
-  assert curve(axes) == {0.0: 80, 0.6: 70}
-  figure = branch_scale_curves(
-    make(
-      *(
-        make_result(BranchScaleLabels(9, "skipinit", alpha, False), accuracy, row="a")
-        for alpha, accuracy in ((1.0, 0.7), (0.0, 0.9), (0.25, None))
-      ),
-      # A method that only another program knows is drawn under its name.
-      make_result(BranchScaleLabels(9, "mine", 0.25, False), 0.6, row="b"),
-      make_result(
-        BranchScaleLabels(9, "batch_norm", None, None), row="c", column="Batch norm"
-      ),
-    )
-  )
-  assert curve(figure.axes[0]) == {0: 90, 2: 70}
-  assert curve(figure.axes[0], 1) == {1: 60}
-  names = legend_of(figure)
-  assert names == ["Batch norm", "SkipInit, constant α", "mine, constant α"]
 
 
 DRAW = {
