@@ -14,6 +14,7 @@ The costs that the file lacks, in minutes each, with libtpu of jax[tpu]'s versio
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,9 +56,10 @@ def count_missing(workdir: pathlib.Path) -> None:
     write_json(path, rows)
 
 
-def main(workdir: pathlib.Path, *, count: bool) -> None:
+def main(_: Sequence[str]) -> None:
   """Prints the tables of the costs in a folder."""
-  if count:
+  workdir = pathlib.Path(_WORKDIR.value)
+  if _COUNT.value:
     workdir.mkdir(parents=True, exist_ok=True)
     count_missing(workdir)
   for table in scaling_model.make_tables(scaling_model.read_costs(workdir)).values():
@@ -68,9 +70,5 @@ if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of costs.json.", required=True
   )
-  _COUNT = flags.DEFINE_bool(
-    "count",
-    False,
-    "Compile the steps that costs.json lacks, for TPU v5e, and add their costs to it.",
-  )
-  app.run(lambda _: main(pathlib.Path(_WORKDIR.value), count=_COUNT.value))
+  _COUNT = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
+  app.run(main)

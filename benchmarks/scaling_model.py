@@ -14,7 +14,6 @@ docs/scaling.md.
 import dataclasses
 import itertools
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,10 +32,7 @@ _REACHABLE_BANDWIDTH = 0.8
 
 
 class Accelerator(NamedTuple):
-  """An accelerator and what connects many of them.
-
-  Devices within an island have the fast interconnect; islands have a network.
-  """
+  """An accelerator, its interconnect within an island, and the network of islands."""
 
   name: str
   flops: float  # Peak FLOP/s in bfloat16.
@@ -53,11 +49,6 @@ class Accelerator(NamedTuple):
   hop_seconds: float  # A hop in the island.
   network_bandwidth: float  # Bytes/s that a device sends to other islands.
   network_hop_seconds: float  # A hop between islands.
-
-  def slower(self, factor: float) -> "Accelerator":
-    """Returns the same with all latencies so many times as long."""
-    latencies = ("base_seconds", "hop_seconds", "network_hop_seconds")
-    return self._replace(**{name: factor * getattr(self, name) for name in latencies})
 
 
 # Peak, memory and pods: cloud.google.com/tpu/docs/v4, /v5e and /v6e. Links, and 25 GB/s
@@ -119,9 +110,7 @@ _H100 = Accelerator(
 ACCELERATORS = (_V4, _V5E, _V6E, _H100)
 
 
-def all_reduce_seconds(
-  accelerator: Accelerator, num_devices: int, num_bytes: float
-) -> float:
+def all_reduce_seconds(chip: Accelerator, num_devices: int, num_bytes: float) -> float:
   """Returns the time of one all-reduce of a power of four of devices.
 
   On a torus it is a reduce-scatter and an all-gather along every axis at once, each
@@ -131,22 +120,22 @@ def all_reduce_seconds(
   """
   if num_devices == 1:
     return 0.0
-  inner = min(num_devices, accelerator.island)
+  inner = min(num_devices, chip.island)
   islands = num_devices // inner
-  hops, bandwidth = 2 * (inner - 1), accelerator.link_bandwidth
-  if accelerator.shapes is not None:
+  hops, bandwidth = 2 * (inner - 1), chip.link_bandwidth
+  if chip.shapes is not None:
     hops, bandwidth = 0, 0.0
-    for size in accelerator.shapes[inner]:
-      wraps = size in accelerator.wraps
+    for size in chip.shapes[inner]:
+      wraps = size in chip.wraps
       hops += 2 * (size // 2 if wraps else size - 1)
       # At the end of an axis that does not wrap, there is one link.
-      bandwidth += (2 if wraps else 1) * accelerator.link_bandwidth
-  seconds = accelerator.base_seconds + hops * accelerator.hop_seconds
+      bandwidth += (2 if wraps else 1) * chip.link_bandwidth
+  seconds = chip.base_seconds + hops * chip.hop_seconds
   seconds += 2 * (inner - 1) / inner * num_bytes / bandwidth
   if islands > 1:
-    seconds += 2 * math.log2(islands) * accelerator.network_hop_seconds
+    seconds += 2 * math.log2(islands) * chip.network_hop_seconds
     share = num_bytes / inner
-    seconds += 2 * (islands - 1) / islands * share / accelerator.network_bandwidth
+    seconds += 2 * (islands - 1) / islands * share / chip.network_bandwidth
   return seconds
 
 
@@ -212,10 +201,10 @@ KEYS = (
 """The costs that the tables need."""
 
 
-def read_costs(workdir: str | os.PathLike[str]) -> dict[Key, StepCost]:
+def read_costs(workdir: pathlib.Path) -> dict[Key, StepCost]:
   """Returns the costs of a folder's costs.json."""
   costs = {}
-  for row in read_json(pathlib.Path(workdir, "costs.json")):
+  for row in read_json(workdir / "costs.json"):
     key = Key(*(row.pop(name) for name in Key._fields))
     costs[key] = StepCost(**row | {"waited_bytes": tuple(row["waited_bytes"])})
   return costs
@@ -255,17 +244,6 @@ def make_tables(costs: Costs) -> dict[str, Table]:
   )
 
 
-def _ms(seconds: float) -> str:
-  return f"{1e3 * seconds:.1f}"
-
-
-def _batch_norm(
-  costs: Costs, chip: Accelerator, num_devices: int, batch: int
-) -> StepTime:
-  """Returns the time of ResNet-50's step with batch norm and a batch a device."""
-  return step_time(resnet_cost(costs, "batch_norm", batch), chip, num_devices)
-
-
 def _cost_row(key: Key, cost: StepCost) -> dict[str, str]:
   return {
     "network and method": f"{key.network}, {_METHODS[key.method]}",
@@ -300,15 +278,18 @@ def _latency_row(chip: Accelerator) -> dict[str, str]:
 
 def _sensitivity_row(costs: Costs, chip: Accelerator) -> dict[str, str]:
   row = {"accelerator": chip.name}
+  latencies = ("base_seconds", "hop_seconds", "network_hop_seconds")
   for factor in (0.25, 0.5, 1, 2):
-    time = _batch_norm(costs, chip.slower(factor), 256, _BATCH)
+    slower = chip._replace(**{name: factor * getattr(chip, name) for name in latencies})
+    time = step_time(costs[Key("ResNet-50", "batch_norm", _BATCH)], slower, 256)
     row[str(factor)] = f"{time.waiting_share:.0%}"
   return row
 
 
 def _waiting_row(costs: Costs, chip: Accelerator, num_devices: int) -> dict[str, str]:
   """Returns the shares that waits take, and the batches that make them small."""
-  times = [_batch_norm(costs, chip, num_devices, batch) for batch in _BATCHES]
+  steps = [resnet_cost(costs, "batch_norm", batch) for batch in _BATCHES]
+  times = [step_time(cost, chip, num_devices) for cost in steps]
   row = {"accelerator, devices": f"{chip.name}, {num_devices}"}
   for batch, time in zip(_BATCHES, times, strict=True):
     row[str(batch)] = f"{time.waiting_share:.0%}"
@@ -335,11 +316,11 @@ def _strong_row(costs: Costs, chip: Accelerator, num_devices: int) -> dict[str, 
   return {
     "accelerator, devices": f"{chip.name}, {num_devices}",
     "images a device": str(batch // parts),
-    "batch norm: local": _ms(batch_norm.local),
-    "waiting": _ms(batch_norm.waiting),
-    "gradients": _ms(batch_norm.update),
-    "step": _ms(batch_norm.total),
-    "SkipInit: step": _ms(skipinit.total),
+    "batch norm: local": f"{1e3 * batch_norm.local:.1f}",
+    "waiting": f"{1e3 * batch_norm.waiting:.1f}",
+    "gradients": f"{1e3 * batch_norm.update:.1f}",
+    "step": f"{1e3 * batch_norm.total:.1f}",
+    "SkipInit: step": f"{1e3 * skipinit.total:.1f}",
     "SkipInit is faster by": f"{batch_norm.total / skipinit.total:.2f}",
     "images/s": f"{rate:,.0f}",
     "images/s a host": f"{rate / max(1, num_devices // chip.host_devices):,.0f}",
@@ -352,8 +333,8 @@ def _network_row(costs: Costs, network: str, chip: Accelerator) -> dict[str, str
   )
   return {
     "network and accelerator": f"{network}, {chip.name}",
-    "batch norm": _ms(batch_norm.total),
-    "SkipInit": _ms(skipinit.total),
+    "batch norm": f"{1e3 * batch_norm.total:.1f}",
+    "SkipInit": f"{1e3 * skipinit.total:.1f}",
     "batch norm waits": f"{batch_norm.waiting_share:.0%}",
     "images/s (SkipInit)": f"{_BATCH * 256 / skipinit.total:,.0f}",
   }
