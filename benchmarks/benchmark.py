@@ -50,7 +50,6 @@ def take_turns(ways: Mapping[_K, Callable[[], _T]], rounds: int) -> dict[_K, lis
 
   Args:
     ways: functions that measure once and return what they found, by name or setting.
-    rounds: turns of each way.
 
   Returns:
     What each way found, round by round.

@@ -110,8 +110,6 @@ def make_step(
   Args:
     config: the run; `batch_size` is that of all devices.
     image_shape: height, width and channels.
-    num_classes: number of logits.
-    devices: what to compile for.
   """
   mesh = make_mesh(devices)
   model = config.make_model(num_classes)

@@ -116,11 +116,6 @@ class _Process:
 def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Measured]:
   """Measures the peers' train steps on one case.
 
-  Args:
-    case: what they train.
-    peers: who takes the steps.
-    rounds: turns of each peer.
-
   Returns:
     What was measured, by the peers' names.
 

@@ -42,7 +42,6 @@ def seconds_to_first_step(config: TrainConfig, cache: str) -> float:
 
   Args:
     config: the run; its network is all that matters.
-    cache: the user's cache folder.
   """
   environment = {**os.environ, "XDG_CACHE_HOME": cache}
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)

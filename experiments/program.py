@@ -67,8 +67,6 @@ def define_path(
   """Defines a flag that names a directory.
 
   Args:
-    name: the flag, without dashes.
-    description: what --help says.
     required: whether it has to be given, and not empty.
   """
   path = flags.DEFINE(_PathParser(), name, None, description, required=required)

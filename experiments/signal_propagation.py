@@ -157,8 +157,6 @@ def main(config: SignalConfig, workdir: str, diagnose: bool) -> None:
   """Measures the networks, and writes and prints what comes out.
 
   Args:
-    config: the networks and the batch.
-    workdir: for all files.
     diagnose: whether to print and write verdicts.
   """
   curves = measure_networks(config)
@@ -179,9 +177,6 @@ def main(config: SignalConfig, workdir: str, diagnose: bool) -> None:
 
 def measure_networks(config: SignalConfig) -> dict[str, figures.Curve]:
   """Measures the network of each method, and predicts its signal.
-
-  Args:
-    config: the networks and the batch.
 
   Returns:
     Signals by the names of the methods.

@@ -27,8 +27,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
 
   Args:
     kind: what the name stands for, such as "method".
-    name: the name that was given.
-    known: the names that exist.
 
   Returns:
     An error that suggests a name that is close, and lists the known names, unless they

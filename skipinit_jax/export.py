@@ -52,7 +52,6 @@ def export_model(
 
   Args:
     model: the network, called as `model(images, train)`.
-    variables: its variables.
     image_shape: height, width and channels.
     preprocess: maps uint8 images to the network's input, such as normalization. It
       becomes part of the program, so that nobody has to repeat it.
@@ -98,9 +97,6 @@ def save_safetensors(
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads the variables that `save_safetensors` wrote.
-
-  Args:
-    path: the file.
 
   Returns:
     The variables as NumPy arrays, for `model.apply(variables, images, train=False)`.

@@ -95,7 +95,6 @@ def write_file(path: Path, content: bytes) -> None:
 
   Args:
     path: the file, as `workdir_path` returns it; replaced if it exists.
-    content: the whole of it.
   """
   if in_bucket(path):
     path.write_bytes(content)
@@ -127,9 +126,6 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 def to_json(obj: Any) -> Any:
   """Returns `obj` as the plain values that its JSON file holds.
 
-  Args:
-    obj: what `write_json` takes.
-
   Returns:
     Dicts, lists, strings, finite numbers, booleans and None.
   """
@@ -159,9 +155,6 @@ def from_json(value: Any) -> Any:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
   """Reads what `write_json` wrote.
-
-  Args:
-    path: the file.
 
   Returns:
     The values, with non-finite numbers as floats again, and tuples as lists.
@@ -208,11 +201,7 @@ def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
-  """Tells whether a `lock` is held; where that cannot be known, that it is.
-
-  Args:
-    path: an existing file.
-  """
+  """Tells whether a `lock` is held; where that cannot be known, that it is."""
   try:
     with filelock.FileLock(path).acquire(timeout=0):
       return False

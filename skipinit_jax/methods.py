@@ -190,8 +190,6 @@ class Method:
     Args:
       num_blocks: residual blocks of the whole network.
       train: whether normalizers use the statistics of the batch.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
 
     Raises:
       UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
@@ -222,8 +220,6 @@ class Method:
       num_blocks: residual blocks of the whole network.
       branch_layers: layers of one residual branch.
       train: whether normalizers use the statistics of the batch.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
 
     Raises:
       UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
@@ -317,8 +313,6 @@ def bind_normalizer(
   Args:
     factory: see `Method.normalizer`; None returns None.
     train: whether to use the statistics of the batch.
-    dtype: dtype of the computation.
-    param_dtype: dtype of the parameters.
   """
   if factory is None:
     return None
@@ -435,9 +429,6 @@ NAMES: tuple[str, ...] = tuple(_METHODS)
 def get(name: str) -> Method:
   """Returns the method of a name.
 
-  Args:
-    name: one of `NAMES`.
-
   Returns:
     The method.
 
@@ -509,9 +500,6 @@ def linear(method: Method) -> Method:
 
   Weights have variance 1 / fan-in, which then keeps a layer's second moment; last
   layers that start at zero still do.
-
-  Args:
-    method: any method.
   """
   return dataclasses.replace(
     method, activation=identity, kernel_init=VarianceScaling(1.0), branch_init=None

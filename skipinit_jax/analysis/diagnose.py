@@ -187,11 +187,7 @@ def diagnose(
 
 
 def diagnose_signal(signal: Signal) -> Diagnosis:
-  """Diagnoses a network by its signal, measured or predicted.
-
-  Args:
-    signal: one network's, without leading axes.
-  """
+  """Diagnoses a network by its signal, which has no leading axes."""
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
     forward = signal.second_moment / signal.second_moment[0]
@@ -228,7 +224,6 @@ def _faults(
   """Yields what is wrong.
 
   Args:
-    signal: the signal.
     forward: its second moment over that before the first block, [d + 1].
     backward: the gradient's second moment over that behind the last, [d + 1].
   """

@@ -185,7 +185,6 @@ def _by_block(
   """Draws quantities by block, one panel each.
 
   Args:
-    curves: the networks.
     quantities: by their titles, what to take of a signal, [..., d] or [..., d + 1].
   """
   panels = []
@@ -283,9 +282,6 @@ def measured_path_weights(
   ensemble: Ensemble,
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Returns mean and standard error over seeds of the paths' weights.
-
-  Args:
-    ensemble: the seeds' signals.
 
   Returns:
     Two arrays, [d + 1]; None if a branch's share of its sum is not known, as where

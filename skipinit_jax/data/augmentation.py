@@ -41,7 +41,6 @@ def pad_and_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
   a quarter of the memory traffic.
 
   Args:
-    key: a PRNG key.
     images: [batch, height, width, channels], any dtype.
     padding: pixels added on each side.
 
@@ -62,7 +61,6 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
   """Mirrors every image left to right with probability 1/2.
 
   Args:
-    key: a PRNG key.
     images: [batch, height, width, channels], any dtype.
 
   Returns:

@@ -84,7 +84,6 @@ def epoch_permutation(
   Args:
     key: the PRNG key of the whole run's shuffling.
     epoch: from 0; may be traced.
-    num_examples: size of the split.
 
   Returns:
     A permutation of the examples' indices: int32 [num_examples].
@@ -102,10 +101,7 @@ def train_batch(
   """Gathers one batch of an epoch.
 
   Args:
-    split: the training examples.
-    permutation: what `epoch_permutation` returned.
     index: number of the batch in the epoch, below `steps_per_epoch`; may be traced.
-    batch_size: number of examples.
 
   Returns:
     Images, uint8 [batch_size, height, width, channels], and their labels, int32

@@ -173,7 +173,6 @@ def train_batches(
   (`decode.random_window`) and, with probability 1/2, mirrored.
 
   Args:
-    dataset: what `load` returned.
     batch_size: examples of all processes together.
     seed: decides the order, the crops and the mirroring.
     first_step: number of the first batch.
@@ -219,7 +218,6 @@ def eval_batches(
   with blank examples, so that a sum weighted by the mask counts every example once.
 
   Args:
-    dataset: what `load` returned.
     batch_size: examples of all processes together.
     process_index: which part: process p of P gets rows p B / P to (p + 1) B / P - 1.
     process_count: number of parts.

@@ -37,7 +37,6 @@ def write(
   is touched, so that a document that fails leaves an earlier one whole.
 
   Args:
-    document: what to write.
     directory: where to, or a folder of a bucket; made if it does not exist.
     formats: those of the files beside the page: "md" and "tex" for tables, "png" and
       "pdf" for figures.

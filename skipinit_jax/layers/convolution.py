@@ -37,19 +37,13 @@ def conv_general_dilated(
   it.
 
   Convolutions that are not two-dimensional, dense and undilated over NHWC and
-  HWIO always go to `jax.lax`.
+  HWIO always go to `jax.lax`. Arguments that are not listed are as there.
 
   Args:
     lhs: images, [N, H, W, I].
     rhs: kernel, [h, w, I, O].
     window_strides: strides over H and W.
     padding: "SAME", "VALID" or ((low, high), (low, high)).
-    lhs_dilation: as in `jax.lax`.
-    rhs_dilation: as in `jax.lax`.
-    dimension_numbers: as in `jax.lax`.
-    feature_group_count: as in `jax.lax`.
-    precision: as in `jax.lax`.
-    preferred_element_type: as in `jax.lax`.
 
   Returns:
     The images' convolution with the kernel, [N, H', W', O].

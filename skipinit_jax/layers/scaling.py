@@ -91,7 +91,6 @@ def scaled(scale: nn.Module | None, layer: nn.Module, x: jax.Array) -> jax.Array
   Args:
     scale: a module that multiplies each feature by a factor; None: there is none.
     layer: the layer, whose output has the features last.
-    x: the layer's input.
   """
   if scale is None:
     return layer(x)

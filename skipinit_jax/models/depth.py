@@ -45,7 +45,6 @@ class DepthStack(nn.Module):
     """Applies the blocks to x, whose shape they keep.
 
     Args:
-      x: what the first block takes.
       per_block: [num_blocks], each block's second argument; None: blocks take x alone.
     """
     if self.num_blocks == 0:
@@ -108,8 +107,6 @@ def apply_stages(
     num_blocks: the number of blocks, by stage.
     strides: the first block's strides, by stage.
     per_block: the blocks' second arguments, by stage; None: they take x alone.
-    scan: see `DepthStack`.
-    remat: see `DepthStack`.
   """
   stages = zip(features, num_blocks, strides, per_block, strict=True)
   for stage, (width, length, stride, own) in enumerate(stages, start=1):

@@ -274,8 +274,6 @@ def log_axis(
   """Scales an axis by factors of two, with some of the values as its ticks.
 
   Args:
-    values: what it has to show.
-    most: the largest number of ticks.
     label: returns the text of a tick; None: as a power of two where it is one.
   """
   values = sorted(values)

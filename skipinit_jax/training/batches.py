@@ -34,7 +34,6 @@ class BatchSource(abc.ABC):
     """Yields the data and the number of steps of each dispatch.
 
     Args:
-      step: the first step.
       num_steps: number of steps in all; they are in one epoch.
     """
 

@@ -210,7 +210,6 @@ def read_latest(
   that the run may be going on.
 
   Args:
-    workdir: the workdir of the run.
     parts: names of the state's fields to read.
 
   Returns:

@@ -70,7 +70,6 @@ def initialize(
 
   Args:
     coordinator_address: "host:port" of process 0, where that listens.
-    num_processes: number of processes.
     process_id: number of this process, from 0.
 
   Raises:
@@ -306,9 +305,6 @@ def exit_process(status: int) -> NoReturn:
   """Ends this process after an error, without waiting for the others for long.
 
   An ordinary exit would wait for the others, which wait for this one in a computation.
-
-  Args:
-    status: the exit status.
   """
   sys.stdout.flush()
   sys.stderr.flush()

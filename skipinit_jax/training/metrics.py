@@ -33,9 +33,6 @@ _BUCKET_SECONDS = 30.0
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Reads the rows of a run, finished or not.
 
-  Args:
-    workdir: the run's directory.
-
   Returns:
     The rows in the order of writing, with non-finite numbers as floats again. A last
     line that is still being written is left out.

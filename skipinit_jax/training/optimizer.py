@@ -17,9 +17,6 @@ _CLASSIFIER = "classifier"
 def parameter_roles(params: chex.ArrayTree) -> Any:
   """Returns the role of every parameter.
 
-  Args:
-    params: a tree of parameters.
-
   Returns:
     A tree of the same structure: "bias" for every kind of bias; "scale" for the scales
     of normalizers, branches (SkipInit's alpha) and standardized weights; "kernel" for
@@ -71,7 +68,6 @@ def make_optimizer(
   differ in it share one compiled program.
 
   Args:
-    steps_per_epoch: optimizer steps of an epoch.
     learning_rate: the schedule's highest rate, which may be traced; None: the
       configuration's.
   """

@@ -36,11 +36,7 @@ class Display:
     self._bar = _start_bar(self._stream, total) if enabled else None
 
   def message(self, text: str) -> None:
-    """Prints a line that stays, above the bar where there is one.
-
-    Args:
-      text: the line.
-    """
+    """Prints a line that stays, above the bar where there is one."""
     if self._bar is not None:
       self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
     elif self._enabled:
@@ -107,7 +103,6 @@ class Progress(Display):
 
     Args:
       total_steps: the steps of the whole run, those before a resume included.
-      steps_per_epoch: the steps of one epoch.
       stream: where to write; None is standard error.
       enabled: False shows nothing at all, as in a study of many runs.
     """
@@ -123,10 +118,8 @@ class Progress(Display):
     """Shows the state of training.
 
     Args:
-      step: the number of steps taken.
       loss: the training loss, which may be non-finite.
       accuracy: the training accuracy, from 0 to 1.
-      images_per_second: the training speed.
     """
     if not self._enabled:
       return

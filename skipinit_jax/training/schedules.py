@@ -12,10 +12,6 @@ def halving(constant_steps: float, halve_every_steps: float) -> optax.Schedule:
 
   The first halving is after `constant_steps`.
 
-  Args:
-    constant_steps: steps at the highest rate.
-    halve_every_steps: steps between halvings.
-
   Returns:
     The schedule: 1, then 1/2, 1/4, ...
   """
@@ -31,9 +27,6 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
   """Returns the configured schedule, of step number, with highest value 1.
 
   "exponential" starts at 1 and grows (Li & Arora, ICLR 2020) or decays.
-
-  Args:
-    steps_per_epoch: optimizer steps of an epoch.
 
   Raises:
     UsageError: the schedule is unknown.

@@ -44,8 +44,6 @@ class SignalLog:
       writer: gets the rows.
       measure_signal: measures the signal at a state.
       every_steps: steps between rows; 0: there are none.
-      total_steps: steps of the run.
-      steps_per_epoch: steps of an epoch.
     """
     self._writer = writer
     self._measure_signal = measure_signal
@@ -60,12 +58,7 @@ class SignalLog:
     return min(to_end, every - step % every) if every else to_end
 
   def write_if_due(self, step: int, state: TrainState) -> None:
-    """Writes a row if this step has one.
-
-    Args:
-      step: optimizer steps taken.
-      state: the state after them.
-    """
+    """Writes a row if this step has one."""
     every = self._every_steps
     if every and (step % every == 0 or step == self._total_steps):
       signal = self._measure_signal(state)

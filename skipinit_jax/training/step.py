@@ -174,7 +174,6 @@ def make_train_steps(
   dispatches changes neither its result nor what is compiled.
 
   Args:
-    train_step: one step.
     batches: gives the batches of the steps.
     steps_per_epoch: number of steps in an epoch.
     sharding: how the state lies on the mesh, before and after.

@@ -49,7 +49,6 @@ class Kernel:
     Args:
       second_moment: mean square of the features, at every position.
       cosine: cosine similarity of two examples, and of two positions.
-      grid: height and width.
 
     Raises:
       UsageError: the second moment is not positive, or the cosine is outside of
@@ -153,7 +152,6 @@ class Operation(Protocol):
     Args:
       gradient: the gradients' kernel at the output.
       kernel: the features' kernel at the input.
-      batch_size: examples of the batch.
     """
     ...
 

@@ -86,8 +86,6 @@ def _layer(
   """Returns the layer that a module is at initialization.
 
   Args:
-    module: the module.
-    channels: how many its input has.
     activation: what precedes it, whose gain counts to the weights; None: nothing does.
   """
   rectified = activation in _RELU_GAINS
@@ -207,8 +205,6 @@ def uniform(
 
   Args:
     method: see `methods.linear` for networks without activation.
-    num_blocks: d, the number of blocks.
-    layers_per_block: layers of one branch.
     transitions: the blocks, counted from 1, whose shortcut is a projection of the
       activated input.
 
@@ -255,7 +251,6 @@ def describe(
   a ResNet's max pool has no closed form, so its network starts behind it.
 
   Args:
-    model: a model of pre-activation blocks.
     input_shape: shape of the model's inputs, [N, ...].
 
   Raises:

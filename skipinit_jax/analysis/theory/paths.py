@@ -49,10 +49,6 @@ def path_weights(branch_share: ArrayLike) -> np.ndarray:
 
 
 def mean_path_length(weights: ArrayLike) -> float:
-  """Returns the mean length of the paths, in branches: the sum of the branches' shares.
-
-  Args:
-    weights: see `path_weights`.
-  """
+  """Returns the mean length of the paths, in branches."""
   weights = np.asarray(weights)
   return float(weights @ np.arange(len(weights)))

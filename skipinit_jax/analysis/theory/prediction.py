@@ -91,7 +91,6 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
   no gradient, while theory counts one half.
 
   Args:
-    network: the network.
     inputs: the kernel of the stem's input, or without a stem the first block's.
     batch_size: N, examples of the batch over which statistics are taken.
 
