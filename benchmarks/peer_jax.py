@@ -6,11 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from benchmarks import compiled_step
 from benchmarks.compiled_step import Step
 from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES, Case
+from skipinit_jax import layers, methods
 from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh
+
+
+class _OwnScale(nn.Module):
+  """SkipInit in a module that `layers.scaled` leaves behind the layer."""
+
+  initial_value: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return layers.SkipInit(self.initial_value, name="scalar")(x)
+
+
+methods.register(
+  dataclasses.replace(
+    methods.get("skipinit"),
+    name="skipinit_behind",
+    title="SkipInit behind the last layer",
+    branch_scale=_OwnScale,
+  )
+)
 
 
 def jitted_step(case: Case) -> Step:

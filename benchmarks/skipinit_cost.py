@@ -2,7 +2,8 @@
 
 Deep Wide-ResNets on images of 8x8, with SkipInit, without normalization and scalar, and
 with batch norm, here and in PyTorch, by `benchmarks.side_by_side`; and the memory of
-the activations of this package's compiled steps.
+the activations of this package's compiled steps. Here the scalar is also measured
+behind the last layer of its branch, where `layers.scaled` would have left it.
 
 Example:
   python -m benchmarks.skipinit_cost
@@ -21,30 +22,37 @@ _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each method.", lower_bound
 _CASE = Case(100, 1, image_size=8, batch_size=64, method="skipinit")
 _BATCH_SIZES = (16, 256)
 _METHODS = ("skipinit", "unnormalized", "batch_norm")
+_BEHIND = "skipinit_behind"
 _LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
 
 
 def _compare(batch_size: int) -> list[dict[str, Any]]:
-  """Returns a row for each library."""
-  peers = [
-    dataclasses.replace(
+  """Returns a row for each library, and one for the scalar behind the last layer."""
+  ours, torch = _LIBRARIES
+  peers = {
+    (library.name, method): dataclasses.replace(
       library,
       name=f"{library.name}, {method}",
       options={**library.options, "method": method},
     )
-    for library in _LIBRARIES
-    for method in _METHODS
-  ]
+    for library, names in ((ours, (*_METHODS, _BEHIND)), (torch, _METHODS))
+    for method in names
+  }
   case = dataclasses.replace(_CASE, batch_size=batch_size)
-  measured = side_by_side.measure(case, peers, _ROUNDS.value)
+  measured = side_by_side.measure(case, list(peers.values()), _ROUNDS.value)
   rows = []
-  for library in _LIBRARIES:
+  for name, library, method in (
+    (ours.name, ours, "skipinit"),
+    (f"{ours.name}, scalar behind the layer", ours, _BEHIND),
+    (torch.name, torch, "skipinit"),
+  ):
     skipinit, unnormalized, batch_norm = (
-      measured[f"{library.name}, {method}"].step_seconds for method in _METHODS
+      measured[peers[library.name, each].name].step_seconds
+      for each in (method, *_METHODS[1:])
     )
     rows.append(
       {
-        "library": f"batch {batch_size}, {library.name}",
+        "library": f"batch {batch_size}, {name}",
         "seconds a step, SkipInit": skipinit,
         "unnormalized": unnormalized,
         "batch norm": batch_norm,
@@ -65,7 +73,9 @@ def _activation_megabytes(method: str) -> float:
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
   rows = [row for batch_size in _BATCH_SIZES for row in _compare(batch_size)]
-  activations = {method: _activation_megabytes(method) for method in _METHODS}
+  activations = {
+    method: _activation_megabytes(method) for method in (*_METHODS, _BEHIND)
+  }
   return {"tables": {"skipinit_cost": rows, "activations": [{"": "MB", **activations}]}}
 
 
