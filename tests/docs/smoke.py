@@ -10,6 +10,8 @@ import runpy
 import sys
 from typing import Any
 
+from absl import app
+
 from experiments import program
 from skipinit_jax import studies, training
 from skipinit_jax.studies.study import Study, check
@@ -17,7 +19,7 @@ from skipinit_jax.training import TrainConfig, distributed
 
 _TRAIN = ("experiments.train", "experiments.imagenet")
 _STUDY = "experiments.study_program"
-_run = program.run
+_run, app_run = program.run, app.run
 
 
 def _train(config: TrainConfig, workdir: str) -> None:
@@ -41,6 +43,9 @@ training.train = _train
 studies.run = studies.run_sequentially = _run_study
 distributed.initialize = lambda *_: None
 program.run = _run_program
+if module.startswith("benchmarks."):
+  # They are run by absl itself.
+  app.run = lambda _: app_run(lambda _: 0)
 sys.argv[1:] = arguments
 os.chdir(folder)
 runpy.run_module(module, run_name="__main__", alter_sys=True)

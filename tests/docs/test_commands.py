@@ -89,7 +89,7 @@ def test_our_programs_take_the_flags(words, smoke, tmp_path):
   [
     ["experiments.train", "--workdir=runs/x", "--config.depht=3"],
     ["experiments.depth_study", "--workdir=x", "--config.wide_resnet.depth=22"],
-    ["benchmarks.depth", "--round=3"],
+    ["experiments.pages", "--chekc"],
   ],
 )
 def test_the_smoke_mode_finds_what_is_wrong(words, smoke):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
+from unittest import mock
 
 import jax
 import optuna
@@ -238,7 +239,7 @@ ORPHAN = textwrap.dedent("""
   from skipinit_jax.training.stop import StopRequest
 
   there, here = Pipe(duplex=False)
-  runner._watch_parent(there)
+  runner._start_worker(there, num_workers=1)
   with StopRequest() as stop:
     here.close()
     while not stop.requested:
@@ -253,7 +254,7 @@ def test_workers_divide_the_cores(chosen, monkeypatch):
   monkeypatch.delenv("NPROC", raising=False)
   if chosen:
     monkeypatch.setenv("NPROC", chosen)
-  monkeypatch.setattr(runner, "_watch_parent", lambda connection: None)
+  monkeypatch.setattr(runner.threading, "Thread", mock.Mock())
   monkeypatch.setattr(runner, "num_cores", lambda: 8)
   for num_workers, threads in ((2, "4"), (3, "2"), (16, "1")):
     runner._start_worker(None, num_workers)
