@@ -80,6 +80,23 @@ def test_running_statistics_by_hand():
   np.testing.assert_allclose(first["var"], var, rtol=1e-4)
 
 
+def test_dropout_has_a_mask_of_its_own_at_each_step_and_in_each_part():
+  config = dataclasses.replace(
+    MLP, method="skipinit_one", learning_rate=0.0, dropout_rate=0.5
+  )
+  inputs, labels = first_batch()
+  # Two parts of the same examples, in two steps that change no parameter.
+  inputs, labels = np.tile(inputs[:16], (2, 1, 1, 1)), np.tile(labels[:16], 2)
+  losses = []
+  for parts in (1, 2):
+    step, state, _ = make_step(dataclasses.replace(config, accumulation_steps=parts))
+    step = jax.jit(step)
+    first = step(state, inputs, labels)
+    second = step(first, inputs, labels)
+    losses += [float(first.sums.loss), float(second.sums.loss - first.sums.loss)]
+  assert len({round(loss, 4) for loss in losses}) == 4
+
+
 @pytest.fixture(scope="module")
 def trained():
   """A network and its state after some steps, on the host."""
