@@ -25,18 +25,18 @@ class _OwnScale(nn.Module):
     return layers.SkipInit(self.initial_value, name="scalar")(x)
 
 
-methods.register(
-  dataclasses.replace(
-    methods.get("skipinit"),
-    name="skipinit_behind",
-    title="SkipInit behind the last layer",
-    branch_scale=_OwnScale,
-  )
+_BEHIND = dataclasses.replace(
+  methods.get("skipinit"),
+  name="skipinit_behind",
+  title="SkipInit behind the last layer",
+  branch_scale=_OwnScale,
 )
 
 
 def jitted_step(case: Case) -> Step:
   """Returns the train step of a case."""
+  if case.method == _BEHIND.name and _BEHIND.name not in methods.NAMES:
+    methods.register(_BEHIND)
   config = TrainConfig(
     depth=case.depth,
     width=case.width,
