@@ -5,6 +5,7 @@ constants here name what a run's workdir holds.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -12,6 +13,8 @@ import math
 import os
 import pathlib
 import re
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -151,6 +154,56 @@ def from_json(value: Any) -> Any:
   if isinstance(value, list):
     return [from_json(item) for item in value]
   return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def as_type(kind: Any, value: Any) -> Any:
+  """Returns a value of JSON as a type, such as a dataclass from its fields.
+
+  Args:
+    kind: a dataclass, str, int, float, bool, None, Any or Literal, or a list, dict or
+      union of these. Other types are not checked.
+
+  Raises:
+    ValueError: the value is of another type, or lacks a field or has one too many.
+  """
+  origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+  has_fields = dataclasses.is_dataclass(origin)
+  if origin in (typing.Union, types.UnionType):
+    for each in arguments:
+      with contextlib.suppress(ValueError):
+        return as_type(each, value)
+  elif has_fields:
+    hints, required = _fields(origin, arguments)
+    if isinstance(value, dict) and required <= value.keys() <= hints.keys():
+      return origin(**{name: as_type(hints[name], value[name]) for name in value})
+  elif origin is list and arguments and isinstance(value, list):
+    return [as_type(arguments[0], each) for each in value]
+  elif origin is dict and arguments and isinstance(value, dict):
+    return {key: as_type(arguments[1], each) for key, each in value.items()}
+  elif origin is float and type(value) in (float, int):
+    with contextlib.suppress(OverflowError):
+      return float(value)
+  elif origin in (str, int, bool, list, dict, types.NoneType):
+    # To Python, True is a whole number too.
+    if type(value) is origin:
+      return value
+  elif origin is not float and (origin is not typing.Literal or value in arguments):
+    return value
+  raise ValueError(f"{str(value)[:40]!r} is not of type {kind}")
+
+
+@functools.cache
+def _fields(kind: Any, arguments: Any) -> tuple[dict[str, Any], set[str]]:
+  """Returns the types of a dataclass's fields, and those that have no default."""
+  variables = dict(zip(getattr(kind, "__parameters__", ()), arguments, strict=False))
+  hints, required = {}, set()
+  for name, hint in typing.get_type_hints(kind).items():
+    bound = hint[arguments] if getattr(hint, "__parameters__", ()) else hint
+    hints[name] = variables.get(hint, bound)
+  for field in dataclasses.fields(kind):
+    if field.default is field.default_factory is dataclasses.MISSING:
+      required.add(field.name)
+  return hints, required
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -1,6 +1,7 @@
 """Files of a run: written as a whole, as JSON, and kept by a lock."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any, Generic, Literal, TypeVar
 from unittest import mock
 
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
   LOCK,
   LockedError,
+  as_type,
   full_disk_errors,
   is_locked,
   local_workdir,
@@ -57,6 +60,53 @@ def test_json(tmp_path):
     write_json(path, {"loss": object()})
   assert json.loads(path.read_text()) == written
   assert os.listdir(tmp_path) == ["result.json"]
+
+
+Label = TypeVar("Label")
+
+
+@dataclasses.dataclass
+class Point(Generic[Label]):
+  label: Label
+  place: tuple[float, int]
+  score: float | None
+  kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass
+class Points(Generic[Label]):
+  points: list[Point[Label]]
+  notes: dict[str, Any]
+
+
+POINT = {"label": "x", "place": [1, 2], "score": 1}
+
+
+def test_values_of_json_become_dataclasses():
+  values = {"points": [POINT], "notes": {"any": [None]}}
+  points = Points([Point("x", [1, 2], 1.0)], {"any": [None]})
+  assert as_type(Points[str], values) == points
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"score": "1"},
+    {"score": True},
+    {"score": 10**400},
+    {"label": 1},
+    {"label": None},
+    {"kind": "c"},
+    {"more": 1},
+    {"label": dataclasses.MISSING},
+  ],
+)
+def test_values_of_another_type_are_refused(change):
+  fields = {**POINT, **change}
+  point = {name: v for name, v in fields.items() if v is not dataclasses.MISSING}
+  for values in ([point], point, None):
+    with pytest.raises(ValueError, match="is not of type"):
+      as_type(Points[str], {"points": values, "notes": {}})
 
 
 def test_damaged_json(tmp_path):
