@@ -1,10 +1,11 @@
 """Errors that a user can correct."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
   "UsageError",
+  "misfit",
   "require_positive",
   "unknown_name",
 ]
@@ -12,6 +13,8 @@ __all__ = [
 
 # Nobody reads more names than that where the right one is suggested.
 _MOST_NAMES = 30
+# Weights of another network differ in hundreds of names.
+_MOST_PROBLEMS = 8
 
 
 class UsageError(ValueError):
@@ -46,3 +49,33 @@ def require_positive(**values: int) -> None:
   for name, value in values.items():
     if value < 1:
       raise UsageError(f"{name} is {value}: it must be at least 1.")
+
+
+def misfit(
+  expected: Mapping[str, Sequence[int]], actual: Mapping[str, Sequence[int]]
+) -> str:
+  """Returns how arrays differ from what is expected, by their shapes by name.
+
+  Returns:
+    Such as "'a' and 'b' are missing, 'c' is unknown, 'd' has shape (3,), not (4,)",
+    with the first few names of each kind; empty where all fit.
+  """
+
+  def some(clauses: list[str]) -> str:
+    rest = len(clauses) - _MOST_PROBLEMS
+    shown = ", ".join(clauses[:_MOST_PROBLEMS])
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+  clauses = []
+  for adjective, names in (
+    ("missing", [repr(name) for name in expected if name not in actual]),
+    ("unknown", [repr(name) for name in actual if name not in expected]),
+  ):
+    if names:
+      clauses.append(f"{some(names)} {'is' if len(names) == 1 else 'are'} {adjective}")
+  shapes = [
+    f"{name!r} has shape {tuple(actual[name])}, not {tuple(shape)}"
+    for name, shape in expected.items()
+    if name in actual and tuple(actual[name]) != tuple(shape)
+  ]
+  return ", ".join([*clauses, some(shapes)] if shapes else clauses)

@@ -1,12 +1,17 @@
 """PyTorch's layout: names, shapes, errors; tests/test_convert_torch.py has logits."""
 
+import dataclasses
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from skipinit_jax import convert, methods
+from skipinit_jax import convert, layers, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResNet, unroll_variables
+from skipinit_jax.models import ResNet, WideResNet, unroll_variables
 
 MODEL = ResNet(50, 3, methods.get("batch_norm"), version=1, symmetric_padding=True)
 
@@ -72,6 +77,53 @@ def test_old_checkpoints_of_grey_images(variables):
   jax.tree.map(np.testing.assert_array_equal, again, grey)
 
 
+def prefixed(prefix, state_dict):
+  return {prefix + name: array for name, array in state_dict.items()}
+
+
+@pytest.mark.parametrize(
+  "wrap",
+  [
+    lambda s: {"epoch": 3, "state_dict": prefixed("module.", s), "optimizer": {}},
+    lambda s: {"model": prefixed("module._orig_mod.", s), "n": 1},
+    lambda s: {"state_dict": {"model": prefixed("backbone.model.", s)}},
+    # Of PyTorch's averages, and of one compiled layer.
+    lambda s: prefixed("module.", s) | {"n_averaged": np.zeros((), np.int64)},
+    lambda s: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()},
+  ],
+)
+def test_what_wraps_weights_is_taken_off(variables, state_dict, wrap):
+  model, again = convert.from_torchvision(wrap(state_dict))
+  assert model == MODEL
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float64])
+def test_dtypes_stay(state_dict, dtype):
+  there = {name: array.astype(dtype) for name, array in state_dict.items()}
+  model, variables = convert.from_torchvision(there)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(dtype)}
+  again = convert.to_torchvision(model, variables)
+  for name in ("layer1.1.conv2.weight", "layer3.4.bn1.running_var"):
+    np.testing.assert_array_equal(again[name], there[name])
+
+
+@pytest.mark.parametrize(
+  ("parts", "num_classes", "expected"), [(("fc.",), None, 1000), ((), 7, 7)]
+)
+def test_a_classifier_that_is_not_there_is_new(
+  variables, state_dict, parts, num_classes, expected
+):
+  there = prefixed("module.", without(state_dict, *parts))
+  model, again = convert.from_torchvision(there, num_classes)
+  assert model == MODEL.clone(num_classes=expected)
+  head = again["params"].pop("head")["classifier"]
+  assert head["kernel"].shape == (2048, expected) and head["bias"].shape == (expected,)
+  assert not head["kernel"].any() and not head["bias"].any()
+  rest = {name: v for name, v in variables["params"].items() if name != "head"}
+  jax.tree.map(np.testing.assert_array_equal, again["params"], rest)
+
+
 def without(state_dict, *parts):
   """Leaves out each name that has one of some parts."""
   return {k: v for k, v in state_dict.items() if not any(part in k for part in parts)}
@@ -89,16 +141,29 @@ def without(state_dict, *parts):
       r"ResNet-50: 'layer1.0.se.weight' is unknown\.$",
     ),
     (lambda s: s | {"fc.bias": np.zeros((4,))}, r"shape \(3, 2048\), not \(4, 2048\)"),
-    (lambda s: without(s, "layer3.5."), r"have \(3, 4, 5, 3\) blocks .*: conv"),
-    (lambda s: {"state_dict": s}, r"have \(0, 0, 0, 0\) blocks"),
+    (
+      lambda s: without(s, "layer3.5.") | {"se.weight": np.zeros(3)},
+      r"\(3, 4, 5, 3\) blocks .* 'layer3.5.conv1.weight', .* missing, 'se.weight' is",
+    ),
+    (lambda s: {"weights": [s]}, r"\(0, 0, 0, 0\) blocks .*, 'weights' is unknown\.$"),
+    (lambda s: without(s, "fc.bias"), r": 'fc.bias' is missing\.$"),
+    (lambda s: s | {"module.bn1.bias": 0}, r"two arrays 'bn1.bias'"),
+    (lambda s: {"model": [*s]}.get("model"), r"are a list: they must be a dict"),
     # A network of basic blocks: ResNet-34 has as many as ResNet-50.
-    (lambda s: without(s, "conv3", "bn3"), r"and \d+ more such problems\.$"),
+    (
+      lambda s: without(s, "conv3", "bn3"),
+      r"'layer1.0.bn3.running_mean', .* and \d+ more are",
+    ),
   ],
 )
 def test_bad_state_dict(state_dict, change, message):
   with pytest.raises(UsageError, match=message) as error:
     convert.from_torchvision(change(state_dict))
   assert "\n" not in str(error.value)
+
+
+def changed(**fields):
+  return MODEL.clone(method=dataclasses.replace(MODEL.method, **fields))
 
 
 @pytest.mark.parametrize(
@@ -108,9 +173,35 @@ def test_bad_state_dict(state_dict, change, message):
     (MODEL.clone(symmetric_padding=False), "symmetric_padding is False"),
     (MODEL.clone(method=methods.get("batch_norm_divide_by_sqrt2")), "sum_scale is 0.7"),
     (MODEL.clone(method=methods.get("fixup")), "method.alpha is 1.0"),
+    (
+      changed(normalizer=functools.partial(nn.BatchNorm, epsilon=1e-3)),
+      "epsilon of method.normalizer is 0.001, but torchvision's networks have 1e-05",
+    ),
+    (changed(normalizer=nn.LayerNorm), "epsilon of method.normalizer is 1e-06"),
+    (
+      changed(normalizer=functools.partial(nn.RMSNorm, epsilon=1e-5)),
+      "method.normalizer is .* have batch normalization",
+    ),
+    (changed(normalizer=None), "method.normalizer is None"),
+    (changed(activation=nn.gelu), "method.activation is .* have ReLU"),
+    (changed(conv=functools.partial(layers.Conv, kernel_dilation=2)), "method.conv is"),
+    (changed(output_normalizer=nn.LayerNorm), "method.output_normalizer is"),
+    (changed(use_bias=True), "method.use_bias is True"),
+    (WideResNet(10, 1, 3, MODEL.method), "is a WideResNet"),
     (MODEL.clone(num_classes=5), r"kernel' has shape \(2048, 3\), not \(2048, 5"),
   ],
 )
 def test_other_networks_are_refused(variables, model, message):
   with pytest.raises(UsageError, match=message):
     convert.to_torchvision(model, variables)
+
+
+def test_the_same_networks_by_other_means_are_not_refused(variables, state_dict):
+  same = changed(
+    normalizer=functools.partial(layers.GhostBatchNorm, ghost_batch_size=4),
+    activation=lambda x: (x + abs(x)) / 2,
+    conv=nn.Conv,
+    dropout_rate=0.5,
+  )
+  there = convert.to_torchvision(same, variables)
+  jax.tree.map(np.testing.assert_array_equal, there, state_dict)

@@ -123,6 +123,25 @@ def test_is_a_copy(network, converted):
   there.copy_(torch.from_numpy(before))
 
 
+def test_parameters_in_bfloat16(network):
+  half = make_network().to(torch.bfloat16)
+  wrapped = {"state_dict": dict(half.named_parameters()) | dict(half.named_buffers())}
+  model, variables = convert.from_torchvision(wrapped)
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"bfloat16"}
+  again = convert.to_torchvision(model, variables)
+  for name, parameter in half.named_parameters():
+    there = parameter.detach().float().numpy()
+    np.testing.assert_array_equal(again[name].astype(np.float32), there, name)
+
+
+def test_networks_themselves_and_wrapped_ones(network, converted):
+  _, expected = converted
+  wrapped = nn.DataParallel(torch.compile(network, backend="eager"))
+  for checkpoint in (wrapped, {"model": network, "epoch": 3}):
+    _, variables = convert.from_torchvision(checkpoint)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
 def make_images(height, width):
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, height, width, 3)) * [[[[1.0]]], [[[4.0]]]]

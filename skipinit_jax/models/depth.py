@@ -168,11 +168,17 @@ def scan_variables(variables: Variables) -> dict[str, Any]:
   names = [f"{_UNROLLED}{index}" for index in range(len(variables))]
   if names and set(names) == set(variables):
     blocks = [variables[name] for name in names]
-    return {_SCANNED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    return {_SCANNED: jax.tree.map(_stack, *blocks)}
   return {
     key: scan_variables(value) if isinstance(value, Mapping) else value
     for key, value in variables.items()
   }
+
+
+def _stack(*leaves: PerBlock) -> PerBlock:
+  # JAX would narrow NumPy's float64.
+  numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+  return np.stack(leaves) if numpy else jnp.stack(leaves)
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
