@@ -27,7 +27,7 @@ check: $(INSTALLED)
 
 # About 20 minutes on two cores; each program's --rounds make it longer and surer.
 # Nothing else should run on the machine meanwhile.
-BENCHMARKS := throughput convolutions depth skipinit_cost train_loop trials start
+BENCHMARKS := throughput depth skipinit_cost train_loop start
 bench: $(INSTALLED)
 	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) install -qq \
 	  --no-compile --no-build-isolation --constraint requirements.lock \

@@ -12,7 +12,7 @@ from skipinit_jax.document import Table
 from skipinit_jax.files import read_json
 
 Rows = Sequence[Mapping[str, Any]]
-"""Entries by column: text, a number, a `benchmark.summary`, a list, or None."""
+"""Entries by column: text, a number, a `benchmark.summary`, or None."""
 
 # How numbers of a column are written; others have all their digits.
 _FORMATS = {
@@ -62,8 +62,6 @@ def describe_machine(results: Mapping[str, Any]) -> str:
 def _entry(column: str, value: Any) -> str:
   if value is None or isinstance(value, str):
     return value or ""
-  if isinstance(value, list):
-    return " / ".join(_entry(column, each) for each in value)
   if isinstance(value, dict):
     return f"{value['median']:g} ({value['min']:g} to {value['max']:g})"
   return format(value, _FORMATS.get(column, "g"))
