@@ -16,7 +16,7 @@ from skipinit_jax.studies.checks import check_config
 from skipinit_jax.studies.figures import Point
 from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.statistics import Optimum, difference
+from skipinit_jax.studies.statistics import Optimum
 from skipinit_jax.studies.study import (
   Search,
   SearchResult,
@@ -289,16 +289,12 @@ def _has_same_rate(size: int, norm: Result, skip: Result) -> Finding:
 def _pays_at_large_batches(
   smallest: tuple[int, Result, Result], largest: tuple[int, Result, Result]
 ) -> Finding:
-  small, large = (
-    claims.accuracy_gap(norm, skip, str(size))
-    for size, norm, skip in (smallest, largest)
-  )
-  growth = difference(large.points, large.error, small.points, small.error)
+  small, large = (claims.accuracy_gap(*pair) for _, *pair in (smallest, largest))
   return Finding(
     "Batch norm's larger rates pay at large batch sizes: its advantage over SkipInit "
     "is larger at the largest batch size than at the smallest.",
-    claims.is_positive(*growth),
-    f"Batch {small.name}: {small} points, batch {large.name}: {large} points.",
+    (large - small).is_positive(),
+    f"Batch {smallest[0]}: {small} points, batch {largest[0]}: {large} points.",
   )
 
 

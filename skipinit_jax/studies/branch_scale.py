@@ -188,7 +188,7 @@ def _any_alpha(searches: Sequence[Result]) -> list[Finding]:
       Finding(
         f"{row}: every α that trains is as accurate.",
         # Seven equal accuracies have a range of three such errors once in 20 times.
-        None if gap.error is None else gap.points <= 3 * gap.error,
+        None if gap.error is None else gap.value <= 3 * gap.error,
         f"{best.column} and {worst.column} differ by {gap} points.",
       )
     )
@@ -212,7 +212,7 @@ def _learnable_is_as_good(
       evidence.append(f"{search.column}: only the {trained} one trains")
     else:
       gap = claims.accuracy_gap(search, constant)
-      verdicts.append(None if gap.error is None else gap.points >= -2 * gap.error)
+      verdicts.append(None if gap.error is None else gap.value >= -2 * gap.error)
       evidence.append(f"{search.column}: {gap} points")
   if not verdicts:
     return []

@@ -4,54 +4,70 @@ A verdict is True where the results agree with a claim, False where they do not,
 None where they cannot tell.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from skipinit_jax.document import Finding
 from skipinit_jax.studies.formatting import format_accuracy
-from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import SearchResult
 
 
-class Gap(NamedTuple):
-  """How much more accurate one search is than another.
+class Points(NamedTuple):
+  """An accuracy, or a difference of accuracies, in percentage points.
 
   Attributes:
-    name: what the two have in common.
-    points: the difference in percentage points.
-    error: its uncertainty; None: unknown.
+    value: the points.
+    error: their deviation, of a difference the root of the sum of both squared
+      deviations; None: unknown.
   """
 
-  name: str
-  points: float
+  value: float
   error: float | None
 
+  @classmethod
+  def of(cls, search: SearchResult[Any]) -> "Points":
+    """Returns the test accuracy of a search that completed."""
+    accuracy, deviation = search.test_accuracy, search.test_accuracy_deviation
+    assert accuracy is not None
+    return cls(100 * accuracy, None if deviation is None else 100 * deviation)
+
+  def __sub__(self, other: "Points") -> "Points":
+    error = None
+    if self.error is not None and other.error is not None:
+      error = math.hypot(self.error, other.error)
+    return Points(self.value - other.value, error)
+
   def __str__(self) -> str:
-    return format_gap(self.points, self.error)
+    error = "" if self.error is None else f"±{self.error:.1f}"
+    return f"{self.value:+.1f}{error}"
+
+  def is_at_least(self, bound: float) -> bool | None:
+    """Returns whether a difference is at least a bound, by two of its deviations."""
+    if self.error is None:
+      return None
+    if self.value + 2 * self.error < bound:
+      return False
+    # A difference less certain than the bound itself shows nothing, unless far above.
+    is_certain = self.error <= abs(bound) or self.value - 2 * self.error >= bound
+    # The published table's own gap is at the bound, but for the digits of a float.
+    return True if self.value >= bound - 1e-9 and is_certain else None
+
+  def is_positive(self) -> bool | None:
+    """Returns whether a difference is above zero, by one of its deviations."""
+    if self.error is None or abs(self.value) <= self.error:
+      return None
+    return self.value > 0
 
 
-def accuracy_gap(
-  search: SearchResult[Any], other: SearchResult[Any], name: str = ""
-) -> Gap:
+def accuracy_gap(search: SearchResult[Any], other: SearchResult[Any]) -> Points:
   """Returns how much more accurate one search is than another; both completed."""
-  assert search.test_accuracy is not None and other.test_accuracy is not None
-  points, error = difference(
-    search.test_accuracy,
-    search.test_accuracy_deviation,
-    other.test_accuracy,
-    other.test_accuracy_deviation,
-  )
-  return Gap(name, 100 * points, None if error is None else 100 * error)
+  return Points.of(search) - Points.of(other)
 
 
-def format_gap(points: float, error: float | None) -> str:
-  """Returns a difference in points, with its uncertainty where that is known."""
-  return f"{points:+.1f}" if error is None else f"{points:+.1f}±{error:.1f}"
-
-
-def format_gaps(gaps: Sequence[Gap]) -> str:
-  """Returns differences as the evidence of a claim."""
-  return "; ".join(f"{gap.name}: {gap}" for gap in gaps) + " points."
+def format_gaps(gaps: Mapping[str, Points]) -> str:
+  """Returns differences, by what both sides have in common, as evidence."""
+  return "; ".join(f"{name}: {gap}" for name, gap in gaps.items()) + " points."
 
 
 def describe_accuracy(search: SearchResult[Any]) -> str:
@@ -64,23 +80,6 @@ def describe_accuracy(search: SearchResult[Any]) -> str:
 def all_hold(verdicts: Sequence[bool | None]) -> bool | None:
   """Returns whether all hold; None if none fails and some cannot tell."""
   return False if False in verdicts else None if None in verdicts else True
-
-
-def is_at_least(points: float, error: float | None, bound: float) -> bool | None:
-  """Returns whether a difference is at least a bound, by two of its uncertainties."""
-  if error is None:
-    return None
-  if points + 2 * error < bound:
-    return False
-  # A difference less certain than the bound itself shows nothing, unless far above.
-  is_certain = error <= abs(bound) or points - 2 * error >= bound
-  # The published table's own gap is at the bound, but for the digits of a float.
-  return True if points >= bound - 1e-9 and is_certain else None
-
-
-def is_positive(points: float, error: float | None) -> bool | None:
-  """Returns whether a difference is above zero, by one of its uncertainties."""
-  return None if error is None or abs(points) <= error else points > 0
 
 
 def trains_claim(

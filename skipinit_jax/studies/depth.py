@@ -9,9 +9,9 @@ from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.checks import check_config, with_and_without_l2
+from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.formatting import format_rates
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.statistics import difference
 from skipinit_jax.studies.study import (
   Search,
   SearchResult,
@@ -236,17 +236,14 @@ def depth_claims(results: Results) -> list[Finding]:
         findings.append(claims.trains_claim(claim, deep, trains=False))
       else:
         findings.append(Finding(claim, None, "No network is so deep."))
-  gaps = []
-  for row in results.rows:
-    skipinit = _with_l2(results.in_row(row), "skipinit")
-    batch_norm = _with_l2(results.in_row(row), "batch_norm")
-    if all(search.trains for search in skipinit + batch_norm):
-      gaps += [
-        claims.accuracy_gap(*pair, name=row)
-        for pair in zip(skipinit, batch_norm, strict=False)
-      ]
+  gaps = {
+    skipinit.row: claims.accuracy_gap(skipinit, batch_norm)
+    for skipinit in _with_l2(results.searches, "skipinit")
+    for batch_norm in _with_l2(results.in_row(skipinit.row), "batch_norm")
+    if skipinit.trains and batch_norm.trains
+  }
   if gaps:
-    holds = [claims.is_at_least(*gap[1:], -_PUBLISHED_GAP) for gap in gaps]
+    holds = [gap.is_at_least(-_PUBLISHED_GAP) for gap in gaps.values()]
     findings.append(
       Finding(
         f"SkipInit, α = 0, is at most {_PUBLISHED_GAP} percentage points less accurate "
@@ -350,21 +347,14 @@ def _agreement(search: Result, published: Published | None, same: bool) -> Entry
     )
   if published is None:
     return Entry("neither trains", "good")
-  if not same or search.test_accuracy is None:
+  if not same:
     return Entry("both train", "good")
-  deviation = search.test_accuracy_deviation
-  gap, error = difference(
-    100 * search.test_accuracy,
-    None if deviation is None else 100 * deviation,
-    published.accuracy,
-    published.deviation,
-  )
-  text = claims.format_gap(gap, error)
-  if error is None:
-    return Entry(f"both train, {text}", "good")
-  agrees = abs(gap) <= 2 * error
+  gap = Points.of(search) - Points(published.accuracy, published.deviation)
+  if gap.error is None:
+    return Entry(f"both train, {gap}", "good")
+  agrees = abs(gap.value) <= 2 * gap.error
   return Entry(
-    f"{'agrees' if agrees else 'differs'}: {text}", "good" if agrees else "bad"
+    f"{'agrees' if agrees else 'differs'}: {gap}", "good" if agrees else "bad"
   )
 
 

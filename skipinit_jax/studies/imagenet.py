@@ -9,6 +9,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import claims, figures, report
 from skipinit_jax.studies.batch_size import ghost_batch_size
 from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.study import (
   Search,
@@ -145,25 +146,27 @@ def imagenet_claims(results: Results) -> list[Finding]:
     (f"{worse} Regularized SkipInit.", "regularized_skipinit", (4096, math.inf), -1),
   ):
     if gaps := _gaps_to_batch_norm(results, name, *batch_sizes):
-      holds = [claims.is_at_least(sign * gap.points, gap.error, 0.0) for gap in gaps]
+      holds = [
+        Points(sign * gap.value, gap.error).is_at_least(0.0) for gap in gaps.values()
+      ]
       found.append(Finding(claim, claims.all_hold(holds), claims.format_gaps(gaps)))
   return found
 
 
 def _gaps_to_batch_norm(
   results: Results, method: str, smallest: float, largest: float
-) -> list[claims.Gap]:
+) -> dict[str, Points]:
   """Returns by batch size how much more accurate a method is than batch norm."""
   trained = {
     (search.labels.method, search.labels.batch_size): search
     for search in results.searches
     if search.trains and smallest <= search.labels.batch_size <= largest
   }
-  return [
-    claims.accuracy_gap(search, trained["batch_norm", size], search.column)
+  return {
+    search.column: claims.accuracy_gap(search, trained["batch_norm", size])
     for (name, size), search in trained.items()
     if name == method and ("batch_norm", size) in trained
-  ]
+  }
 
 
 def imagenet_report(results: Results) -> StudyReport:
@@ -206,8 +209,8 @@ def published_table(results: Results) -> Table | None:
     if search.trains and search.test_accuracy is not None:
       top1, top5 = 100 * search.test_accuracy, _top5_accuracy(results, search)
       measured = f"{top1:.1f}/{'-' if top5 is None else f'{100 * top5:.1f}'}"
-      gap = claims.format_gap(top1 - published_top1, None)
-      agreement = gap if same else "another setting"
+      gap = Points(top1 - published_top1, None)
+      agreement = str(gap) if same else "another setting"
     published = f"{published_top1}/{published_top5}"
     rows.append([search.row, str(cell[1]), measured, published, agreement])
   if not rows:

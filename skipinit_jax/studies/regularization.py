@@ -154,8 +154,7 @@ def _is_better(claim: str, search: Result, other: Result) -> Finding:
     holds = completed[0] if any(completed) else None
     return Finding(claim, holds, f"{evidence}.")
   gap = claims.accuracy_gap(search, other)
-  holds = claims.is_positive(gap.points, gap.error)
-  return Finding(claim, holds, f"{evidence}; difference {gap} points.")
+  return Finding(claim, gap.is_positive(), f"{evidence}; difference {gap} points.")
 
 
 def regularization_report(results: Results) -> StudyReport:

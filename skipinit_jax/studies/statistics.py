@@ -154,18 +154,6 @@ def largest_stable_rate(rates: Sequence[RateSummary], threshold: float) -> float
   return max(stable, default=None)
 
 
-def difference(
-  value: float, deviation: float | None, other: float, other_deviation: float | None
-) -> tuple[float, float | None]:
-  """Returns `value - other`, and the root of the sum of their squared deviations.
-
-  That is None if one of them is unknown.
-  """
-  if deviation is None or other_deviation is None:
-    return value - other, None
-  return value - other, math.hypot(deviation, other_deviation)
-
-
 def above_chance(labels: np.ndarray) -> float:
   """Returns the accuracy above which a network has learned something.
 

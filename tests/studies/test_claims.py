@@ -3,6 +3,7 @@
 import pytest
 
 from skipinit_jax.studies import claims
+from skipinit_jax.studies.claims import Points
 from tests.studies.results import make_result
 
 
@@ -23,7 +24,7 @@ from tests.studies.results import make_result
   ],
 )
 def test_at_least(points, error, holds):
-  assert claims.is_at_least(points, error, -0.5) is holds
+  assert Points(points, error).is_at_least(-0.5) is holds
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_at_least(points, error, holds):
   [(1, 0.5, True), (-1, 0.5, False), (1, 1, None), (-1, 2, None), (1, None, None)],
 )
 def test_positive(points, error, holds):
-  assert claims.is_positive(points, error) is holds
+  assert Points(points, error).is_positive() is holds
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,15 @@ def test_one_failure_is_enough_and_an_unclear_one_leaves_it_open(verdicts, holds
 
 
 def test_gap_and_its_uncertainty():
-  gap = claims.accuracy_gap(
-    make_result(accuracy=0.9, deviation=0.03),
-    make_result(accuracy=0.92, deviation=0.04),
-    "both",
-  )
+  search = make_result(accuracy=0.9, deviation=0.03)
+  other = make_result(accuracy=0.92, deviation=0.04)
+  gap = claims.accuracy_gap(search, other)
   # The root of 3 and 4 squared.
-  assert gap == ("both", pytest.approx(-2), pytest.approx(5))
-  assert claims.format_gaps([gap, gap._replace(error=None)]) == (
-    "both: -2.0±5.0; both: -2.0 points."
+  assert gap == (pytest.approx(-2), pytest.approx(5))
+  single = claims.accuracy_gap(search, make_result(accuracy=0.92, deviation=None))
+  assert single == (pytest.approx(-2), None)
+  assert claims.format_gaps({"both": gap, "one": single}) == (
+    "both: -2.0±5.0; one: -2.0 points."
   )
 
 

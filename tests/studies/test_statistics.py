@@ -7,7 +7,7 @@ import pytest
 
 from skipinit_jax import data
 from skipinit_jax.studies import Outcome, find_optimum, largest_stable_rate
-from skipinit_jax.studies.statistics import above_chance, difference, summarize_rate
+from skipinit_jax.studies.statistics import above_chance, summarize_rate
 
 
 def summary(rate, accuracies, best_of=1, losses=None):
@@ -143,13 +143,6 @@ def test_largest_stable_rate_trains_and_completes():
   assert largest_stable_rate(rates, 0.2) == 0.5
   assert largest_stable_rate(rates, 0.1) == 2.0
   assert largest_stable_rate(rates, 0.95) is None
-
-
-def test_difference_adds_squared_deviations():
-  gap, error = difference(0.75, 0.03, 0.5, 0.04)
-  assert (gap, error) == (0.25, pytest.approx(0.05))
-  assert difference(0.75, None, 0.5, 0.04) == (0.25, None)
-  assert difference(0.5, 0.03, 0.75, None) == (-0.25, None)
 
 
 def test_threshold_is_three_standard_errors_above_chance():
