@@ -109,15 +109,11 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
   from matplotlib.lines import Line2D
   from matplotlib.ticker import MaxNLocator
 
-  across = min(2, len(panels))
-  down = -(-len(panels) // across)
-  figure = drawing.new_figure(0.9 + 2.5 * down)
-  drawn = figure.subplots(down, across, squeeze=False).ravel()
-  for axes in drawn[len(panels) :]:
-    axes.remove()
+  titles = [panel.title for panel in panels]
+  figure, drawn = drawing.new_panels(titles, x_label, margin=0.9, height=2.5)
   labels = dict.fromkeys(label for panel in panels for label in panel.lines)
   styles = {label: _style(index) for index, label in enumerate(labels)}
-  for axes, panel in zip(drawn, panels, strict=False):
+  for axes, panel in zip(drawn, panels, strict=True):
     for label, each in panel.lines.items():
       line = each if isinstance(each, Line) else Line(*each, None, each[1])
       _draw(axes, line, styles[label], panel.log_y)
@@ -128,10 +124,7 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
       axes.set_xscale("log", base=2)
     else:
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(panel.title, fontsize=10)
     axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25)
-  figure.supxlabel(x_label, fontsize=10)
   drawing.finish(
     figure,
     [

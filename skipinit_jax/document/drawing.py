@@ -36,6 +36,37 @@ def new_figure(height: float) -> "Figure":
   return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
 
 
+def new_panels(
+  titles: Sequence[str],
+  x_label: str,
+  y_label: str = "",
+  *,
+  margin: float = 1.2,
+  height: float = 2.1,
+) -> "tuple[Figure, list[Axes]]":
+  """Returns a figure and its panels, two in a row.
+
+  Args:
+    x_label: what stands below all panels.
+    y_label: what stands left of all panels.
+    margin: inches of height for the labels and the legend.
+    height: inches of height of each row.
+  """
+  across = min(2, len(titles))
+  down = -(-len(titles) // across)
+  figure = new_figure(margin + height * down)
+  panels = list(figure.subplots(down, across, squeeze=False).flat)
+  for axes in panels[len(titles) :]:
+    axes.remove()
+  panels = panels[: len(titles)]
+  for axes, title in zip(panels, titles, strict=True):
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+  figure.supxlabel(x_label, fontsize=10)
+  figure.supylabel(y_label, fontsize=10)
+  return figure, panels
+
+
 def style(index: int) -> dict[str, Any]:
   """Returns color and mark of the line of this number, for matplotlib's `plot`."""
   return {

@@ -330,7 +330,7 @@ def _curves(results: Results, budget: str) -> Figure:
 
 def batch_size_curves(results: Results, budget: str) -> "Drawing":
   """Draws accuracy, loss, best and largest stable rate by batch size."""
-  figure, panels = figures.new_panels(
+  figure, panels = drawing.new_panels(
     (
       "test accuracy (%)",
       "training loss",

@@ -254,7 +254,7 @@ def branch_scale_curves(results: Results) -> "Drawing":
     for depth in depths
     for quantity in ("test accuracy (%)", "optimal learning rate")
   ]
-  figure, panels = figures.new_panels(titles, "α at initialization")
+  figure, panels = drawing.new_panels(titles, "α at initialization")
   for accuracy, best, depth in zip(panels[::2], panels[1::2], depths, strict=True):
     searches = [each for each in results.searches if each.labels.depth == depth]
     for index, line in enumerate(lines):

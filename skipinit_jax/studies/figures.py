@@ -18,7 +18,6 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-_PANELS_PER_ROW = 2
 # As many numbers, and names of networks, stand side by side in that width.
 _BARS_PER_PANEL = 20
 _NETWORKS_PER_PANEL = 3
@@ -107,7 +106,9 @@ def rate_curves(results: StudyResults[Labels]) -> "Figure":
   ]
   lowest = 20 * math.floor(min(accuracies, default=0.0) / 20)
   step = 0.07 * (100 - lowest)
-  figure, panels = new_panels(results.rows, "learning rate", "test accuracy (%)")
+  figure, panels = drawing.new_panels(
+    results.rows, "learning rate", "test accuracy (%)"
+  )
   for axes, row in zip(panels, results.rows, strict=True):
     failing = 0
     for search in results.in_row(row):
@@ -139,7 +140,7 @@ def rate_curves(results: StudyResults[Labels]) -> "Figure":
 
 def learning_curves(results: StudyResults[Labels]) -> "Figure":
   """Draws test accuracy by epoch at each best rate, the mean over completed runs."""
-  figure, panels = new_panels(results.rows, "epoch", "test accuracy (%)")
+  figure, panels = drawing.new_panels(results.rows, "epoch", "test accuracy (%)")
   for axes, row in zip(panels, results.rows, strict=True):
     for search in results.in_row(row):
       curves = [run.history["test"] for run in results.at_best_rate(search)]
@@ -166,7 +167,7 @@ def _finish(figure: "Figure", labels: Sequence[str]) -> None:
 
 def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   """Draws loss and accuracy of one run by epoch, on training and test set."""
-  figure, (loss, accuracy) = new_panels(("loss", "accuracy (%)"), "epoch")
+  figure, (loss, accuracy) = drawing.new_panels(("loss", "accuracy (%)"), "epoch")
   curves = [history["train"], history["test"]]
   for index, curve in enumerate(curves):
     _draw_curve(loss, curve["epoch"], curve["loss"], index)
@@ -199,25 +200,6 @@ def _draw_curve(
 
 def _style(index: int) -> dict[str, Any]:
   return {**drawing.style(index), "markersize": 5, "linewidth": 1.5}
-
-
-def new_panels(
-  titles: Sequence[str], x_label: str, y_label: str = ""
-) -> "tuple[Figure, list[Axes]]":
-  """Returns a figure and its panels, two in a row."""
-  across = min(_PANELS_PER_ROW, len(titles))
-  down = -(-len(titles) // across)
-  figure = drawing.new_figure(1.2 + 2.1 * down)
-  panels = list(figure.subplots(down, across, squeeze=False).flat)
-  for axes in panels[len(titles) :]:
-    axes.remove()
-  panels = panels[: len(titles)]
-  for axes, title in zip(panels, titles, strict=True):
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.25)
-  figure.supxlabel(x_label, fontsize=10)
-  figure.supylabel(y_label, fontsize=10)
-  return figure, panels
 
 
 def draw_line(

@@ -178,7 +178,7 @@ def regularization_report(results: Results) -> StudyReport:
 
 def regularization_curves(results: Results) -> "Drawing":
   """Draws test accuracy by dropout rate, a line for each row of the table."""
-  figure, (axes,) = figures.new_panels([""], "dropout rate", "test accuracy (%)")
+  figure, (axes,) = drawing.new_panels([""], "dropout rate", "test accuracy (%)")
   for index, row in enumerate(results.rows):
     points = [(each.labels.dropout_rate, each) for each in results.in_row(row)]
     figures.draw_line(axes, sorted(figures.mean_points(points)), index, row)
