@@ -18,16 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipinit_jax import training
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import (
-  TrainConfig,
-  TrainState,
-  batch_sharding,
-  make_init,
-  make_mesh,
-  make_optimizer,
-  make_train_step,
-)
 from skipinit_jax.training.compilation import compiler_options
 
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)")
@@ -96,11 +88,11 @@ class Step(NamedTuple):
 
   apply: jax.stages.Wrapped
   shapes: tuple[Any, ...]
-  init: Callable[[], TrainState]
+  init: Callable[[], training.TrainState]
 
 
 def make_step(
-  config: TrainConfig,
+  config: training.TrainConfig,
   image_shape: tuple[int, ...],
   num_classes: int,
   devices: Sequence[Any],
@@ -111,14 +103,14 @@ def make_step(
     config: the run; `batch_size` is that of all devices.
     image_shape: height, width and channels.
   """
-  mesh = make_mesh(devices)
+  mesh = training.make_mesh(devices)
   model = config.make_model(num_classes)
-  optimizer = functools.partial(make_optimizer, config, 1000)
-  init, sharding = make_init(model, optimizer, image_shape, mesh=mesh)
+  optimizer = functools.partial(training.make_optimizer, config, 1000)
+  init, sharding = training.make_init(model, optimizer, image_shape, mesh=mesh)
   start = np.uint32(config.seed), np.float32(config.learning_rate)
-  batch = batch_sharding(mesh)
+  batch = training.batch_sharding(mesh)
   step = jax.jit(
-    make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
+    training.make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
     in_shardings=(sharding, batch, batch),
     out_shardings=sharding,
     donate_argnums=0,
@@ -133,7 +125,7 @@ def make_step(
 
 
 def count(
-  config: TrainConfig,
+  config: training.TrainConfig,
   image_shape: tuple[int, ...],
   num_classes: int,
   devices: Sequence[Any],

@@ -11,22 +11,11 @@ from skipinit_jax import data, methods
 from skipinit_jax.data import in_memory
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.studies import claims, figures, report
-from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.figures import Point
 from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import Optimum
-from skipinit_jax.studies.study import (
-  Search,
-  SearchResult,
-  Study,
-  StudyKind,
-  StudyReport,
-  StudyResults,
-  register,
-  unique,
-)
 from skipinit_jax.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -73,11 +62,11 @@ class BatchSizeLabels:
   budget: str
 
 
-Result = SearchResult[BatchSizeLabels]
-Results = StudyResults[BatchSizeLabels]
+Result = study.SearchResult[BatchSizeLabels]
+Results = study.StudyResults[BatchSizeLabels]
 
 
-def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
+def batch_size_study(config: BatchSizeStudyConfig) -> study.Study[BatchSizeLabels]:
   """Returns the study of a configuration.
 
   Raises:
@@ -85,7 +74,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
       sets itself, the data set is not there, or a batch size does not fit it or the
       number of steps.
   """
-  check_config(
+  checks.check_config(
     config,
     varied={
       "method": "methods",
@@ -120,7 +109,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
       for name in config.methods:
         ghost = ghost_batch_size(config.ghost_batch_size, name, batch_size)
         searches.append(
-          Search(
+          study.Search(
             name=f"same_{budget}/batch_{batch_size}/{name}",
             row=f"batch {batch_size}, same {budget}",
             column=methods.get(name).title,
@@ -129,7 +118,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> Study[BatchSizeLabels]:
             protocol=protocol,
           )
         )
-  return Study("batch_size_study", config, tuple(searches))
+  return study.Study("batch_size_study", config, tuple(searches))
 
 
 def ghost_batch_size(largest: int | None, method: str, batch_size: int) -> int | None:
@@ -173,7 +162,7 @@ def batch_size_claims(results: Results) -> list[Finding]:
   searches = [each for each in results.searches if each.labels.budget == budget]
   found = [
     _is_linear(column, [search for search in searches if search.column == column])
-    for column in unique(search.column for search in searches)
+    for column in study.unique(search.column for search in searches)
   ]
   pairs = _pairs(searches)
   if pairs:
@@ -298,15 +287,15 @@ def _pays_at_large_batches(
   )
 
 
-def batch_size_report(results: Results) -> StudyReport:
+def batch_size_report(results: Results) -> study.StudyReport:
   """Returns the curves at each budget, and the table of rates."""
   dataset = report.dataset_title(results)
   sections = [
     Section(f"At the same number of {budget}", "", [_curves(results, budget)])
-    for budget in unique(search.labels.budget for search in results.searches)
+    for budget in study.unique(search.labels.budget for search in results.searches)
   ]
   sections.append(Section("Learning rates", "", [rates_table(results)]))
-  return StudyReport(
+  return study.StudyReport(
     f"Batch-size study on {dataset}",
     f"{report.network_title(results)} on {dataset}: test accuracy, training loss, "
     "optimal and largest stable learning rate by batch size and method (De & Smith, "
@@ -344,11 +333,13 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
     (each for each in results.searches if each.labels.budget == budget),
     key=lambda search: search.labels.batch_size,
   )
-  sizes = unique(search.labels.batch_size for search in searches)
+  sizes = study.unique(search.labels.batch_size for search in searches)
   drawing.scale_by_decades(
     loss, np.array([each.train_loss for each in searches if each.train_loss])
   )
-  for index, column in enumerate(unique(each.column for each in results.searches)):
+  for index, column in enumerate(
+    study.unique(each.column for each in results.searches)
+  ):
     line = [
       (each.labels.batch_size, each) for each in searches if each.column == column
     ]
@@ -402,11 +393,11 @@ def rates_table(results: Results) -> Table:
   )
 
 
-KIND = StudyKind(
+KIND = study.StudyKind(
   "batch_size_study",
   BatchSizeLabels,
   ("batch size", "method"),
   batch_size_claims,
   batch_size_report,
 )
-register(KIND)
+study.register(KIND)

@@ -6,20 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from skipinit_jax import methods
 from skipinit_jax.document import Figure, Finding, drawing
-from skipinit_jax.studies import claims, figures, report
-from skipinit_jax.studies.checks import check_config
+from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.formatting import format_alpha
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import (
-  Search,
-  SearchResult,
-  Study,
-  StudyKind,
-  StudyReport,
-  StudyResults,
-  register,
-  unique,
-)
 from skipinit_jax.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -77,18 +66,20 @@ class BranchScaleLabels:
   learnable: bool | None
 
 
-Result = SearchResult[BranchScaleLabels]
-Results = StudyResults[BranchScaleLabels]
+Result = study.SearchResult[BranchScaleLabels]
+Results = study.StudyResults[BranchScaleLabels]
 
 
-def branch_scale_study(config: BranchScaleStudyConfig) -> Study[BranchScaleLabels]:
+def branch_scale_study(
+  config: BranchScaleStudyConfig,
+) -> study.Study[BranchScaleLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  check_config(
+  checks.check_config(
     config,
     varied={
       "method": "methods",
@@ -110,12 +101,12 @@ def branch_scale_study(config: BranchScaleStudyConfig) -> Study[BranchScaleLabel
       BranchScaleLabels(depth, method, None, None) for method in config.references
     ]
     searches += [_search(config, each) for each in labels]
-  return Study("branch_scale_study", config, tuple(searches))
+  return study.Study("branch_scale_study", config, tuple(searches))
 
 
 def _search(
   config: BranchScaleStudyConfig, labels: BranchScaleLabels
-) -> Search[BranchScaleLabels]:
+) -> study.Search[BranchScaleLabels]:
   train = dataclasses.replace(
     config.train,
     depth=labels.depth,
@@ -129,7 +120,7 @@ def _search(
     kind = "learnable" if labels.learnable else "constant"
     name, row = f"{kind}/alpha_{labels.alpha!r}", _line_title(labels)
     column = f"α = {format_alpha(labels.alpha)}"
-  return Search(
+  return study.Search(
     name=f"{train.model}_{labels.depth}/{labels.method}/{name}",
     row=f"{train.network_title}, {row}",
     column=column,
@@ -220,7 +211,7 @@ def _learnable_is_as_good(
   return [Finding(claim, claims.all_hold(verdicts), "; ".join(evidence) + ".")]
 
 
-def branch_scale_report(results: Results) -> StudyReport:
+def branch_scale_report(results: Results) -> study.StudyReport:
   """Returns the curves by alpha."""
   dataset = report.dataset_title(results)
   curves = Figure(
@@ -234,7 +225,7 @@ def branch_scale_report(results: Results) -> StudyReport:
     "which too few runs complete; a method as it is that diverges has no line.",
   )
   train = TrainConfig(model=results.config["train"]["model"])
-  return StudyReport(
+  return study.StudyReport(
     f"Branch-scale study on {dataset}",
     f"{train.model_title}s on {dataset} whose branches end in a factor α, a constant "
     "or a learnable scalar: which values train, and how well. Reviewers of De & Smith "
@@ -245,10 +236,10 @@ def branch_scale_report(results: Results) -> StudyReport:
 
 def branch_scale_curves(results: Results) -> "Drawing":
   """Draws test accuracy and best rate by alpha, a row of panels for each depth."""
-  depths = unique(search.labels.depth for search in results.searches)
+  depths = study.unique(search.labels.depth for search in results.searches)
   given = {each.labels.alpha for each in results.searches}
   alphas = sorted(alpha for alpha in given if alpha is not None)
-  lines = unique(_line_title(search.labels) for search in results.searches)
+  lines = study.unique(_line_title(search.labels) for search in results.searches)
   titles = [
     f"{quantity}, depth {depth}"
     for depth in depths
@@ -299,8 +290,8 @@ def _draw_reference(accuracy: "Axes", best: "Axes", search: Result, color: str) 
     best.axhline(search.optimum.learning_rate, **style)
 
 
-register(
-  StudyKind(
+study.register(
+  study.StudyKind(
     "branch_scale_study",
     BranchScaleLabels,
     ("network", "α or method"),

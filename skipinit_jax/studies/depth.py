@@ -7,20 +7,10 @@ from typing import NamedTuple
 from skipinit_jax import data, methods
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import claims, figures, report
-from skipinit_jax.studies.checks import check_config, with_and_without_l2
+from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.formatting import format_rates
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import (
-  Search,
-  SearchResult,
-  Study,
-  StudyKind,
-  StudyReport,
-  StudyResults,
-  register,
-)
 from skipinit_jax.training import TrainConfig
 
 # The published table's largest distance between batch norm and SkipInit, alpha = 0,
@@ -74,18 +64,18 @@ class DepthLabels:
   l2: float
 
 
-Result = SearchResult[DepthLabels]
-Results = StudyResults[DepthLabels]
+Result = study.SearchResult[DepthLabels]
+Results = study.StudyResults[DepthLabels]
 
 
-def depth_study(config: DepthStudyConfig) -> Study[DepthLabels]:
+def depth_study(config: DepthStudyConfig) -> study.Study[DepthLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  check_config(
+  checks.check_config(
     config,
     varied={
       "model": "wide_resnet or residual_mlp",
@@ -109,12 +99,12 @@ def depth_study(config: DepthStudyConfig) -> Study[DepthLabels]:
     raise UsageError(
       "wide_resnet_depths and residual_mlp_depths are empty: name at least one depth."
     )
-  columns = with_and_without_l2(
+  columns = checks.with_and_without_l2(
     config.methods,
     config.methods_without_l2,
     **{base.model: base for base, _, _ in networks},
   )
-  return Study(
+  return study.Study(
     "depth_study",
     config,
     tuple(
@@ -134,9 +124,9 @@ def depth_study(config: DepthStudyConfig) -> Study[DepthLabels]:
 
 def _search(
   config: TrainConfig, with_l2: bool, protocol: SearchConfig
-) -> Search[DepthLabels]:
+) -> study.Search[DepthLabels]:
   network = f"{config.model}_{config.depth}_{config.width}"
-  return Search(
+  return study.Search(
     name=f"{network}/{config.method}" + ("" if with_l2 else "_without_l2"),
     row=config.network_title,
     column=methods.get(config.method).title + ("" if with_l2 else ", no L2"),
@@ -263,7 +253,7 @@ def _with_l2(searches: Sequence[Result], name: str) -> list[Result]:
   ]
 
 
-def depth_report(results: Results) -> StudyReport:
+def depth_report(results: Results) -> study.StudyReport:
   """Returns the bars by depth, and the tables beside the paper and batch norm."""
   dataset = report.dataset_title(results, results.searches[0].labels.model)
   bars = Figure(
@@ -287,7 +277,7 @@ def depth_report(results: Results) -> StudyReport:
     sections.append(Section("Beside the published results", text, [published]))
   if differences := _difference_table(results):
     sections.append(Section("Against batch norm", "", [differences]))
-  return StudyReport(
+  return study.StudyReport(
     f"Depth study on {dataset}",
     f"Test accuracy of residual networks on {dataset}, by depth and method, each at "
     "its best learning rate, beside the results of De & Smith (2020).",
@@ -385,8 +375,8 @@ def _difference_table(results: Results) -> Table | None:
   )
 
 
-register(
-  StudyKind(
+study.register(
+  study.StudyKind(
     "depth_study", DepthLabels, ("network", "method"), depth_claims, depth_report
   )
 )

@@ -6,20 +6,10 @@ import math
 from skipinit_jax import methods
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table
 from skipinit_jax.errors import UsageError
-from skipinit_jax.studies import claims, figures, report
+from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.batch_size import ghost_batch_size
-from skipinit_jax.studies.checks import check_config
 from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import (
-  Search,
-  SearchResult,
-  Study,
-  StudyKind,
-  StudyReport,
-  StudyResults,
-  register,
-)
 from skipinit_jax.training import TrainConfig
 
 
@@ -61,18 +51,18 @@ class ImageNetLabels:
   batch_size: int
 
 
-Result = SearchResult[ImageNetLabels]
-Results = StudyResults[ImageNetLabels]
+Result = study.SearchResult[ImageNetLabels]
+Results = study.StudyResults[ImageNetLabels]
 
 
-def imagenet_study(config: ImageNetStudyConfig) -> Study[ImageNetLabels]:
+def imagenet_study(config: ImageNetStudyConfig) -> study.Study[ImageNetLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, a number is not allowed, or a
       field is set that the study sets itself.
   """
-  check_config(
+  checks.check_config(
     config, varied={"method": "methods", "ghost_batch_size": "ghost_batch_size"}
   )
   if config.num_seeds < 1:
@@ -95,7 +85,7 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study[ImageNetLabels]:
         version=method.resnet_version or train.version,
       )
       searches.append(
-        Search(
+        study.Search(
           name=f"{name}/batch_{batch_size}",
           row=method.title,
           column=f"batch {batch_size}",
@@ -109,7 +99,7 @@ def imagenet_study(config: ImageNetStudyConfig) -> Study[ImageNetLabels]:
           ),
         )
       )
-  return Study("imagenet_study", config, tuple(searches))
+  return study.Study("imagenet_study", config, tuple(searches))
 
 
 _SOURCE = "De & Smith (2020), arXiv:2002.10444v1"
@@ -169,7 +159,7 @@ def _gaps_to_batch_norm(
   }
 
 
-def imagenet_report(results: Results) -> StudyReport:
+def imagenet_report(results: Results) -> study.StudyReport:
   """Returns the bars by method, and the table beside the paper."""
   dataset = report.dataset_title(results)
   bars = Figure(
@@ -180,7 +170,7 @@ def imagenet_report(results: Results) -> StudyReport:
     note="Whiskers are one standard deviation.",
   )
   published = published_table(results)
-  return StudyReport(
+  return study.StudyReport(
     f"Methods and batch sizes on {dataset}",
     f"{report.network_title(results)} on {dataset}: test accuracy by method and batch "
     "size, at one learning rate in proportion to the batch size, beside the results of "
@@ -241,8 +231,8 @@ def _top5_accuracy(results: Results, search: Result) -> float | None:
   return sum(known) / len(known) if known and len(known) == len(runs) else None
 
 
-register(
-  StudyKind(
+study.register(
+  study.StudyKind(
     "imagenet_study",
     ImageNetLabels,
     ("method", "batch size"),

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING
 
 from skipinit_jax import methods
 from skipinit_jax.document import Figure, Finding, drawing
-from skipinit_jax.studies import claims, figures, report
-from skipinit_jax.studies.checks import check_config, with_and_without_l2
+from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.search import SearchConfig
-from skipinit_jax.studies.study import (
-  Search,
-  SearchResult,
-  Study,
-  StudyKind,
-  StudyReport,
-  StudyResults,
-  register,
-)
 from skipinit_jax.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -55,20 +45,20 @@ class RegularizationLabels:
   l2: float
 
 
-Result = SearchResult[RegularizationLabels]
-Results = StudyResults[RegularizationLabels]
+Result = study.SearchResult[RegularizationLabels]
+Results = study.StudyResults[RegularizationLabels]
 
 
 def regularization_study(
   config: RegularizationStudyConfig,
-) -> Study[RegularizationLabels]:
+) -> study.Study[RegularizationLabels]:
   """Returns the study of a configuration.
 
   Raises:
     UsageError: a list is empty or names a value twice, or a field is set that the
       study sets itself.
   """
-  check_config(
+  checks.check_config(
     config,
     varied={
       "method": "methods",
@@ -78,7 +68,7 @@ def regularization_study(
     },
     optional=("methods", "methods_without_l2"),
   )
-  rows = with_and_without_l2(
+  rows = checks.with_and_without_l2(
     config.methods, config.methods_without_l2, train=config.train
   )
   searches = []
@@ -87,7 +77,7 @@ def regularization_study(
   ):
     l2 = config.train.l2 if with_l2 else 0.0
     searches.append(
-      Search(
+      study.Search(
         name=f"{name}{'' if with_l2 else '_without_l2'}/"
         f"{'biases' if use_bias else 'no_biases'}/dropout_{rate!r}",
         row=f"{methods.get(name).title}, {'biases' if use_bias else 'no biases'}"
@@ -100,7 +90,7 @@ def regularization_study(
         protocol=config.search,
       )
     )
-  return Study("regularization_study", config, tuple(searches))
+  return study.Study("regularization_study", config, tuple(searches))
 
 
 def regularization_claims(results: Results) -> list[Finding]:
@@ -157,7 +147,7 @@ def _is_better(claim: str, search: Result, other: Result) -> Finding:
   return Finding(claim, gap.is_positive(), f"{evidence}; difference {gap} points.")
 
 
-def regularization_report(results: Results) -> StudyReport:
+def regularization_report(results: Results) -> study.StudyReport:
   """Returns the curves by dropout rate."""
   dataset = report.dataset_title(results)
   curves = Figure(
@@ -168,7 +158,7 @@ def regularization_report(results: Results) -> StudyReport:
     "and without biases and L2.",
     note="Whiskers are one standard deviation.",
   )
-  return StudyReport(
+  return study.StudyReport(
     f"Regularization study on {dataset}",
     f"{report.network_title(results)} on {dataset}: test accuracy by biases, dropout, "
     "L2 and method. The paper regularizes SkipInit with biases and dropout together.",
@@ -186,8 +176,8 @@ def regularization_curves(results: Results) -> "Drawing":
   return figure
 
 
-register(
-  StudyKind(
+study.register(
+  study.StudyKind(
     "regularization_study",
     RegularizationLabels,
     ("method", "dropout"),

@@ -12,30 +12,22 @@ from skipinit_jax import data, document
 from skipinit_jax.analysis.figures import SignalHistory, heat_map_figures
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.files import Path
-from skipinit_jax.studies import figures
+from skipinit_jax.studies import figures, study
 from skipinit_jax.studies.formatting import format_accuracy, format_rate, format_rates
 from skipinit_jax.studies.history import read_signal
 from skipinit_jax.studies.results import write_results
-from skipinit_jax.studies.study import (
-  Labels,
-  SearchResult,
-  StudyResults,
-  get_kind,
-  signal_run,
-  unique,
-)
 from skipinit_jax.training import TrainConfig
 
 _EDGE = "*"
 
 
-def make_report(results: StudyResults[Any]) -> Document:
+def make_report(results: study.StudyResults[Any]) -> Document:
   """Returns the report of a study: findings, tables and figures.
 
   Raises:
     UsageError: the study is of an unknown kind.
   """
-  kind = get_kind(results.name)
+  kind = study.get_kind(results.name)
   own = kind.report(results)
   nothing = _nothing_trains(results)
   return Document(
@@ -57,7 +49,7 @@ def make_report(results: StudyResults[Any]) -> Document:
 
 
 def write_report(
-  results: StudyResults[Any],
+  results: study.StudyResults[Any],
   directory: str | os.PathLike[str],
   formats: Collection[str] = document.FORMATS,
 ) -> list[Path]:
@@ -75,15 +67,15 @@ def write_report(
   return [*paths, write_results(results, directory)]
 
 
-def print_accuracy(results: StudyResults[Any]) -> None:
+def print_accuracy(results: study.StudyResults[Any]) -> None:
   """Prints the study's main table and what it found to standard output."""
   document.print_table(accuracy_table(results))
   if nothing := _nothing_trains(results):
     print(nothing)
-  document.print_findings(get_kind(results.name).claims(results))
+  document.print_findings(study.get_kind(results.name).claims(results))
 
 
-def _nothing_trains(results: StudyResults[Any]) -> str:
+def _nothing_trains(results: study.StudyResults[Any]) -> str:
   """Returns a sentence if no trial trained, else nothing."""
   if any(search.largest_stable_rate is not None for search in results.searches):
     return ""
@@ -95,7 +87,7 @@ def _nothing_trains(results: StudyResults[Any]) -> str:
   )
 
 
-def accuracy_table(results: StudyResults[Any]) -> Table:
+def accuracy_table(results: study.StudyResults[Any]) -> Table:
   """Returns the study's main table: test accuracy and best rate."""
   note = _statistics_note(results)
   if any(_at_edge(each) for each in results.searches):
@@ -109,15 +101,15 @@ def accuracy_table(results: StudyResults[Any]) -> Table:
     accuracy_entry,
     name="accuracy",
     title="Test accuracy in % and best learning rate",
-    corner=get_kind(results.name).header[0],
+    corner=study.get_kind(results.name).header[0],
     note=note,
   )
 
 
 def grid_table(
-  searches: Sequence[SearchResult[Labels]],
+  searches: Sequence[study.SearchResult[study.Labels]],
   columns: Sequence[str],
-  entry: Callable[[SearchResult[Labels]], str | Entry],
+  entry: Callable[[study.SearchResult[study.Labels]], str | Entry],
   *,
   name: str,
   title: str,
@@ -145,9 +137,9 @@ def grid_table(
   )
 
 
-def _statistics_note(results: StudyResults[Any]) -> str:
+def _statistics_note(results: study.StudyResults[Any]) -> str:
   counts = sorted({rate.num_runs for each in results.searches for rate in each.rates})
-  seeds = " to ".join(map(str, unique([counts[0], counts[-1]])))
+  seeds = " to ".join(map(str, study.unique([counts[0], counts[-1]])))
   best_of = sorted({search.best_of for search in results.searches})
   over = (
     "One seed at each rate."
@@ -166,7 +158,7 @@ def _statistics_note(results: StudyResults[Any]) -> str:
   return f"{over} {searched}"
 
 
-def _at_edge(search: SearchResult[Any]) -> bool:
+def _at_edge(search: study.SearchResult[Any]) -> bool:
   return (
     search.extends
     and search.trains
@@ -175,7 +167,7 @@ def _at_edge(search: SearchResult[Any]) -> bool:
   )
 
 
-def accuracy_entry(search: SearchResult[Any]) -> Entry:
+def accuracy_entry(search: study.SearchResult[Any]) -> Entry:
   """Returns a search's test accuracy and best rate as the entry of a table."""
   optimum = search.optimum
   if search.test_accuracy is None or optimum is None:
@@ -188,20 +180,20 @@ def accuracy_entry(search: SearchResult[Any]) -> Entry:
   return Entry(f"{accuracy}, {rates}{edge}")
 
 
-def dataset_title(results: StudyResults[Any], field: str = "train") -> str:
+def dataset_title(results: study.StudyResults[Any], field: str = "train") -> str:
   """Returns the name for people of the data set of one of a study's fields."""
   return data.title(results.config[field]["dataset"])
 
 
-def network_title(results: StudyResults[Any], **changes: Any) -> str:
+def network_title(results: study.StudyResults[Any], **changes: Any) -> str:
   """Returns the name for people of a study's network, with some changes of its own."""
   train = results.config["train"]
   fields = {name: train[name] for name in ("model", "depth", "width", "version")}
   return TrainConfig(**fields | changes).network_title
 
 
-def _curves_section(results: StudyResults[Any]) -> Section:
-  _, column = get_kind(results.name).header
+def _curves_section(results: study.StudyResults[Any]) -> Section:
+  _, column = study.get_kind(results.name).header
   description = f"A panel for each row of the table, a line for each {column}."
   learning_curves = Figure(
     name="learning_curves",
@@ -224,13 +216,13 @@ def _curves_section(results: StudyResults[Any]) -> Section:
   return Section("Curves behind the optima", "", [rate_curves, learning_curves])
 
 
-def _signal_sections(results: StudyResults[Any]) -> list[Section]:
+def _signal_sections(results: study.StudyResults[Any]) -> list[Section]:
   """Returns a section on the signal during training, if it was logged."""
   contents = []
   for number, row in enumerate(results.rows, 1):
     networks: dict[str, SignalHistory | str] = {}
     for search in results.in_row(row):
-      run = signal_run(results, search)
+      run = study.signal_run(results, search)
       networks[search.column] = (
         read_signal(run.history) or "not logged" if run else "no rate completes"
       )
@@ -266,8 +258,8 @@ def signal_figures(
   ]
 
 
-def _runs_section(results: StudyResults[Any]) -> Section:
-  header = [*get_kind(results.name).header, "rate"]
+def _runs_section(results: study.StudyResults[Any]) -> Section:
+  header = [*study.get_kind(results.name).header, "rate"]
   every, diverged = [], []
   for search in results.searches:
     for rate in search.rates:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax import models
 from skipinit_jax.analysis.signal import block_names
 from skipinit_jax.analysis.theory.kernel import (
   BatchNorm,
@@ -29,15 +30,6 @@ from skipinit_jax.layers import (
   scaled_relu,
 )
 from skipinit_jax.methods import Activation, Method
-from skipinit_jax.models import (
-  ActivatedBlock,
-  AttentionBlock,
-  DepthStack,
-  PostActivationBottleneckBlock,
-  ResidualMLP,
-  ResNet,
-  WideResNet,
-)
 
 # The gain of each activation that is ReLU but for a factor.
 _RELU_GAINS: dict[Activation | None, float] = {nn.relu: 1.0, scaled_relu: RELU_GAIN}
@@ -243,7 +235,8 @@ def uniform(
 
 
 def describe(
-  model: ResidualMLP | WideResNet | ResNet, input_shape: Sequence[int]
+  model: models.ResidualMLP | models.WideResNet | models.ResNet,
+  input_shape: Sequence[int],
 ) -> Network:
   """Returns the network that a model of this package is.
 
@@ -268,19 +261,19 @@ def describe(
   ) -> Any:
     module, path = context.module, context.module.path
     if context.method_name == "__call__":
-      if isinstance(module, PostActivationBottleneckBlock):
+      if isinstance(module, models.PostActivationBottleneckBlock):
         raise UsageError(
           "The theory covers pre-activation blocks: a ResNet of version 1 applies its "
           "activation behind the sum."
         )
-      if isinstance(module, AttentionBlock):
+      if isinstance(module, models.AttentionBlock):
         raise UsageError(
           "The theory covers convolutions and dense layers: a VisionTransformer also "
           "has attention."
         )
-      if isinstance(module, DepthStack) and module.scan:
+      if isinstance(module, models.DepthStack) and module.scan:
         repeats[path] = module.num_blocks
-      elif isinstance(module, ActivatedBlock):
+      elif isinstance(module, models.ActivatedBlock):
         activations[path] = module.activation
         grids[path] = _grid(args[0].shape)
       elif isinstance(module, nn.Conv | nn.Dense):
