@@ -14,15 +14,14 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from experiments import program
+from experiments import program, study_program
 from skipinit_jax import analysis, data, document, methods, studies
 from skipinit_jax.document import Table
 from skipinit_jax.files import write_json
@@ -229,31 +228,16 @@ def confusion(rows: list[dict[str, Any]]) -> Table:
   )
 
 
-class DiagnosisCheck(program.Program):
-  """Trains the cells as a study and compares them with their diagnoses."""
-
-  def define_flags(self) -> Callable[[], int]:
-    """Defines --workdir, --workers and --config."""
-    workdir = program.define_workdir("the runs, the results and diagnosis.json")
-    workers = flags.DEFINE_integer("workers", None, "Processes that share the runs.")
-    config = program.define_config({"digits": DiagnosisConfig}, default="digits")
-
-    def main() -> int:
-      study = diagnosis_study(config.value)
-      try:
-        results = studies.run(study, workdir.value, num_workers=workers.value)
-      except studies.Interrupted:
-        print("Interrupted and saved: the same command goes on from here.")
-        return program.INTERRUPTED_STATUS
-      rows = compare(results)
-      write_json(pathlib.Path(workdir.value, "diagnosis.json"), {"cells": rows})
-      document.print_table(confusion(rows))
-      return 0
-
-    return main
+def write_diagnosis(results: studies.StudyResults[Cell], workdir: str) -> None:
+  """Compares the cells with their diagnoses: writes diagnosis.json, prints a table."""
+  rows = compare(results)
+  write_json(pathlib.Path(workdir, "diagnosis.json"), {"cells": rows})
+  document.print_table(confusion(rows))
 
 
-main = DiagnosisCheck()
+main = study_program.StudyProgram(
+  diagnosis_study, {"digits": DiagnosisConfig}, "digits", finish=write_diagnosis
+)
 
 if __name__ == "__main__":
   program.run(main)

@@ -16,6 +16,17 @@ Config = TypeVar("Config")
 flags.disclaim_key_flags()
 
 
+def print_report(
+  results: studies.StudyResults[Any],
+  directory: str,
+  formats: Collection[str] = document.FORMATS,
+) -> None:
+  """Writes a study's report, prints its main table and says where the report is."""
+  page, *_ = studies.write_report(results, directory, formats)
+  studies.print_accuracy(results)
+  program.print_report(page)
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyProgram(program.Program, Generic[Config]):
   """A program that runs a study, writes its report and prints its main table.
@@ -26,12 +37,14 @@ class StudyProgram(program.Program, Generic[Config]):
     default: the name of the one to use without --config.
     one_by_one: whether each run has all devices of all hosts, one run after another.
       Otherwise runs go side by side, and machines may share the study.
+    finish: takes the results and the workdir; writes and prints what they say.
   """
 
   make_study: Callable[[Config], studies.Study[Any]]
   configs: Mapping[str, Callable[[], Config]]
   default: str
   one_by_one: bool = False
+  finish: Callable[[studies.StudyResults[Any], str], None] = print_report
 
   def define_flags(self) -> Callable[[], int]:
     """Defines the flags that all studies share, and --config."""
@@ -49,7 +62,7 @@ class StudyProgram(program.Program, Generic[Config]):
           print("Interrupted and saved: the same command goes on from here.")
         return program.INTERRUPTED_STATUS
       if distributed.is_first():
-        print_report(results, workdir.value)
+        self.finish(results, workdir.value)
       return 0
 
     return main
@@ -102,14 +115,3 @@ def _define_one_by_one() -> _Run:
     return studies.run_sequentially(make_study(), workdir)
 
   return run
-
-
-def print_report(
-  results: studies.StudyResults[Any],
-  directory: str,
-  formats: Collection[str] = document.FORMATS,
-) -> None:
-  """Writes a study's report, prints its main table and says where the report is."""
-  page, *_ = studies.write_report(results, directory, formats)
-  studies.print_accuracy(results)
-  program.print_report(page)
