@@ -275,17 +275,17 @@ def _numbers(curve: figures.Curve) -> dict[str, Any]:
   """Returns all numbers of a network, for `signal.json`."""
   _, measured, predicted = curve
   diagnosis = _diagnose(curve)
-  statistics = {
-    name: figures.mean_and_error(getattr(measured.signals, name))
-    for name in _QUANTITIES
-  }
+  means, errors = {}, {}
+  for name in _QUANTITIES:
+    values = getattr(measured.signals, name)
+    means[name], errors[name] = figures.mean_and_error(values)
   weights = figures.measured_path_weights(measured)
   numbers: dict[str, Any] = {
     "blocks": measured.signals.names,
-    "mean": {name: mean for name, (mean, _) in statistics.items()},
-    "standard_error": {name: error for name, (_, error) in statistics.items()},
+    "mean": means,
+    "standard_error": errors,
     "theory": None,
-    "path_weights": None,
+    "path_weights": weights and {"mean": weights[0], "standard_error": weights[1]},
     "path_weights_of_theory": None,
     "diagnosis": dataclasses.asdict(diagnosis)
     | {"text": diagnosis.text, "healthy": diagnosis.healthy},
@@ -293,10 +293,6 @@ def _numbers(curve: figures.Curve) -> dict[str, Any]:
   if predicted is not None:
     numbers["theory"] = {name: getattr(predicted, name) for name in _QUANTITIES}
     numbers["path_weights_of_theory"] = theory.path_weights(predicted.branch_share)
-  if weights is not None:
-    numbers["path_weights"] = dict(
-      zip(("mean", "standard_error"), weights, strict=True)
-    )
   return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, numbers)
 
 
@@ -320,19 +316,16 @@ def _summary_table(curves: Mapping[str, figures.Curve]) -> document.Table:
 
 
 def _verdict_table(curves: Mapping[str, figures.Curve]) -> document.Table:
-  verdicts = {
-    True: document.Entry("healthy", "good"),
-    False: document.Entry("faulty", "bad"),
-  }
-  diagnoses = {curve.label: _diagnose(curve) for curve in curves.values()}
+  good, bad = document.Entry("healthy", "good"), document.Entry("faulty", "bad")
+  rows = []
+  for curve in curves.values():
+    diagnosis = _diagnose(curve)
+    rows.append([curve.label, good if diagnosis.healthy else bad, diagnosis.text])
   return document.Table(
     name="verdict",
     title="Does the depth let the network train?",
     header=["method", "verdict", "in words"],
-    rows=[
-      [label, verdicts[diagnosis.healthy], diagnosis.text]
-      for label, diagnosis in diagnoses.items()
-    ],
+    rows=rows,
     note="The verdict is on the signal at initialization, averaged over the seeds; "
     "what stands behind the last block is not seen.",
   )
