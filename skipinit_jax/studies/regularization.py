@@ -75,7 +75,9 @@ def regularization_study(
   for (name, with_l2), use_bias, rate in itertools.product(
     rows, config.use_bias, map(float, config.dropout_rates)
   ):
-    l2 = config.train.l2 if with_l2 else 0.0
+    labels = RegularizationLabels(
+      name, use_bias, rate, config.train.l2 if with_l2 else 0.0
+    )
     searches.append(
       study.Search(
         name=f"{name}{'' if with_l2 else '_without_l2'}/"
@@ -83,10 +85,8 @@ def regularization_study(
         row=f"{methods.get(name).title}, {'biases' if use_bias else 'no biases'}"
         + ("" if with_l2 else ", no L2"),
         column=f"dropout {rate:g}" if rate else "no dropout",
-        labels=RegularizationLabels(name, use_bias, rate, l2),
-        config=dataclasses.replace(
-          config.train, method=name, use_bias=use_bias, dropout_rate=rate, l2=l2
-        ),
+        labels=labels,
+        config=dataclasses.replace(config.train, **dataclasses.asdict(labels)),
         protocol=config.search,
       )
     )

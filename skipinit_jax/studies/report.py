@@ -259,40 +259,27 @@ def signal_figures(
 
 
 def _runs_section(results: study.StudyResults[Any]) -> Section:
-  header = [*study.get_kind(results.name).header, "rate"]
-  every, diverged = [], []
+  rows: list[list[str]] = []
   for search in results.searches:
     for rate in search.rates:
-      place = [search.row, search.column, format_rate(rate.learning_rate)]
       accuracy = format_accuracy(rate.test_accuracy, rate.test_accuracy_deviation)
       loss = "none" if rate.train_loss is None else f"{rate.train_loss:.4f}"
-      every.append([*place, f"{rate.num_runs}", accuracy, loss])
-      if rate.num_diverged:
-        diverged.append([*place, f"{rate.num_diverged} of {rate.num_runs}"])
-  tables = [
-    Table(
-      name="all_rates",
-      title="Every rate that was tried",
-      header=[*header, "runs", "test accuracy (%)", "training loss"],
-      rows=every,
-      note="Over the best seeds, as above; none: too few of them completed.",
-    )
-  ]
-  if diverged:
-    tables.append(
-      Table(
-        name="diverged",
-        title="Runs that diverged",
-        header=[*header, "diverged"],
-        rows=diverged,
-        note="A run diverges when a loss, gradient or parameter is not finite. It is "
-        "counted, and never taken for a completed one.",
-      )
-    )
+      row = [search.row, search.column, format_rate(rate.learning_rate)]
+      rows.append([*row, f"{rate.num_runs}", f"{rate.num_diverged}", accuracy, loss])
+  header = [*study.get_kind(results.name).header, "rate", "runs", "diverged"]
+  table = Table(
+    name="all_rates",
+    title="Every rate that was tried",
+    header=[*header, "test accuracy (%)", "training loss"],
+    rows=rows,
+    note="Over the best seeds, as above; none: too few of them completed. A run "
+    "diverges when a loss, gradient or parameter is not finite. It is counted, and "
+    "never taken for a completed one.",
+  )
   num_diverged = sum(run.status == "diverged" for run in results.runs)
   minutes = sum(run.seconds for run in results.runs) / 60
   time = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
   text = (
     f"{len(results.runs)} runs, of which {num_diverged} diverged, took {time} in all."
   )
-  return Section("All runs", text, tables, collapsed=True)
+  return Section("All runs", text, [table], collapsed=True)

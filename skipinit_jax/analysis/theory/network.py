@@ -12,13 +12,7 @@ from flax import linen as nn
 
 from skipinit_jax import models
 from skipinit_jax.analysis.signal import block_names
-from skipinit_jax.analysis.theory.kernel import (
-  BatchNorm,
-  ExampleNorm,
-  Layer,
-  Operation,
-  ReLU,
-)
+from skipinit_jax.analysis.theory import kernel
 from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.layers import (
   RELU_GAIN,
@@ -49,11 +43,11 @@ class Block:
     name: its name in the signal.
   """
 
-  branch: tuple[Operation, ...]
+  branch: tuple[kernel.Operation, ...]
   alpha: float = 1.0
   sum_scale: float = 1.0
-  trunk: tuple[Operation, ...] = ()
-  shortcut: tuple[Operation, ...] = ()
+  trunk: tuple[kernel.Operation, ...] = ()
+  shortcut: tuple[kernel.Operation, ...] = ()
   name: str = ""
 
 
@@ -68,13 +62,13 @@ class Network:
   """
 
   blocks: tuple[Block, ...]
-  stem: Layer | None = None
+  stem: kernel.Layer | None = None
   grid: tuple[int, int] = (1, 1)
 
 
 def _layer(
   module: nn.Conv | nn.Dense, channels: int, activation: Activation | None
-) -> Layer:
+) -> kernel.Layer:
   """Returns the layer that a module is at initialization.
 
   Args:
@@ -99,7 +93,7 @@ def _layer(
       f"The theory does not know the initializer {init!r}: it knows "
       "layers.VarianceScaling and zeros."
     )
-  layer = Layer(
+  layer = kernel.Layer(
     weight_variance=variance * (_RELU_GAINS[activation] ** 2 if rectified else 1.0),
     widening=widening,
     standardized=standardized,
@@ -116,19 +110,19 @@ def _layer(
   )
 
 
-def _activate(method: Method) -> tuple[Operation, ...]:
+def _activate(method: Method) -> tuple[kernel.Operation, ...]:
   """Returns the normalization and the activation before each layer of a branch."""
   activates = method.activation in _RELU_GAINS
-  relu = (ReLU(),) if activates else ()
+  relu = (kernel.ReLU(),) if activates else ()
   if method.normalizer is None:
     return relu
   module = getattr(method.normalizer, "func", method.normalizer)
   keywords = getattr(method.normalizer, "keywords", {})
   if module in (nn.BatchNorm, GhostBatchNorm):
     epsilon = keywords.get("epsilon", module.epsilon)
-    return (BatchNorm(activates, epsilon, keywords.get("ghost_batch_size")),)
+    return (kernel.BatchNorm(activates, epsilon, keywords.get("ghost_batch_size")),)
   if module in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm):
-    return (ExampleNorm(keywords.get("epsilon", module.epsilon)), *relu)
+    return (kernel.ExampleNorm(keywords.get("epsilon", module.epsilon)), *relu)
   raise UsageError(
     f"The theory does not know the normalizer {module!r} of method {method.name!r}: it "
     "knows BatchNorm, GhostBatchNorm, LayerNorm, RMSNorm and GroupNorm."
@@ -139,8 +133,8 @@ class _Layers(NamedTuple):
   """A block's name, its branch's layers, and the layer of its shortcut if any."""
 
   name: str
-  branch: Sequence[Layer]
-  projection: Layer | None
+  branch: Sequence[kernel.Layer]
+  projection: kernel.Layer | None
 
 
 def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
@@ -161,7 +155,7 @@ def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
   blocks = []
   for (name, layers, projection), variance in zip(all_layers, variances, strict=True):
     first, *others = layers
-    branch: list[Operation] = [_divided(first, variance)]
+    branch: list[kernel.Operation] = [_divided(first, variance)]
     for layer in others:
       branch += [*activate, layer]
     shared = projection is not None
@@ -178,7 +172,7 @@ def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
   return tuple(blocks)
 
 
-def _divided(layer: Layer, variance: float) -> Layer:
+def _divided(layer: kernel.Layer, variance: float) -> kernel.Layer:
   # The activation is homogeneous: a division before it may stand behind it.
   return dataclasses.replace(layer, weight_variance=layer.weight_variance / variance)
 
