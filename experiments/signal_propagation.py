@@ -317,7 +317,7 @@ def _summary_table(curves: Mapping[str, figures.Curve]) -> document.Table:
 
 def _verdict_table(curves: Mapping[str, figures.Curve]) -> document.Table:
   good, bad = document.Entry("healthy", "good"), document.Entry("faulty", "bad")
-  rows = []
+  rows: list[list[str | document.Entry]] = []
   for curve in curves.values():
     diagnosis = _diagnose(curve)
     rows.append([curve.label, good if diagnosis.healthy else bad, diagnosis.text])
