@@ -3,12 +3,12 @@
 import abc
 import dataclasses
 import os
-import pathlib
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 import jax
@@ -16,11 +16,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import help as help_text
+from experiments import start
+from experiments.start import INTERRUPTED_STATUS as INTERRUPTED_STATUS
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import cache_path
 
 USAGE_ERROR_STATUS = 1
 DIVERGED_STATUS = 3
-INTERRUPTED_STATUS = 4
 LOST_PROCESS_STATUS = 5
 
 _Config = TypeVar("_Config")
@@ -152,8 +154,10 @@ def define_processes() -> Callable[[], None]:
 def run(main: Program | Callable[[], int | None]) -> None:
   """Parses the flags and runs a program; its return value is the exit status.
 
-  A `UsageError`, and a lack of memory, become one sentence on standard error and
-  status 1.
+  A `UsageError`, what the system says of a file, and a lack of memory become one
+  sentence on standard error and status 1. So does standard output that cannot be
+  written, at the end; whoever only stops reading it, as `head` does, changes nothing.
+  SIGTERM where nothing is to be saved is status 4.
 
   In a run of several processes one that fails ends within seconds. On CPUs the others
   then end too, with a sentence and status 5. Otherwise JAX's runtime aborts them with
@@ -163,6 +167,9 @@ def run(main: Program | Callable[[], int | None]) -> None:
   run_parsed = main.define_flags() if isinstance(main, Program) else main
 
   def guarded(argv: Sequence[str]) -> int | None:
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       if len(argv) > 1:
         raise UsageError(f"Unexpected argument {argv[1]!r}: every option is a flag.")
@@ -170,8 +177,8 @@ def run(main: Program | Callable[[], int | None]) -> None:
       if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
       _cache_compilations()
-      return run_parsed()
-    except (Exception, KeyboardInterrupt) as error:
+      return _end(run_parsed())
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
       status = _report(error)
       if jax.distributed.is_initialized():
         if status is None:
@@ -181,12 +188,36 @@ def run(main: Program | Callable[[], int | None]) -> None:
         distributed.exit_process(status or 1)
       if status is None:
         raise
-      return status
+      return _end(status)
 
+  start.open_streams()
   if _HELP_FLAGS.intersection(sys.argv[1:]):
     print(_help())
     return
   app.run(guarded, flags_parser=_parse_flags)
+
+
+class _Terminated(BaseException):
+  """SIGTERM came where nobody saves."""
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+  raise _Terminated
+
+
+def _end(status: int | None) -> int | None:
+  """Ends with a status, unless what was printed is lost."""
+  if not jax.distributed.is_initialized():
+    # What there was to do is done, and the rest takes a moment.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+  sys.stdout.flush()
+  if isinstance(sys.stdout, start.Output) and sys.stdout.is_full and not status:
+    assert sys.stdout.error is not None
+    reason = sys.stdout.error.strerror
+    print(f"error: Standard output cannot be written ({reason}).", file=sys.stderr)
+    return USAGE_ERROR_STATUS
+  return status
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -223,8 +254,11 @@ def _help() -> str:
 def _report(error: BaseException) -> int | None:
   """Prints what a user can act on; returns the exit status, or None where unknown."""
   if isinstance(error, KeyboardInterrupt):
-    print("Stopped without saving: the same command goes on from the last checkpoint.")
+    print(start.STOPPED)
     return 128 + signal.SIGINT
+  if isinstance(error, _Terminated):
+    print(start.INTERRUPTED)
+    return INTERRUPTED_STATUS
   status, message = USAGE_ERROR_STATUS, str(error)
   if isinstance(error, jax.errors.JaxRuntimeError):
     if re.search("RESOURCE_EXHAUSTED|Out of memory", message):
@@ -240,10 +274,26 @@ def _report(error: BaseException) -> int | None:
       )
     else:
       return None
+  elif isinstance(error, OSError) and error.errno is not None:
+    file = "A file" if error.filename is None else error.filename
+    message = f"{file} cannot be used ({error.strerror})."
+  elif _comes_from(error, "xla_bridge.py"):
+    reason = message.splitlines()[0].rstrip(".") if message else "it has no such device"
+    message = (
+      f"JAX cannot start ({reason}): JAX_PLATFORMS is "
+      f"{os.environ.get('JAX_PLATFORMS', '')!r}; set it to a platform of this machine, "
+      "such as cpu."
+    )
   elif not isinstance(error, UsageError):
     return None
   print(f"error: {message}", file=sys.stderr)
   return status
+
+
+def _comes_from(error: BaseException, file: str) -> bool:
+  """Tells whether a line of a file raised the error."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and os.path.basename(frames[-1].filename) == file
 
 
 def _check_config_fields(config_type: type, arguments: Sequence[str]) -> None:
@@ -267,9 +317,11 @@ def _flag_names(config_type: type, prefix: str = "--config.") -> list[str]:
 
 def _cache_compilations() -> None:
   """Keeps compiled programs in the user's cache folder, unless told otherwise."""
-  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  cache = cache_path("xla")
+  if cache is None:
+    return
   options: dict[str, str | float] = {
-    "jax_compilation_cache_dir": str(pathlib.Path(cache, "skipinit_jax", "xla")),
+    "jax_compilation_cache_dir": str(cache),
     # JAX leaves out what compiles in less than a second. Each trial of a search has
     # several such programs.
     "jax_persistent_cache_min_compile_time_secs": 0.1,

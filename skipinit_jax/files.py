@@ -8,11 +8,13 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import glob
 import json
 import math
 import os
 import pathlib
 import re
+import time
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -33,17 +35,21 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What the system raises where there is no file of a name."""
+
 _FOLDER = re.compile(r"gs://(?P<bucket>[a-z0-9][\w.-]+)/[^?#*\[\]]*[^?#*\[\]/]/?")
 _SECONDS = 10.0
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
 # and Python's own `float` reads them.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
-# What the system says of a full disk. The last one is for a limit on the size of a
-# file, as by `ulimit -f`.
-_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+# The last one is for a limit on the size of a file, as by `ulimit -f`.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Some network file systems have no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# What a killed process was writing so long ago, nobody is writing any more.
+_ABANDONED_SECONDS = 3600.0
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> Path:
@@ -60,7 +66,7 @@ def workdir_path(workdir: str | os.PathLike[str]) -> Path:
   """
   address = os.fspath(workdir)
   if "://" not in address:
-    return pathlib.Path(workdir).absolute()
+    return local_workdir(workdir)
   match = _FOLDER.fullmatch(address)
   if match is None:
     raise UsageError(
@@ -83,34 +89,77 @@ def local_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a workdir as an absolute path, for what needs a file system.
 
   Raises:
-    UsageError: it is an address.
+    UsageError: it is an address, its name is not UTF-8, or it is relative to a
+      directory that was removed.
   """
   if "://" in os.fspath(workdir):
     raise UsageError(
       f"The workdir {workdir} is an address: here it must be a directory of this "
       "machine or one mounted on it."
     )
-  return pathlib.Path(workdir).absolute()
+  try:
+    path = pathlib.Path(workdir).absolute()
+  except FileNotFoundError:
+    raise UsageError(
+      f"The workdir {workdir} is relative to the current directory, which was removed: "
+      "name it in full."
+    ) from None
+  try:
+    # TensorStore, which writes the arrays of checkpoints, can write to no other.
+    os.fspath(path).encode()
+  except UnicodeEncodeError:
+    raise UsageError(
+      f"The workdir {os.fsencode(path)!r} is not UTF-8: use another --workdir."
+    ) from None
+  return path
 
 
-def write_file(path: Path, content: bytes) -> None:
+def cache_path(*names: str) -> pathlib.Path | None:
+  """Returns a path in this package's cache folder.
+
+  Returns:
+    That below $XDG_CACHE_HOME or ~/.cache, which need not exist; None where neither is
+    known, as for a user without a home.
+  """
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return pathlib.Path(base, "skipinit_jax", *names) if os.path.isabs(base) else None
+
+
+def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
   """Writes a file that is never seen half-written.
 
   Args:
     path: the file, as `workdir_path` returns it; replaced if it exists.
+    mode: its permissions in a file system; None: as the process makes files.
   """
   if in_bucket(path):
     path.write_bytes(content)
     return
   # Two processes may write it at the same time.
   unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  remove_unfinished(path, _ABANDONED_SECONDS)
   try:
     unfinished.write_bytes(content)
+    if mode is not None:
+      unfinished.chmod(mode)
     os.replace(unfinished, path)
-  except OSError:
+  except BaseException:
     # On a full disk, half a file would take space that others need.
     unfinished.unlink(missing_ok=True)
     raise
+
+
+def remove_unfinished(path: Path, seconds: float = 0.0) -> None:
+  """Removes what killed processes have left of a file that `write_file` writes.
+
+  Args:
+    seconds: how long ago they must have written it.
+  """
+  for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+    # Another process may remove it too.
+    with contextlib.suppress(OSError):
+      if time.time() - left.stat().st_mtime >= seconds:
+        left.unlink()
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -161,7 +210,8 @@ def as_type(kind: Any, value: Any) -> Any:
 
   Args:
     kind: a dataclass, str, int, float, bool, None, Any or Literal, or a list, dict or
-      union of these. Other types are not checked.
+      union of these; or a tuple of equal types, which stays a list. Other types are
+      not checked.
 
   Raises:
     ValueError: the value is of another type, or lacks a field or has one too many.
@@ -176,14 +226,14 @@ def as_type(kind: Any, value: Any) -> Any:
     hints, required = _fields(origin, arguments)
     if isinstance(value, dict) and required <= value.keys() <= hints.keys():
       return origin(**{name: as_type(hints[name], value[name]) for name in value})
-  elif origin is list and arguments and isinstance(value, list):
+  elif origin in (list, tuple) and arguments and isinstance(value, list):
     return [as_type(arguments[0], each) for each in value]
   elif origin is dict and arguments and isinstance(value, dict):
     return {key: as_type(arguments[1], each) for key, each in value.items()}
   elif origin is float and type(value) in (float, int):
     with contextlib.suppress(OverflowError):
       return float(value)
-  elif origin in (str, int, bool, list, dict, types.NoneType):
+  elif origin in (str, int, bool, list, tuple, dict, types.NoneType):
     # To Python, True is a whole number too.
     if type(value) is origin:
       return value
@@ -206,6 +256,24 @@ def _fields(kind: Any, arguments: Any) -> tuple[dict[str, Any], set[str]]:
   return hints, required
 
 
+def parse_json(text: str | bytes) -> Any:
+  """Returns what `to_json` took, from the text of it.
+
+  Raises:
+    ValueError: it is no JSON, or has a number that `to_json` writes as a string.
+  """
+  try:
+    return from_json(json.loads(text, parse_float=_finite, parse_constant=_finite))
+  except RecursionError as error:
+    raise ValueError(str(error)) from None
+
+
+def _finite(text: str) -> float:
+  if not math.isfinite(number := float(text)):
+    raise ValueError(f"{text} is not finite")
+  return number
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
   """Reads what `write_json` wrote.
 
@@ -213,14 +281,59 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     The values, with non-finite numbers as floats again, and tuples as lists.
 
   Raises:
-    UsageError: the file does not exist or is damaged.
+    UsageError: the file does not exist, cannot be read or is damaged.
   """
   try:
-    return from_json(json.loads(workdir_path(path).read_bytes()))
-  except FileNotFoundError:
+    with reading(path):
+      return parse_json(workdir_path(path).read_bytes())
+  except ABSENT:
     raise UsageError(f"There is no file {path}.") from None
+  except UsageError:
+    raise
   except ValueError:
     raise UsageError(f"The file {path} is damaged: it holds no JSON.") from None
+
+
+@contextlib.contextmanager
+def record_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes an error of `as_type` in the block a `UsageError`.
+
+  Args:
+    path: the file of a run that the block reads.
+  """
+  try:
+    yield
+  except UsageError:
+    raise
+  except ValueError as error:
+    raise UsageError(
+      f"The file {path} is damaged or of another version ({error}): use another "
+      "--workdir, or move the file away, and the same command makes it again from the "
+      "last checkpoint."
+    ) from None
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes an error of the system in the block a `UsageError`.
+
+  What the system does not read may be intact: nobody may take it for damaged. But
+  where there is no such file, the error remains one of `ABSENT`.
+
+  Args:
+    path: what the block reads.
+  """
+  try:
+    yield
+  except ABSENT:
+    raise
+  except OSError as error:
+    if error.errno is None:  # Of a library, which did not understand what it read.
+      raise
+    raise UsageError(
+      f"{error.filename or path} cannot be read ({error.strerror}): it may be intact, "
+      "and the same command goes on once it can be."
+    ) from error
 
 
 class LockedError(UsageError):
@@ -238,6 +351,7 @@ def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]
 
   Raises:
     LockedError: another process or thread holds the lock.
+    UsageError: the file cannot be written.
   """
   try:
     # Whoever closes a run may be another thread than the one that opened it.
@@ -249,7 +363,7 @@ def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]
     ) from None
   except OSError as error:
     if error.errno not in _NO_LOCKS:
-      raise
+      raise UsageError(f"{path} cannot be locked ({error.strerror}).") from error
     return contextlib.nullcontext()
 
 
@@ -263,25 +377,29 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_errors(workdir: str | os.PathLike[str]) -> Iterator[None]:
-  """Makes a full disk's error in the block a `UsageError` that says how to go on.
+def workdir_errors(workdir: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes an error of the system in the block a `UsageError` that says how to go on.
 
   Args:
-    workdir: the run's directory, to which the block writes.
+    workdir: the run's directory, in which the block reads and writes.
   """
   try:
     yield
   except UsageError:
     raise
   except (OSError, ValueError) as error:
+    number, file = getattr(error, "errno", None), getattr(error, "filename", None)
     # TensorStore, which writes the arrays of checkpoints, has the system's reason in
     # the text of a ValueError.
-    reason = next((reason for reason in _FULL if reason in str(error)), None)
-    if reason is None:
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(match[1]) if match and number is None else number
+    if number is None:
       raise
+    where = f": {file}" if file is not None else ""
+    remedy = "make space" if number in _FULL else "mend that"
     raise UsageError(
-      f"The workdir {workdir} cannot be written ({reason}): make space, and the same "
-      "command goes on from the last checkpoint."
+      f"The workdir {workdir} cannot be used ({os.strerror(number)}{where}): {remedy}, "
+      "and the same command goes on from the last checkpoint."
     ) from error
 
 

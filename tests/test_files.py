@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from skipinit_jax.files import (
   LOCK,
   LockedError,
   as_type,
-  full_disk_errors,
+  cache_path,
   is_locked,
   local_workdir,
   lock,
   read_json,
+  remove_unfinished,
+  workdir_errors,
   workdir_path,
   write_json,
 )
@@ -113,24 +116,68 @@ def test_damaged_json(tmp_path):
   path = tmp_path / "result.json"
   with pytest.raises(UsageError, match=f"no file {path}"):
     read_json(path)
-  for content in (b"", b"{", b"\xff"):
+  for content in (b"", b"{", b"\xff", b"1e999", b"NaN", b"[" * 10**5):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"result\.json is damaged"):
       read_json(path)
 
 
-def test_only_a_full_disk_is_reported_as_one():
-  full = r"/run cannot be written \(No space left"
-  with pytest.raises(UsageError, match=full), full_disk_errors("/run"):
-    raise NO_SPACE
-  for error in (
-    ValueError("unrelated"),
-    PermissionError(errno.EACCES, "denied"),
-    UsageError("Own."),
+def test_what_the_system_says_is_one_sentence():
+  tensorstore = ValueError("Failed to write 9 bytes [os_error_code='27']")
+  for error, reason in (
+    (NO_SPACE, r"\(No space left .*\): make space,"),
+    (tensorstore, r"\(File too large\): make space,"),
+    (PermissionError(errno.EACCES, "denied", "lock"), r"\(.* denied: lock\): mend"),
   ):
-    with pytest.raises(type(error)) as caught, full_disk_errors("/run"):
+    with pytest.raises(UsageError, match=reason), workdir_errors("/run"):
       raise error
-    assert caught.value is error
+  for other in (ValueError("unrelated"), UsageError("Own.")):
+    with pytest.raises(type(other)) as caught, workdir_errors("/run"):
+      raise other
+    assert caught.value is other
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_cannot_be_read_is_not_damaged(number, tmp_path, monkeypatch):
+  path = tmp_path / "result.json"
+  write_json(path, {})
+  error = OSError(number, os.strerror(number))
+  monkeypatch.setattr(pathlib.Path, "read_bytes", mock.Mock(side_effect=error))
+  with pytest.raises(UsageError, match=os.strerror(number)) as caught:
+    read_json(path)
+  assert "damaged" not in str(caught.value)
+
+
+def test_a_name_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+  with pytest.raises(UsageError, match="not UTF-8"):
+    workdir_path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+  removed = tmp_path / "removed"
+  removed.mkdir()
+  monkeypatch.chdir(removed)
+  removed.rmdir()
+  with pytest.raises(UsageError, match="current directory, which was removed"):
+    workdir_path("run")
+  assert workdir_path(tmp_path) == tmp_path
+
+
+def test_no_cache_without_a_home(monkeypatch):
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setenv("HOME", "/home/one")
+  assert cache_path("data") == pathlib.Path("/home/one/.cache/skipinit_jax/data")
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+  assert cache_path("data") is None
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+  path, other = tmp_path / "run[1].json", tmp_path / "run1.json.7.tmp"
+  old, new = (tmp_path / f"run[1].json.{number}.tmp" for number in (1, 2))
+  for file in (old, new, other):
+    file.touch()
+  os.utime(old, (0, 0))
+  write_json(path, {})
+  assert {*tmp_path.iterdir()} == {path, new, other}
+  remove_unfinished(path)
+  assert {*tmp_path.iterdir()} == {path, other}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from absl import logging
 
 from skipinit_jax import errors
 from skipinit_jax.data import prepared
-from skipinit_jax.files import write_file
+from skipinit_jax.files import cache_path, write_file
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
@@ -157,7 +156,8 @@ def load(
     data_dir: where tensorflow-datasets prepared the set; by default the
       environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: where the decoded arrays are kept; by default skipinit_jax/data in
-      $XDG_CACHE_HOME or ~/.cache. Where it cannot be written, nothing is kept.
+      $XDG_CACHE_HOME or ~/.cache. Where it cannot be written, nothing is kept. Whoever
+      may read the folder may read them.
 
   Returns:
     The data set: images uint8 [N, H, W, C], labels int32 [N].
@@ -185,11 +185,14 @@ def load(
     builder = prepared.open_builder(name, data_dir)
     source = _prepared_source(builder)
     decode = functools.partial(_decode_prepared, builder)
-  if cache_dir is None:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache_dir = os.path.join(base, "skipinit_jax", "data")
-  train, test = _cached(pathlib.Path(cache_dir, f"{name}.npz"), source, decode)
-  return Dataset(name, _NUM_CLASSES[name], train, test)
+  cache = cache_path("data") if cache_dir is None else pathlib.Path(cache_dir)
+  if cache is None:
+    train, test = decode()
+  else:
+    train, test = _cached(cache / f"{name}.npz", source, decode)
+  dataset = Dataset(name, _NUM_CLASSES[name], train, test)
+  _check(dataset)
+  return dataset
 
 
 def _check(dataset: Dataset) -> None:
@@ -256,13 +259,8 @@ def _decode_prepared(builder: Any) -> tuple[Split, Split]:
         labels[index] = example["label"]
     return Split(images, labels)
 
-  try:
+  with prepared.damage_errors(builder.name, builder.data_path):
     return decode("train"), decode("test")
-  except RuntimeError as error:  # What array_record raises, for a missing file too.
-    raise errors.UsageError(
-      f"The prepared files of {builder.name!r} in {builder.data_path} are damaged "
-      f"({str(error).splitlines()[0]}): delete that folder and prepare it again."
-    ) from error
 
 
 def _cached(
@@ -287,21 +285,21 @@ def _cached(
 def _read_cache(path: pathlib.Path, source: str) -> tuple[Split, Split] | None:
   """Returns the cached splits, or None if none were made from `source`."""
   try:
-    file = path.open("rb")
+    # At once, so that what the system says is not taken for damage.
+    content = io.BytesIO(path.read_bytes())
   except FileNotFoundError:
     return None
-  with file:
-    try:
-      # Reading a member to its end compares it with the archive's checksum.
-      with np.load(file, allow_pickle=False) as arrays:
-        if str(arrays["source"]) != source:
-          return None
-        train = Split(arrays["train_images"], arrays["train_labels"])
-        return train, Split(arrays["test_images"], arrays["test_labels"])
-    except Exception as error:  # A damaged archive raises almost anything.
-      raise errors.UsageError(
-        f"The data cache {path} is damaged: delete it, and it will be made again."
-      ) from error
+  try:
+    # Reading a member to its end compares it with the archive's checksum.
+    with np.load(content, allow_pickle=False) as arrays:
+      if str(arrays["source"]) != source:
+        return None
+      train = Split(arrays["train_images"], arrays["train_labels"])
+      return train, Split(arrays["test_images"], arrays["test_labels"])
+  except Exception as error:  # A damaged archive raises almost anything.
+    raise errors.UsageError(
+      f"The data cache {path} is damaged: delete it, and it will be made again."
+    ) from error
 
 
 def _write_cache(path: pathlib.Path, source: str, splits: tuple[Split, Split]) -> None:
@@ -316,5 +314,5 @@ def _write_cache(path: pathlib.Path, source: str, splits: tuple[Split, Split]) -
     test_labels=test.labels,
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Other processes may read or write the same cache.
-  write_file(path, archive.getvalue())
+  # Other processes, and other users of a shared folder, may read or write it too.
+  write_file(path, archive.getvalue(), mode=path.parent.stat().st_mode & 0o644 | 0o600)

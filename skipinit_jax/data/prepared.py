@@ -1,9 +1,12 @@
 """Finds what tensorflow-datasets has prepared, or says how to prepare it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import reading
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:
@@ -14,24 +17,21 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     data_dir: where it is prepared; None: the default of tensorflow-datasets.
 
   Raises:
-    UsageError: the set is not prepared there, with the command that prepares it, or is
-      not in ArrayRecord format.
+    UsageError: the set is not prepared there, with the command that prepares it, is
+      not in ArrayRecord format, or its files are damaged or cannot be read.
   """
   import tensorflow_datasets as tfds
 
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-    # Asked of a folder that does not exist, `is_prepared` logs a warning.
-    prepared = builder.data_path.exists() and builder.is_prepared()
-  except tfds.core.DatasetNotFoundError:  # It knows sample_photos by its files alone.
-    prepared = False
-  except OSError as error:
-    raise UsageError(
-      f"Cannot read data_dir {str(data_dir)!r}: {error.strerror}."
-    ) from error
+  usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  root = os.path.expanduser(data_dir or usual)
+  with damage_errors(name, os.path.join(root, name)):
+    try:
+      builder = tfds.builder(name, data_dir=data_dir)
+      # Asked of a folder that does not exist, `is_prepared` logs a warning.
+      prepared = builder.data_path.exists() and builder.is_prepared()
+    except tfds.core.DatasetNotFoundError:  # It knows sample_photos by its files alone.
+      prepared = False
   if not prepared:
-    usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = os.path.expanduser(data_dir or usual)
     raise UsageError(
       f"Dataset {name!r} is not prepared in {root}: {_remedy(name, root)}."
     )
@@ -42,6 +42,27 @@ def open_builder(name: str, data_dir: str | None) -> Any:
       "file_format='array_record'."
     )
   return builder
+
+
+@contextlib.contextmanager
+def damage_errors(name: str, folder: os.PathLike[str] | str) -> Iterator[None]:
+  """Makes any error in the block a `UsageError`: damaged files raise almost anything.
+
+  Args:
+    name: the data set's name.
+    folder: its prepared files, which the block reads.
+  """
+  try:
+    with reading(folder):
+      yield
+  except UsageError:
+    raise
+  except Exception as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UsageError(
+      f"The prepared files of {name!r} in {folder} are damaged ({reason}): delete that "
+      "folder and prepare it again."
+    ) from error
 
 
 def _remedy(name: str, root: str) -> str:

@@ -24,17 +24,20 @@ def make_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     block, between spaces. It is thinned evenly, to at most 48 steps and blocks; the
     first and the last are kept.
   """
+  columns = ("epoch", "loss", "accuracy")
+  curves = [row for row in rows if all(row.get(name) is not None for name in columns)]
   history: dict[str, dict[str, Any]] = {
     name: {
-      column: [float(f"{row[column]:.4g}") for row in rows if row["kind"] == kind]
-      for column in ("epoch", "loss", "accuracy")
+      column: [float(f"{row[column]:.4g}") for row in curves if row["kind"] == kind]
+      for column in columns
     }
     for name, kind in (("train", "train"), ("test", "eval"))
   }
   signals = [row for row in rows if row["kind"] == "signal"]
   if signals:
     steps = _thin(len(signals))
-    blocks = _thin(len(signals[0]["blocks"]))
+    # The names of the blocks are in the run's first row alone, which may be lost.
+    blocks = _thin(len(signals[0]["gradient_rms"]))
     history["signal"] = {
       "step": [signals[step]["step"] for step in steps],
       "block": [block + 1 for block in blocks],

@@ -8,13 +8,21 @@ from collections.abc import Collection
 from skipinit_jax import data, document, methods
 from skipinit_jax.document import Document, Entry, Figure, Section, Table
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import CHECKPOINTS, METRICS, RESULT, Path, read_json
+from skipinit_jax.files import (
+  CHECKPOINTS,
+  METRICS,
+  RESULT,
+  Path,
+  as_type,
+  read_json,
+  record_errors,
+)
 from skipinit_jax.studies import figures
 from skipinit_jax.studies.formatting import format_rate
 from skipinit_jax.studies.history import make_history, read_signal
 from skipinit_jax.studies.report import signal_figures
 from skipinit_jax.training import Result, TrainConfig
-from skipinit_jax.training.metrics import read_metrics
+from skipinit_jax.training.metrics import read_metrics, warn_of_lost_epochs
 
 
 def is_run(workdir: str | os.PathLike[str]) -> bool:
@@ -32,13 +40,11 @@ def read_result(workdir: str | os.PathLike[str]) -> Result:
     UsageError: the run is not finished, or its result is of another version.
   """
   path = pathlib.Path(workdir, RESULT)
-  try:
-    result = Result(**read_json(path)) if path.exists() else None
-  except TypeError:
-    raise UsageError(
-      f"The file {path} holds no result of this version's: train again in another "
-      "--workdir."
-    ) from None
+  result = None
+  if path.exists():
+    with record_errors(path):
+      result = as_type(Result, read_json(path))
+      as_type(TrainConfig, result.config)
   if result is None or result.status == "interrupted":
     raise UsageError(
       f"The run in {workdir} is not finished: run the same command again to go on, "
@@ -77,8 +83,11 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
     UsageError: the run is not finished, or a file of it is damaged.
   """
   result = read_result(workdir)
-  history = make_history(read_metrics(workdir))
+  rows = read_metrics(workdir)
+  history = make_history(rows)
   config = TrainConfig(**result.config)
+  if result.status == "completed" and rows:
+    warn_of_lost_epochs(workdir, rows, config.epochs)
   title = f"{config.network_title}, {methods.get(config.method).title}"
   ended = (
     f"Test accuracy {_format(result.test_accuracy, '.2f', 100)} % after"

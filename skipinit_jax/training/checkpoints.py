@@ -2,11 +2,11 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from logging import LogRecord
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
@@ -16,12 +16,17 @@ from etils import epath
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
+  ABSENT,
   CHECKPOINTS,
   CONFIG,
   LOCK,
+  RESULT,
   Path,
   in_bucket,
   lock,
+  parse_json,
+  reading,
+  remove_unfinished,
   workdir_path,
   write_json,
 )
@@ -76,12 +81,16 @@ class Checkpoints:
     with distributed.share_errors():
       self._workdir = workdir_path(directory)
     self._directory = self._workdir / CHECKPOINTS
+    self._keep = keep
     with contextlib.ExitStack() as stack:
       with distributed.share_errors():
         if distributed.is_first():
           _make_directory(self._workdir)
           if not in_bucket(self._workdir):
             stack.enter_context(lock(self._workdir / LOCK))
+            # Nobody else writes here now.
+            for name in (CONFIG, RESULT):
+              remove_unfinished(self._workdir / name)
           _check_config(self._workdir, config)
           _make_directory(self._directory)
       with distributed.share_errors():
@@ -124,15 +133,16 @@ class Checkpoints:
       # File systems that do not know how large they are say zero.
       if free < needed and total > 0:
         raise UsageError(
-          f"The workdir {self._workdir} has {free / 2**20:.1f} MiB of free space, but "
-          f"a checkpoint takes {needed / 2**20:.1f} MiB: make space, and the same "
-          "command goes on from the last checkpoint."
+          f"The workdir {self._workdir} has {free:,} bytes of free space, but a "
+          f"checkpoint takes {needed:,}: make space, and the same command goes on from "
+          "the last checkpoint."
         )
 
   def restore_latest(self, template: Any) -> tuple[int, Any] | None:
     """Restores the newest checkpoint whose files are what was written.
 
-    A damaged one is reported and removed, so that training can save its step again.
+    A damaged one is reported and removed, so that training can save its step again. One
+    that cannot be read may be intact: nothing is removed then.
 
     Args:
       template: a state, or one of `jax.ShapeDtypeStruct`: the tree, shapes, dtypes and
@@ -142,14 +152,15 @@ class Checkpoints:
       The step and the state; None where nothing was saved yet.
 
     Raises:
-      UsageError: there are checkpoints, and all of them are damaged.
+      UsageError: there are checkpoints, and all of them are damaged, one cannot be
+        read, or the intact one has another tree than the template.
     """
     import orbax.checkpoint as ocp
 
     # One process decides for all, because each of them must then restore the same.
-    steps, newest = distributed.from_first(
-      self._find_intact() if distributed.is_first() else None
-    )
+    with distributed.share_errors():
+      found = self._find_intact() if distributed.is_first() else None
+    steps, newest = distributed.from_first(found)
     if not steps:
       return None
     if newest is None:
@@ -166,9 +177,19 @@ class Checkpoints:
         newest,
       )
       self._manager.delete(step)
-    state = self._manager.restore(
-      newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
-    ).state
+    # A killed process may not have come to remove what it no longer keeps.
+    for step in steps[steps.index(newest) + self._keep :]:
+      self._manager.delete(step)
+    try:
+      state = self._manager.restore(
+        newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+      ).state
+    except (ValueError, TypeError, KeyError) as error:
+      raise UsageError(
+        f"The checkpoint of step {newest} in {self._directory} is intact, but not one "
+        f"of this version's ({str(error).splitlines()[0]}): use the version that made "
+        "it, or another --workdir."
+      ) from error
     return newest, state
 
   def _find_intact(self) -> tuple[list[int], int | None]:
@@ -216,12 +237,13 @@ def read_latest(
     The step, and the parts by name, as nested dicts of NumPy arrays.
 
   Raises:
-    UsageError: there is no checkpoint, or all of them are damaged.
+    UsageError: there is no checkpoint, one cannot be read, or all of them are damaged.
   """
   import orbax.checkpoint as ocp
 
   directory = workdir_path(workdir) / CHECKPOINTS
-  paths = directory.iterdir() if directory.is_dir() else ()
+  with reading(directory):
+    paths = [*directory.iterdir()] if directory.is_dir() else []
   # While a checkpoint is being written, its name is more than a number; in a bucket
   # it lacks a file.
   numbered = (epath.Path(path) for path in paths if path.name.isdigit())
@@ -259,7 +281,7 @@ def _make_directory(workdir: Path) -> None:
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
+    if not os.access(workdir, os.R_OK | os.W_OK | os.X_OK):
       raise PermissionError(None, "Permission denied")
   except OSError as error:
     raise UsageError(
@@ -285,8 +307,11 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     write_json(path, config)
     return
   try:
-    found = differences(json.loads(path.read_bytes()), config)
-  except (OSError, ValueError, AttributeError):
+    with reading(path):
+      found = differences(parse_json(path.read_bytes()), config)
+  except UsageError:
+    raise
+  except (*ABSENT, ValueError, AttributeError):
     raise UsageError(
       f"The file {path} is damaged: remove it if this is the configuration that the "
       "workdir was made with, or use another --workdir."
@@ -314,6 +339,7 @@ def _open_manager(directory: Path, keep: int) -> "ocp.CheckpointManager":
       path = epath.Path(directory)
       write_json(path / _DIGESTS, _digests(path))
 
+  logging.get_absl_logger().addFilter(_is_not_repeated)
   handler = DigestHandler()
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add("state", ocp.args.StandardSave, handler)
@@ -326,6 +352,14 @@ def _open_manager(directory: Path, keep: int) -> "ocp.CheckpointManager":
     ),
     handler_registry=registry,
   )
+
+
+def _is_not_repeated(record: LogRecord) -> bool:
+  """Keeps Orbax from printing the stack of an error in each thread that meets it.
+
+  The error is raised too, after hundreds of such lines.
+  """
+  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -348,8 +382,16 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def _is_intact(directory: Path) -> bool:
+  """Tells whether a checkpoint's files are what was written.
+
+  Raises:
+    UsageError: a file cannot be read, which is no damage.
+  """
   try:
-    written = json.loads((directory / _DIGESTS).read_bytes())
-    return written.items() <= _digests(directory).items()
-  except (OSError, ValueError, AttributeError):
+    with reading(directory):
+      written = parse_json((directory / _DIGESTS).read_bytes())
+      return written.items() <= _digests(directory).items()
+  except UsageError:
+    raise
+  except (*ABSENT, ValueError, AttributeError, TypeError):
     return False

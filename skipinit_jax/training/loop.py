@@ -11,14 +11,15 @@ from typing import Any, Literal
 import jax
 
 from skipinit_jax.data import in_memory
-from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
   RESULT,
   Path,
-  full_disk_errors,
+  as_type,
   in_bucket,
   read_json,
+  record_errors,
   to_json,
+  workdir_errors,
   workdir_path,
   write_json,
 )
@@ -26,7 +27,7 @@ from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
-from skipinit_jax.training.metrics import MetricsWriter
+from skipinit_jax.training.metrics import MetricsWriter, warn_of_lost_epochs
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.stop import StopRequest
@@ -130,7 +131,7 @@ def train(
     return Result(**finished)
 
   with (
-    full_disk_errors(workdir),
+    workdir_errors(workdir),
     Checkpoints(workdir, config=config.identity()) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
     Trainer(config, dataset, model, mesh) as trainer,
@@ -157,6 +158,8 @@ def train(
       )
       if restored:
         progress.message(f"resumed from step {step}")
+        if first:
+          warn_of_lost_epochs(workdir, writer.kept, step // steps_per_epoch)
       else:
         signal_log.write_if_due(step, state)
       saved_at = time.monotonic()
@@ -240,16 +243,12 @@ def _finished_result(workdir: Path, config: TrainConfig) -> dict[str, Any] | Non
   # Unlike `Path.exists`, false also for a path that may not be read or is too long.
   if not (path.exists() if in_bucket(path) else os.path.exists(path)):
     return None
-  try:
-    result = read_json(path)
-    identity = TrainConfig(**Result(**result).config).identity()
-  except TypeError:
-    raise UsageError(
-      f"The file {path} is not a result of this version's: use another --workdir."
-    ) from None
+  with record_errors(path):
+    result = as_type(Result, read_json(path))
+    there = as_type(TrainConfig, result.config).identity()
   # If it is of another configuration, `Checkpoints` says what differs.
-  same = identity == to_json(config.identity())
-  return result if same and result["status"] != "interrupted" else None
+  same = to_json(there) == to_json(config.identity())
+  return dataclasses.asdict(result) if same and result.status != "interrupted" else None
 
 
 class _Stopwatch:

@@ -9,14 +9,18 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any, Self
 
 import numpy as np
+from absl import logging
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
+  ABSENT,
   METRICS,
+  RESULT,
   TENSORBOARD,
   Path,
-  from_json,
   in_bucket,
+  parse_json,
+  reading,
   to_json,
   workdir_path,
 )
@@ -28,6 +32,7 @@ _BINS = np.concatenate([-_BINS[::-1], [0], _BINS])
 _LARGEST = 1e19
 # Buckets take a file at most once a second, and each time costs money.
 _BUCKET_SECONDS = 30.0
+_MOST_NAMED = 10
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -35,15 +40,45 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
   Returns:
     The rows in the order of writing, with non-finite numbers as floats again. A last
-    line that is still being written is left out.
+    line that is still being written is left out, and so is a damaged one, with a
+    warning.
 
   Raises:
-    UsageError: the file does not exist or holds a line that is no JSON object.
+    UsageError: the file cannot be read, or it does not exist and there is no result
+      beside it.
   """
-  path = workdir_path(workdir) / METRICS
-  if not path.is_file():
-    raise UsageError(f"There are no metrics at {path}: it is not a run's workdir.")
-  return _read_rows(path)
+  workdir = workdir_path(workdir)
+  path = workdir / METRICS
+  try:
+    return _read_rows(path)[0]
+  except ABSENT:
+    if not (workdir / RESULT).exists():
+      raise UsageError(
+        f"There are no metrics at {path}: it is not a run's workdir."
+      ) from None
+    logging.warning("The metrics of a run are lost: there is no file %s.", path)
+    return []
+
+
+def warn_of_lost_epochs(
+  workdir: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], epochs: int
+) -> None:
+  """Says which epochs of a run have no row, as where its file was cut.
+
+  Args:
+    rows: those that are left.
+    epochs: how many have ended.
+  """
+  found = {row["epoch"] for row in rows if row["kind"] == "train"}
+  lost = [str(epoch) for epoch in range(1, epochs + 1) if epoch not in found]
+  if lost:
+    logging.warning(
+      "%s lacks the metrics of %d of %d epochs (%s): they are lost, the rest is not.",
+      workdir_path(workdir) / METRICS,
+      len(lost),
+      epochs,
+      ", ".join(lost[:_MOST_NAMED]) + ", ..." * (len(lost) > _MOST_NAMED),
+    )
 
 
 class MetricsWriter:
@@ -55,6 +90,7 @@ class MetricsWriter:
 
   Attributes:
     kinds: the kinds of the rows that are in the file.
+    kept: the rows that were in the file, and stay.
   """
 
   def __init__(
@@ -73,24 +109,32 @@ class MetricsWriter:
       enabled: False writes nothing, as in all processes of a run but one.
 
     Raises:
-      UsageError: `metrics.jsonl` is damaged.
+      UsageError: `metrics.jsonl` cannot be read.
     """
     self.kinds: set[str] = set()
+    self.kept: list[dict[str, Any]] = []
     self._enabled = enabled
     if not enabled:
       return
     workdir = workdir_path(workdir)
     path = workdir / METRICS
     first_step = 0 if resume_step is None else resume_step + 1
-    rows = _read_rows(path) if path.exists() else []
-    kept = [row for row in rows if row["step"] < first_step]
-    self.kinds = {str(row.get("kind")) for row in kept}
+    try:
+      rows, damaged = _read_rows(path)
+    except FileNotFoundError:
+      rows, damaged = [], False
+    if damaged:
+      copy = path.with_name(path.name + ".damaged")
+      copy.write_bytes(path.read_bytes())
+      logging.warning("The file with those lines is kept as %s.", copy)
+    self.kept = [row for row in rows if row["step"] < first_step]
+    self.kinds = {row["kind"] for row in self.kept}
     self._rows: IO[str] | _BucketFile
     if in_bucket(path):
-      self._rows = _BucketFile(path, map(_to_line, kept))
+      self._rows = _BucketFile(path, map(_to_line, self.kept))
     else:
       unfinished = path.with_name(path.name + ".tmp")
-      unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
+      unfinished.write_text("".join(map(_to_line, self.kept)), encoding="utf-8")
       os.replace(unfinished, path)
       # Line buffering hands each row to the system in one piece.
       self._rows = path.open("a", encoding="utf-8", buffering=1)
@@ -219,17 +263,40 @@ def _to_line(row: Mapping[str, Any]) -> str:
   return json.dumps(to_json(row), allow_nan=False) + "\n"
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
+  """Returns the rows of a file, and whether damaged ones are missing there."""
+  with reading(path):
+    content = path.read_bytes()
   # What follows the last newline is a row that a killed process did not finish.
-  *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")
-  rows = []
+  *lines, _ = content.split(b"\n")
+  rows, damaged = [], []
   for number, line in enumerate(lines, start=1):
-    try:
-      row = from_json(json.loads(line))
-      row["step"] = int(row["step"])
-    except (ValueError, KeyError, TypeError):
-      raise UsageError(
-        f"Line {number} of {path} is damaged: remove that line, or the file."
-      ) from None
-    rows.append(row)
-  return rows
+    with contextlib.suppress(ValueError):
+      row = parse_json(line)
+      if _is_row(row):
+        rows.append(row)
+        continue
+    damaged.append(str(number))
+  if damaged:
+    logging.warning(
+      "%s is damaged: what its line%s %s said is lost, and left out.",
+      path,
+      "s" * (len(damaged) > 1),
+      ", ".join(damaged),
+    )
+  return rows, bool(damaged)
+
+
+def _is_row(row: Any) -> bool:
+  """Tells whether a value of JSON is what `MetricsWriter.write` writes."""
+  if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+    return False
+  step = row.get("step")
+  numbers: list[Any] = []
+  for name in row.keys() - {"kind", "blocks"}:
+    numbers += row[name] if isinstance(row[name], list) else [row[name]]
+  return (
+    isinstance(step, int)
+    and step >= 0
+    and all(each is None or type(each) in (int, float) for each in numbers)
+  )

@@ -3,8 +3,15 @@
 import os
 from typing import Any, NamedTuple
 
-from skipinit_jax.errors import UsageError
-from skipinit_jax.files import CONFIG, RESULT, Path, read_json, workdir_path
+from skipinit_jax.files import (
+  CONFIG,
+  RESULT,
+  Path,
+  as_type,
+  read_json,
+  record_errors,
+  workdir_path,
+)
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import Network, TrainConfig
 
@@ -55,11 +62,8 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
 def _read_config(workdir: Path) -> TrainConfig:
   # Only the result says where the data lies. A run that was killed has none.
   result, config = workdir / RESULT, workdir / CONFIG
-  try:
-    if result.exists():
-      return TrainConfig(**read_json(result)["config"])
-    return TrainConfig(**read_json(config))
-  except (TypeError, KeyError):
-    raise UsageError(
-      f"The configuration of the run in {workdir} is of another version."
-    ) from None
+  path = result if result.exists() else config
+  with record_errors(path):
+    fields = as_type(dict[str, Any], read_json(path))
+    made: TrainConfig = as_type(TrainConfig, fields.get("config", fields))
+  return made

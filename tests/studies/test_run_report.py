@@ -110,5 +110,5 @@ def test_unfinished_runs(copied):
     (copied / name).unlink()
     refused(unfinished)
   (copied / "result.json").write_text("{}")
-  refused("holds no result of this version's: train again in another")
+  refused("is damaged or of another version")
   assert not studies.is_run(copied.parent / "missing")

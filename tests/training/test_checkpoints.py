@@ -1,4 +1,7 @@
+import errno
 import gc
+import hashlib
+import os
 import pathlib
 import re
 import shutil
@@ -88,13 +91,44 @@ def test_keeps_the_last_checkpoints(tmp_path):
   assert names == {"10", "200"}
 
 
+def test_what_cannot_be_read_is_kept(workdir, monkeypatch):
+  digest, before = hashlib.file_digest, listing(workdir / "checkpoints")
+
+  def fail(file, *args):
+    if "/2/state/" in str(file.name):
+      raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+    return digest(file, *args)
+
+  monkeypatch.setattr(hashlib, "file_digest", fail)
+  with (
+    Checkpoints(workdir, config=CONFIG) as checkpoints,
+    pytest.raises(UsageError, match=r"cannot be read \(Input/output error\)"),
+  ):
+    checkpoints.restore_latest(make_state(0))
+  with pytest.raises(UsageError, match="cannot be read"):
+    read_latest(workdir, ("params",))
+  assert listing(workdir / "checkpoints") == before
+  monkeypatch.undo()
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    assert checkpoints.restore_latest(make_state(0))[0] == 2
+
+
+def test_start_after_a_kill_tidies_up(workdir):
+  shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3")
+  (workdir / "config.json.7.tmp").touch()
+  with Checkpoints(workdir, config=CONFIG) as checkpoints:
+    assert checkpoints.restore_latest(make_state(0))[0] == 3
+  assert sorted(os.listdir(workdir / "checkpoints")) == ["2", "3"]
+  assert not list(workdir.glob("*.tmp"))
+
+
 # Orbax leaves the reads of other arrays unawaited when one of them fails.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_another_shape_is_no_damage(workdir):
   template = make_state(0) | {"int32": jnp.zeros(7, jnp.int32)}
   with Checkpoints(workdir, config=CONFIG) as checkpoints:
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(UsageError, match=r"not one of this version's \(.*shape"):
       checkpoints.restore_latest(template)
     assert checkpoints.latest_step() == 2
   gc.collect()

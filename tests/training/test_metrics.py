@@ -13,7 +13,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.metrics import MetricsWriter, read_metrics
+from skipinit_jax.training.metrics import (
+  MetricsWriter,
+  read_metrics,
+  warn_of_lost_epochs,
+)
 
 
 def write_rows(workdir, steps, resume_step=None):
@@ -132,15 +136,33 @@ def test_start_from_the_beginning_drops_every_row(tmp_path):
   assert read_steps(tmp_path) == shown_steps(tmp_path, "train/loss") == [0]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": null}'])
-def test_damaged_line(tmp_path, line):
-  write_rows(tmp_path, [10])
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write(line + "\n")
-  with pytest.raises(UsageError, match=r"Line 3 of .*metrics\.jsonl is damaged"):
-    read_metrics(tmp_path)
-  with pytest.raises(UsageError, match="Line 3"):
-    MetricsWriter(tmp_path, resume_step=10)
+@pytest.mark.parametrize(
+  "line",
+  ["{", "[]", "1e999", '{"step": null}', '{"step": 1e999}', '{"step": 1, "kind": 2}'],
+)
+def test_damaged_line_costs_its_row_alone(tmp_path, line, caplog):
+  write_rows(tmp_path, [10, 20])
+  path = tmp_path / "metrics.jsonl"
+  before = path.read_text().splitlines()
+  text = "\n".join([before[0], line, *before[2:], ""])
+  path.write_text(text)
+  assert read_steps(tmp_path) == [10, 20]
+  assert read_steps(tmp_path, "eval") == [20]
+  assert "line 2 said is lost" in caplog.text
+  with MetricsWriter(tmp_path, resume_step=10) as writer:
+    writer.write(20, "train", {"loss": 1.0})
+  assert read_steps(tmp_path) == [10, 20]
+  assert (tmp_path / "metrics.jsonl.damaged").read_text() == text
+
+
+def test_lost_epochs_are_named(tmp_path, caplog):
+  write_rows(tmp_path, [10, 20, 40])
+  warn_of_lost_epochs(tmp_path, read_metrics(tmp_path), 5)
+  assert "2 of 5 epochs (3, 5)" in caplog.text
+  (tmp_path / "metrics.jsonl").unlink()
+  (tmp_path / "result.json").touch()
+  assert read_metrics(tmp_path) == []
+  assert "metrics of a run are lost" in caplog.text
 
 
 def test_no_metrics(tmp_path):
