@@ -93,5 +93,5 @@ def test_configuration(workdir):
   assert load_trained(workdir).config.data_dir == "/x"
 
   write_json(workdir / "result.json", {"config": {"depth": 3, "unknown": 1}})
-  with pytest.raises(UsageError, match="result.json is damaged or of another"):
+  with pytest.raises(UsageError, match="is damaged or of another"):
     load_trained(workdir)
