@@ -106,7 +106,6 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     panels: from left to right, two in a row.
     x_label: what x is in all of them.
   """
-  from matplotlib.lines import Line2D
   from matplotlib.ticker import MaxNLocator
 
   titles = [panel.title for panel in panels]
@@ -125,13 +124,7 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     else:
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(labelsize=9)
-  drawing.finish(
-    figure,
-    [
-      Line2D([], [], linewidth=1.5, label=label, **style)
-      for label, style in styles.items()
-    ],
-  )
+  drawing.finish(figure, styles)
   return figure
 
 

@@ -4,7 +4,6 @@ Decoding takes the time. libjpeg-turbo (simplejpeg) decodes, at a fraction of th
 where that leaves the crop large enough, and OpenCV resizes. OpenCV's own decoder is
 about as fast, but does not tell that a file ends early. Pillow would cost a third of
 the speed: to resize, it copies the image to four bytes a pixel.
-`benchmarks/decode.py` compares the whole with Pillow and with tf.data.
 """
 
 import io

@@ -1,6 +1,6 @@
 """What all figures have in common: their width, their legend and no pyplot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +44,11 @@ def new_panels(
   margin: float = 1.2,
   height: float = 2.1,
 ) -> "tuple[Figure, list[Axes]]":
-  """Returns a figure and its panels, two in a row.
+  """Returns a figure and its panels, two in a row, with labels for all of them.
 
   Args:
-    x_label: what stands below all panels.
-    y_label: what stands left of all panels.
-    margin: inches of height for the labels and the legend.
-    height: inches of height of each row.
+    margin: inches of height for labels and legend.
+    height: inches of height of a row.
   """
   across = min(2, len(titles))
   down = -(-len(titles) // across)
@@ -75,14 +73,20 @@ def style(index: int) -> dict[str, Any]:
   }
 
 
-def finish(figure: "Figure", handles: Sequence[Any] | None = None) -> None:
+def finish(
+  figure: "Figure", styles: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
   """Puts a legend above the figure, in as many columns as fit, and opens its frames.
 
   Args:
-    handles: what the legend has; None: everything with a label in the first panel.
+    styles: how the legend's lines look, by their labels; None: the legend has
+      everything with a label in the first panel.
   """
-  if handles is None:
-    handles, _ = figure.axes[0].get_legend_handles_labels()
+  from matplotlib.lines import Line2D
+
+  handles: list[Any] = figure.axes[0].get_legend_handles_labels()[0]
+  if styles is not None:
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
   labels = [str(handle.get_label()) for handle in handles]
   if labels:
     # Inches of the longest label, with its sign.

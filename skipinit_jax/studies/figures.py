@@ -158,13 +158,6 @@ def learning_curves(results: StudyResults[Labels]) -> "Figure":
   return figure
 
 
-def _finish(figure: "Figure", labels: Sequence[str]) -> None:
-  """Finishes a figure whose first panel may lack some of the lines."""
-  for index, label in enumerate(labels):
-    figure.axes[0].plot([], [], label=label, **_style(index))
-  drawing.finish(figure)
-
-
 def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   """Draws loss and accuracy of one run by epoch, on training and test set."""
   figure, (loss, accuracy) = drawing.new_panels(("loss", "accuracy (%)"), "epoch")
@@ -183,11 +176,7 @@ def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   accuracy.set_ylim(0, 104)
   for axes in (loss, accuracy):
     axes.set_xlim(left=0)
-  for line, label in zip(
-    loss.lines, ("training set, as trained on", "test set"), strict=True
-  ):
-    line.set_label(label)
-  drawing.finish(figure)
+  _finish(figure, ("training set, as trained on", "test set"))
   return figure
 
 
@@ -196,6 +185,11 @@ def _draw_curve(
 ) -> None:
   # Twelve marks at most: more would hide the line.
   axes.plot(epochs, values, markevery=max(1, -(-len(values) // 12)), **_style(index))
+
+
+def _finish(figure: "Figure", labels: Sequence[str]) -> None:
+  # The first panel may lack some of the lines.
+  drawing.finish(figure, {label: _style(index) for index, label in enumerate(labels)})
 
 
 def _style(index: int) -> dict[str, Any]:
