@@ -140,6 +140,9 @@ class Method:
       each activation and at the end of each branch.
     use_bias: whether convolutions (but the stem) and dense layers have biases.
     dropout_rate: share of the features dropped before the classifier.
+    drop_path: the probability with which training leaves out the last block's branch,
+      example by example; it grows linearly with depth (stochastic depth, Huang et al.,
+      ECCV 2016).
     resnet_version: the version of ResNet that its authors define it for; None: any.
   """
 
@@ -162,11 +165,13 @@ class Method:
   scalar_biases: bool = False
   use_bias: bool = False
   dropout_rate: float = 0.0
+  drop_path: float = 0.0
   resnet_version: int | None = None
 
   def __post_init__(self) -> None:
-    if not 0 <= self.dropout_rate < 1:
-      raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be in [0, 1).")
+    for name in ("dropout_rate", "drop_path"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
     if not math.isfinite(self.sum_scale):
       raise UsageError(f"sum_scale is {self.sum_scale}: it must be finite.")
     alpha = self.alpha

@@ -11,9 +11,12 @@ import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.methods import ModuleFactory
+from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
 
 Variables = Mapping[str, Any]
 PerBlock = jax.Array | np.ndarray
+# A block's second argument, and how it drops its branch.
+_Own = Sequence[Any]
 _SCANNED = "blocks"
 _UNROLLED = "block"
 
@@ -41,39 +44,42 @@ class DepthStack(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, per_block: PerBlock | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    per_block: PerBlock | None = None,
+    drops: BranchDrop | None = None,
+  ) -> jax.Array:
     """Applies the blocks to x, whose shape they keep.
 
     Args:
       per_block: [num_blocks], each block's second argument; None: blocks take x alone.
+      drops: [num_blocks], how each drops its branch; None: none does.
     """
     if self.num_blocks == 0:
       return x
-
-    def apply(block: Any, x: jax.Array, own: Any) -> tuple[jax.Array, None]:
-      return block(x) if own is None else block(x, own), None
+    own = (per_block, drops)
 
     if not self.scan:
-      if self.remat:
-        apply = nn.remat(apply)
+      apply = nn.remat(_apply_block) if self.remat else _apply_block
       for index in range(self.num_blocks):
-        own = None if per_block is None else per_block[index]
-        x, _ = apply(self.block(name=f"{_UNROLLED}{index}"), x, own)
+        block = self.block(name=f"{_UNROLLED}{index}")
+        x, _ = apply(block, x, _of_block(own, index))
       return x
     # Every collection and every random stream, so that a user's own block may have any.
     scan = functools.partial(nn.scan, variable_axes={True: 0}, split_rngs={True: True})
     block = self.block(name=_SCANNED)
     segment = _segment_length(self.num_blocks)
     if not self.remat or self.is_initializing():
-      scanned = scan(apply, length=self.num_blocks)
+      scanned = scan(_apply_block, length=self.num_blocks)
     elif segment == 1:
       # A scan already keeps XLA from merging the two computations.
-      scanned = scan(nn.remat(apply, prevent_cse=False), length=self.num_blocks)
+      scanned = scan(nn.remat(_apply_block, prevent_cse=False), length=self.num_blocks)
     else:
       cut = functools.partial(_reshape_axis, 1, (-1, segment))
       scanned = nn.map_variables(
         scan(
-          nn.remat(scan(apply, length=segment), prevent_cse=False),
+          nn.remat(scan(_apply_block, length=segment), prevent_cse=False),
           length=self.num_blocks // segment,
         ),
         mapped_collections=True,
@@ -81,8 +87,19 @@ class DepthStack(nn.Module):
         trans_out_fn=functools.partial(_reshape_axis, 2, (-1,)),
         mutable=True,
       )
-      per_block = cut(per_block)
-    return scanned(block, x, per_block)[0]
+      own = cut(own)
+    return scanned(block, x, own)[0]
+
+
+def _apply_block(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
+  argument, drop = own
+  with dropping(drop):
+    return block(x) if argument is None else block(x, argument), None
+
+
+def _of_block(own: _Own, blocks: int | slice) -> Any:
+  """Takes one block's part, or that of several, of what all blocks have."""
+  return jax.tree.map(lambda leaf: leaf[blocks], own)
 
 
 def apply_stages(
@@ -92,6 +109,7 @@ def apply_stages(
   num_blocks: Sequence[int],
   strides: Sequence[int],
   per_block: Sequence[PerBlock] | Sequence[None],
+  drops: Sequence[BranchDrop] | Sequence[None],
   *,
   scan: bool,
   remat: bool,
@@ -107,14 +125,15 @@ def apply_stages(
     num_blocks: the number of blocks, by stage.
     strides: the first block's strides, by stage.
     per_block: the blocks' second arguments, by stage; None: they take x alone.
+    drops: how the blocks drop their branches, by stage; None: none does.
   """
-  stages = zip(features, num_blocks, strides, per_block, strict=True)
-  for stage, (width, length, stride, own) in enumerate(stages, start=1):
+  stages = zip(features, num_blocks, strides, per_block, drops, strict=True)
+  for stage, (width, length, stride, *own) in enumerate(stages, start=1):
     stage_block = functools.partial(block, width)
     first = stage_block(strides=stride, name=f"stage{stage}_first")
-    x = first(x) if own is None else first(x, own[0])
+    x, _ = _apply_block(first, x, _of_block(own, 0))
     rest = DepthStack(stage_block, length - 1, scan, remat, name=f"stage{stage}_rest")
-    x = rest(x, None if own is None else own[1:])
+    x = rest(x, *_of_block(own, slice(1, None)))
   return x
 
 

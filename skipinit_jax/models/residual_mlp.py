@@ -12,6 +12,7 @@ from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import FullyConnectedBlock
 from skipinit_jax.models.depth import DepthStack
 from skipinit_jax.models.head import Head
+from skipinit_jax.models.stochastic_depth import branch_drops
 
 
 class ResidualMLP(nn.Module):
@@ -76,5 +77,7 @@ class ResidualMLP(nn.Module):
       ),
     )
     (stds,) = method.expected_stds([self.depth])
-    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x, stds)
+    (drops,) = branch_drops(self, method.drop_path, [self.depth], train=train)
+    stack = DepthStack(block, self.depth, self.scan, self.remat, name="stack")
+    x = stack(x, stds, drops)
     return Head(self.num_classes, method, **dtypes, name="head")(x, train)

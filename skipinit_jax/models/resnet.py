@@ -13,6 +13,7 @@ from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
 from skipinit_jax.models.depth import apply_stages
 from skipinit_jax.models.head import Head
+from skipinit_jax.models.stochastic_depth import branch_drops
 
 STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
   50: (3, 4, 6, 3),
@@ -125,6 +126,7 @@ class ResNet(nn.Module):
       num_blocks=stage_blocks,
       strides=[1, 2, 2, 2],
       per_block=method.expected_stds(stage_blocks),
+      drops=branch_drops(self, method.drop_path, stage_blocks, train=train),
       scan=self.scan,
       remat=self.remat,
     )

@@ -13,6 +13,7 @@ from skipinit_jax.methods import Activation, Method, ModuleFactory, bind_normali
 from skipinit_jax.models.blocks import ResidualBlock
 from skipinit_jax.models.depth import DepthStack
 from skipinit_jax.models.head import Head
+from skipinit_jax.models.stochastic_depth import branch_drops
 
 Initializer = jax.nn.initializers.Initializer
 # Variance 1 / fan-in keeps the signal in layers that follow no ReLU.
@@ -208,7 +209,9 @@ class VisionTransformer(nn.Module):
       functools.partial(AttentionBlock, self.width, num_heads=self.num_heads, **fields),
       functools.partial(MLPBlock, self.width, activation=method.activation, **fields),
     )
-    x = DepthStack(block, self.depth, self.scan, self.remat, name="stack")(x)
+    (drops,) = branch_drops(self, method.drop_path, [self.depth], train=train)
+    stack = DepthStack(block, self.depth, self.scan, self.remat, name="stack")
+    x = stack(x, drops=drops)
     norm = bind_normalizer(method.normalizer, train=train, **dtypes)
     x = x if norm is None else norm(name="norm")(x)
     return Head(self.num_classes, method, preactivation=False, **dtypes, name="head")(

@@ -12,6 +12,7 @@ from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock
 from skipinit_jax.models.depth import apply_stages
 from skipinit_jax.models.head import Head
+from skipinit_jax.models.stochastic_depth import branch_drops
 
 
 class WideResNet(nn.Module):
@@ -81,6 +82,7 @@ class WideResNet(nn.Module):
       num_blocks=[stage_blocks] * 3,
       strides=[1, 2, 2],
       per_block=method.expected_stds([stage_blocks] * 3),
+      drops=branch_drops(self, method.drop_path, [stage_blocks] * 3, train=train),
       scan=self.scan,
       remat=self.remat,
     )
