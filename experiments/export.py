@@ -31,6 +31,12 @@ _WORKDIR = program.define_workdir("a run of experiments.train, finished or not")
 _OUTPUT = program.define_path(
   "output", "Directory to write the files into.", required=True
 )
+_AVERAGED = flags.DEFINE_boolean(
+  "averaged",
+  False,
+  "Export the moving average of the parameters, of a run with --config.ema_decay, in "
+  "place of them.",
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
   None,
@@ -42,7 +48,7 @@ _PACKAGES = ("skipinit_jax", "jax", "jaxlib", "flax", "safetensors")
 
 def main() -> None:
   """Runs the program."""
-  trained = load_trained(_WORKDIR.value)
+  trained = load_trained(_WORKDIR.value, averaged=_AVERAGED.value)
   config = trained.config
   data_dir = _DATA_DIR.value or config.data_dir
   dataset = dataclasses.replace(config, data_dir=data_dir).load_dataset()

@@ -44,6 +44,11 @@ def main() -> int:
       f"Test accuracy {100 * result.test_accuracy:.2f} %, test loss "
       f"{result.test_loss:.4f} after {result.step} steps."
     )
+    if result.test_ema_accuracy is not None:
+      print(
+        f"With averaged parameters: test accuracy {100 * result.test_ema_accuracy:.2f} "
+        f"%, test loss {result.test_ema_loss:.4f}."
+      )
   elif result.status == "diverged":
     print(f"Diverged: the loss or a parameter is not finite after step {result.step}.")
   elif result.step == 0:

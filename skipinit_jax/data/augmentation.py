@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 __all__ = [
+  "mixup",
   "normalize",
   "pad_and_crop",
   "random_flip",
@@ -30,6 +31,28 @@ def normalize(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
   scaled = images.astype(jnp.float32) / 255
   mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
   return (scaled - mean) / std
+
+
+def mixup(
+  key: jax.Array, images: jax.Array, concentration: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Mixes every image with another one of the batch, all by the same weight.
+
+  Zhang et al. (ICLR 2018): the weight is Beta-distributed, and the images' loss is the
+  mean of both labels' losses by the same weight.
+
+  Args:
+    images: [batch, ...], normalized.
+    concentration: both parameters of the Beta distribution, above 0: the paper's alpha.
+
+  Returns:
+    The mixed images; the indices of the others, [batch]; and the first image's weight.
+  """
+  weight_key, order_key = jax.random.split(key)
+  weight = jax.random.beta(weight_key, concentration, concentration, dtype=jnp.float32)
+  others = jax.random.permutation(order_key, len(images))
+  mixed = weight * images + (1 - weight) * images[others]
+  return mixed.astype(images.dtype), others, weight
 
 
 def pad_and_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:

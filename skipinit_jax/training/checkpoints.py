@@ -64,6 +64,7 @@ class Checkpoints:
     directory: str | os.PathLike[str],
     *,
     config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
     keep: int = 2,
   ) -> None:
     """Opens a workdir, or makes it.
@@ -71,6 +72,7 @@ class Checkpoints:
     Args:
       directory: the workdir; gs://BUCKET/FOLDER is one in a bucket.
       config: what decides the run's result, as nested dicts of plain values.
+      defaults: the values of what an older version did not know of, and so left out.
       keep: how many checkpoints to keep. With one alone there is no other to fall back
         to if it is damaged.
 
@@ -91,7 +93,7 @@ class Checkpoints:
             # Nobody else writes here now.
             for name in (CONFIG, RESULT):
               remove_unfinished(self._workdir / name)
-          _check_config(self._workdir, config)
+          _check_config(self._workdir, config, defaults or {})
           _make_directory(self._directory)
       with distributed.share_errors():
         _check_shared(self._workdir)
@@ -301,17 +303,19 @@ def _check_shared(workdir: Path) -> None:
     )
 
 
-def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
+def _check_config(
+  workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
   path = workdir / CONFIG
   if not path.exists():
     write_json(path, config)
     return
   try:
     with reading(path):
-      found = differences(parse_json(path.read_bytes()), config)
+      found = differences({**defaults, **parse_json(path.read_bytes())}, config)
   except UsageError:
     raise
-  except (*ABSENT, ValueError, AttributeError):
+  except (*ABSENT, ValueError, TypeError):
     raise UsageError(
       f"The file {path} is damaged: remove it if this is the configuration that the "
       "workdir was made with, or use another --workdir."

@@ -47,6 +47,7 @@ _COUNTS = (
   "ghost_batch_size",
   "image_size",
 )
+_BELOW_ONE = ("momentum", "dropout_rate", "drop_path", "label_smoothing", "ema_decay")
 _POSITIVE = ("clip_norm", "adaptive_clip", "halve_every_epochs", "growth_per_epoch")
 
 
@@ -76,6 +77,9 @@ class TrainConfig:
     num_heads: attention heads of a vision_transformer.
     method: a name in `skipinit_jax.methods.NAMES`.
     dropout_rate: dropout before the classifier; None: the method's own rate.
+    drop_path: the rate at which the last block's branch is left out, for each example
+      by itself; before it the rate grows linearly with depth (stochastic depth, Huang
+      et al., ECCV 2016); None: the method's own rate.
     use_bias: whether convolutions and dense layers have biases; None: as the method.
     alpha: initial value of the scalar at the end of each branch; None: the method's
       own, if it has one.
@@ -101,6 +105,11 @@ class TrainConfig:
     adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but
       for the classifier (Brock et al., ICML 2021, which uses 0.01 for batches of 4096
       and more for smaller ones); None: no clipping.
+    label_smoothing: share of each training label that all classes get alike.
+    mixup: concentration of the Beta distribution by which each batch's images and
+      labels are mixed (Zhang et al., ICLR 2018); 0: none are.
+    ema_decay: decay, at each step, of a moving average of the parameters, which is
+      evaluated beside them; None: no average.
     schedule: halving, cosine, constant or exponential.
     constant_epochs: epochs before the first halving.
     halve_every_epochs: epochs between halvings.
@@ -133,6 +142,7 @@ class TrainConfig:
   num_heads: int = 4
   method: str = "skipinit"
   dropout_rate: float | None = None
+  drop_path: float | None = None
   use_bias: bool | None = None
   alpha: float | None = None
   learnable_alpha: bool | None = None
@@ -153,6 +163,9 @@ class TrainConfig:
   l2_exempt: tuple[str, ...] = ()
   clip_norm: float | None = None
   adaptive_clip: float | None = None
+  label_smoothing: float = 0.0
+  mixup: float = 0.0
+  ema_decay: float | None = None
   schedule: str = "halving"
   constant_epochs: float = 5.0
   halve_every_epochs: float = 1.0
@@ -223,16 +236,15 @@ class TrainConfig:
         f"warmup_epochs is {self.warmup_epochs}: it must be below epochs, which is "
         f"{self.epochs}."
       )
-    if self.momentum >= 1:
-      raise UsageError(f"momentum is {self.momentum}: it must be below 1.")
+    for name in _BELOW_ONE:
+      if (getattr(self, name) or 0) >= 1:
+        raise UsageError(f"{name} is {getattr(self, name)}: it must be below 1.")
     self._validate_data()
     if self.symmetric_padding and self.model != "resnet":
       raise UsageError(
         "symmetric_padding is True: it is a choice of model 'resnet', not of "
         f"{self.model!r}."
       )
-    if self.dropout_rate is not None and self.dropout_rate >= 1:
-      raise UsageError(f"dropout_rate is {self.dropout_rate}: it must be below 1.")
     self.make_method()
     self._validate_batch(num_devices)
 
@@ -313,8 +325,9 @@ class TrainConfig:
       method = dataclasses.replace(method, learnable_alpha=self.learnable_alpha)
     if self.use_bias is not None:
       method = dataclasses.replace(method, use_bias=self.use_bias)
-    if self.dropout_rate is not None:
-      method = dataclasses.replace(method, dropout_rate=self.dropout_rate)
+    for name in ("dropout_rate", "drop_path"):
+      if getattr(self, name) is not None:
+        method = dataclasses.replace(method, **{name: getattr(self, name)})
     if self.ghost_batch_size is not None:
       method = methods.with_ghost_batches(method, self.ghost_batch_size)
     return method

@@ -63,6 +63,9 @@ class Result:
     device: kind and number of the devices.
     test_top5_accuracy: share of the test set whose label is among the five largest
       logits, from 0 to 1; None unless completed.
+    test_ema_loss: loss of the parameters' moving average; None where none is kept, or
+      unless completed.
+    test_ema_accuracy: likewise, from 0 to 1.
   """
 
   status: Literal["completed", "diverged", "interrupted"]
@@ -78,6 +81,8 @@ class Result:
   versions: dict[str, str]
   device: str
   test_top5_accuracy: float | None
+  test_ema_loss: float | None = None
+  test_ema_accuracy: float | None = None
 
 
 def train(
@@ -132,7 +137,9 @@ def train(
 
   with (
     workdir_errors(workdir),
-    Checkpoints(workdir, config=config.identity()) as checkpoints,
+    Checkpoints(
+      workdir, config=config.identity(), defaults=TrainConfig().identity()
+    ) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
     Trainer(config, dataset, model, mesh) as trainer,
   ):
@@ -231,6 +238,8 @@ def train(
       versions=versions,
       device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
       test_top5_accuracy=test["top5_accuracy"] if completed else None,
+      test_ema_loss=test.get("ema_loss") if completed else None,
+      test_ema_accuracy=test.get("ema_accuracy") if completed else None,
     )
     if first:
       write_json(directory / RESULT, dataclasses.asdict(result))

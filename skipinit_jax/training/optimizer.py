@@ -1,9 +1,10 @@
 """The optimizer: SGD with momentum and L2 by parameter role."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from skipinit_jax.models.depth import is_stacked
@@ -56,6 +57,39 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
   return optax.stateless(clip_tree)
 
 
+class AveragedParams(NamedTuple):
+  """State of `average_params`.
+
+  Attributes:
+    averaged_params: the average, in float32 at least.
+  """
+
+  averaged_params: chex.ArrayTree
+
+
+def average_params(ema_decay: float) -> optax.GradientTransformation:
+  """Keeps an exponential moving average of the parameters, from their first values on.
+
+  It changes no update, and has to see the last form of each: it ends a chain.
+
+  Args:
+    ema_decay: the average's own weight at each step.
+  """
+
+  def init(params: chex.ArrayTree) -> AveragedParams:
+    # With 8 bits, an average would not see small changes.
+    return AveragedParams(
+      jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
+    )
+
+  def update(updates: Any, state: Any, params: Any = None) -> Any:
+    new = optax.apply_updates(params, updates)
+    average = optax.incremental_update(new, state.averaged_params, 1 - ema_decay)
+    return updates, AveragedParams(average)
+
+  return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
   config: TrainConfig,
   steps_per_epoch: int,
@@ -89,4 +123,5 @@ def make_optimizer(
     optax.trace(decay=config.momentum, nesterov=config.nesterov),
     optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
     optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
+    *([] if config.ema_decay is None else [average_params(config.ema_decay)]),
   )

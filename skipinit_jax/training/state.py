@@ -81,6 +81,16 @@ class TrainState(struct.PyTreeNode):
     """Returns the run's independent random keys."""
     return Keys(*jax.random.split(jax.random.wrap_key_data(self.key_data), 3))
 
+  def averaged(self) -> Self | None:
+    """Returns the state with the parameters' moving average in place of them.
+
+    Returns:
+      The state, with statistics as they are; None where the optimizer keeps no average:
+      see `TrainConfig.ema_decay`.
+    """
+    average = optax.tree.get(self.opt_state, "averaged_params")
+    return None if average is None else self.replace(params=average)
+
 
 def state_sharding(state: TrainState, mesh: Mesh, *, shard_params: bool) -> TrainState:
   """Returns how a state lies on the mesh.

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from skipinit_jax.data import in_memory
+from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import (
   batch_sharding,
@@ -17,6 +17,9 @@ from skipinit_jax.training.mesh import (
   sharded_activations,
 )
 from skipinit_jax.training.state import EpochMetrics, TrainState
+
+# The number by which mixup's key is derived from the step's: no part of a batch has it.
+_MIXUP = 2**31 - 1
 
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], TrainState]
 
@@ -63,6 +66,8 @@ def make_train_step(
   mesh: Mesh,
   sharding: TrainState,
   accumulation_steps: int = 1,
+  label_smoothing: float = 0.0,
+  mixup: float = 0.0,
 ) -> TrainStep:
   """Returns one optimizer step, to be called under `jax.jit`.
 
@@ -74,6 +79,8 @@ def make_train_step(
     accumulation_steps: parts of the batch, in order, whose gradients are added up
       one after the other. Normalization sees one part at a time, and each part's
       running statistics follow those of the part before.
+    label_smoothing: the share of each label that all classes get alike.
+    mixup: the concentration of the weights that mix images; see `augmentation.mixup`.
 
   Returns:
     A function of the state, images [B, H, W, C] and labels [B] that returns the
@@ -81,8 +88,23 @@ def make_train_step(
     global norm of the gradient (without L2).
   """
 
+  def scores(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if label_smoothing:
+      targets = jax.nn.one_hot(labels, logits.shape[-1])
+      targets = optax.smooth_labels(targets, label_smoothing)
+      loss = optax.softmax_cross_entropy(logits, targets).mean()
+    else:
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+    return loss, accuracy
+
   def loss_and_aux(
-    params: Any, model_state: Any, key: jax.Array, images: jax.Array, labels: jax.Array
+    params: Any,
+    model_state: Any,
+    key: jax.Array,
+    weight: jax.Array | None,
+    images: jax.Array,
+    *labels: jax.Array,
   ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
     with sharded_activations(mesh, len(images), sharding.params):
       logits, model_state = model.apply(
@@ -92,23 +114,31 @@ def make_train_step(
         rngs={"dropout": key},
         mutable=list(model_state),
       )
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+    loss, accuracy = scores(logits, labels[0])
+    if weight is not None:
+      other_loss, other_accuracy = scores(logits, labels[1])
+      loss = weight * loss + (1 - weight) * other_loss
+      accuracy = weight * accuracy + (1 - weight) * other_accuracy
     return loss, (model_state, accuracy)
 
   gradient = jax.value_and_grad(loss_and_aux, has_aux=True)
 
   def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
     key = jax.random.fold_in(state.random_keys().dropout, state.step)
+    batch: tuple[jax.Array, ...] = (images, labels)
+    weight = None
+    if mixup:
+      mix_key = jax.random.fold_in(key, _MIXUP)
+      images, others, weight = augmentation.mixup(mix_key, images, mixup)
+      batch = (images, labels, labels[others])
 
     def accumulate(total: Any, part: Any) -> tuple[Any, None]:
       grads, loss, accuracy, model_state = total
-      images, labels, index = part
-      images, labels = jax.lax.with_sharding_constraint(
-        (images, labels), batch_sharding(mesh)
-      )
+      *examples, index = part
+      examples = jax.lax.with_sharding_constraint(examples, batch_sharding(mesh))
+      part_key = jax.random.fold_in(key, index)
       (part_loss, (model_state, part_accuracy)), part_grads = gradient(
-        state.params, model_state, jax.random.fold_in(key, index), images, labels
+        state.params, model_state, part_key, weight, *examples
       )
       part_grads = jax.lax.with_sharding_constraint(part_grads, sharding.params)
       grads = jax.tree.map(jnp.add, grads, part_grads)
@@ -121,12 +151,12 @@ def make_train_step(
     )
     total = (zeros, jnp.zeros(()), jnp.zeros(()), state.model_state)
     if accumulation_steps == 1:
-      total, _ = accumulate(total, (images, labels, 0))
+      total, _ = accumulate(total, (*batch, 0))
     else:
       # Parts are consecutive, so that a batch has the same ghost batches however it
       # is cut. Devices exchange images for it, which are small beside activations.
       parts = jax.tree.map(
-        lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), (images, labels)
+        lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch
       )
       total, _ = jax.lax.scan(
         accumulate, total, (*parts, jnp.arange(accumulation_steps))

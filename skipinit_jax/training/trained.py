@@ -1,8 +1,10 @@
 """What a run has trained, for use outside of training."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
   CONFIG,
   RESULT,
@@ -14,6 +16,9 @@ from skipinit_jax.files import (
 )
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import Network, TrainConfig
+from skipinit_jax.training.optimizer import AveragedParams
+
+(_AVERAGE,) = AveragedParams._fields
 
 
 class Trained(NamedTuple):
@@ -32,7 +37,7 @@ class Trained(NamedTuple):
   config: TrainConfig
 
 
-def load_trained(workdir: str | os.PathLike[str]) -> Trained:
+def load_trained(workdir: str | os.PathLike[str], *, averaged: bool = False) -> Trained:
   """Reads the network of a run, on any devices, also while the run goes on.
 
   Example::
@@ -42,21 +47,38 @@ def load_trained(workdir: str | os.PathLike[str]) -> Trained:
 
   Args:
     workdir: the run's directory or folder of a bucket. Nothing in it changes.
+    averaged: whether to take the moving average of the parameters in place of them.
 
   Returns:
     The network. Its images are normalized as in the run, by
     `data.augmentation.normalize` with the data set's mean and deviation.
 
   Raises:
-    UsageError: the directory holds no checkpoint, or none that is intact, or its
-      configuration is of another version.
+    UsageError: the directory holds no checkpoint, or none that is intact, its
+      configuration is of another version, or the run keeps no average.
   """
-  step, state = read_latest(workdir, ("params", "model_state"))
-  variables = {"params": state["params"], **state["model_state"]}
+  parts = ("model_state", "opt_state" if averaged else "params")
+  step, state = read_latest(workdir, parts)
+  params = _averaged(state["opt_state"]) if averaged else state["params"]
+  if params is None:
+    raise UsageError(
+      f"The run in {workdir} keeps no average of its parameters: its ema_decay is None."
+    )
+  variables = {"params": params, **state["model_state"]}
   # One logit a class: the data set itself need not be here.
   num_classes = variables["params"]["head"]["classifier"]["bias"].size
   config = _read_config(workdir_path(workdir))
   return Trained(config.make_model(num_classes), variables, step, config)
+
+
+def _averaged(opt_state: Any) -> Any:
+  """Returns the averaged parameters in an optimizer's state; None: there are none."""
+  if isinstance(opt_state, Mapping):
+    if _AVERAGE in opt_state:
+      return opt_state[_AVERAGE]
+    opt_state = [*opt_state.values()]
+  parts = opt_state if isinstance(opt_state, list | tuple) else []
+  return next((x for x in map(_averaged, parts) if x is not None), None)
 
 
 def _read_config(workdir: Path) -> TrainConfig:

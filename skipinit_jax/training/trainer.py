@@ -72,7 +72,14 @@ class Trainer:
     self._source = make_batch_source(config, dataset, mesh)
     batches = self._source.batches
     train_steps = make_train_steps(
-      make_train_step(model, optimizer(), **layout, accumulation_steps=parts),
+      make_train_step(
+        model,
+        optimizer(),
+        **layout,
+        accumulation_steps=parts,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+      ),
       batches,
       **layout,
       steps_per_epoch=self.steps_per_epoch,
@@ -111,12 +118,22 @@ class Trainer:
     return state, is_finite
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
-    """Returns loss, accuracy and top-5 accuracy on the whole test set."""
-    parts = [self._evaluate(state, part) for part in self._source.eval_batches()]
-    metrics: EvalMetrics = functools.reduce(
-      lambda total, part: jax.tree.map(jnp.add, total, part), parts
-    )
-    return metrics.means()
+    """Returns loss, accuracy and top-5 accuracy on the whole test set.
+
+    Where the state has a moving average of the parameters, its own follow, with ema_
+    before their names.
+    """
+    states = {"": state} | ({"ema_": ema} if (ema := state.averaged()) else {})
+    parts: list[dict[str, EvalMetrics]] = [
+      {prefix: self._evaluate(each, part) for prefix, each in states.items()}
+      for part in self._source.eval_batches()
+    ]
+    totals = functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+    return {
+      prefix + name: mean
+      for prefix, total in totals.items()
+      for name, mean in total.means().items()
+    }
 
   def learning_rate(self, step: int) -> float:
     """Returns the rate of a step."""

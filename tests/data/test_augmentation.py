@@ -67,3 +67,16 @@ def test_devices_compute_the_same_and_exchange_no_images(make_mesh):
   np.testing.assert_array_equal(program(key, sharded), expected)
   for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
     assert collective not in program.as_text()
+
+
+def test_mixup_is_a_mean_with_another_image():
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 2, 1)), "float32")
+  mix = jax.jit(jax.vmap(lambda key: augmentation.mixup(key, images, 0.4)))
+  mixed, others, weights = mix(jax.random.split(jax.random.key(0), 2000))
+  assert (np.sort(others, axis=-1) == np.arange(6)).all()
+  w = np.asarray(weights)[:, None, None, None, None]
+  expected = w * images + (1 - w) * images[others]
+  np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
+  # Of Beta(a, a): mean 1/2 and variance 1 / (8 a + 4).
+  assert abs(np.mean(weights) - 0.5) < 4 * (1 / 7.2 / 2000) ** 0.5
+  np.testing.assert_allclose(np.var(weights), 1 / 7.2, rtol=0.1)

@@ -94,6 +94,8 @@ def make_step(
     mesh=mesh,
     sharding=sharding,
     accumulation_steps=config.accumulation_steps,
+    label_smoothing=config.label_smoothing,
+    mixup=config.mixup,
   )
   seed, rate = np.uint32(config.seed), np.float32(config.learning_rate)
   state = jax.eval_shape(init, seed, rate) if shapes else init(seed, rate)

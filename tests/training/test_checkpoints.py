@@ -1,6 +1,7 @@
 import errno
 import gc
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -322,6 +323,15 @@ def test_other_config_names_every_difference(workdir):
     "there and 0.2 here, model.depth is 16 there and absent here, seed is absent there "
     "and 1 here; use the same configuration or another --workdir."
   )
+
+
+def test_what_an_older_version_left_out_has_its_default(workdir):
+  config = json.loads((workdir / "config.json").read_bytes())
+  defaults = dict.fromkeys(config, "other") | {"new": 0.0}
+  with Checkpoints(workdir, config=config | {"new": 0.0}, defaults=defaults):
+    pass
+  with pytest.raises(UsageError, match=r"new is 0.0 there and 0.1 here"):
+    Checkpoints(workdir, config=config | {"new": 0.1}, defaults=defaults)
 
 
 def test_config_of_non_json_values(tmp_path):

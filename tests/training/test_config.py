@@ -87,6 +87,9 @@ def test_numbers_are_finite_and_not_negative(name, value):
   [
     (1, {"momentum": 1.0}, "momentum is 1.0: it must be below 1."),
     (1, {"dropout_rate": 1.0}, "dropout_rate is 1.0: it must be below 1."),
+    (1, {"drop_path": 1.0}, "drop_path is 1.0: it must be below 1."),
+    (1, {"label_smoothing": 1.5}, "label_smoothing is 1.5: it must be below 1."),
+    (1, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be below 1."),
     (1, {"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
     (
       1,
@@ -177,7 +180,7 @@ def test_fields_that_fit(num_devices, fields):
 @pytest.mark.parametrize(
   ("name", "fields"),
   [
-    ("regularized_skipinit", {"dropout_rate": 0.6}),
+    ("regularized_skipinit", {"dropout_rate": 0.6, "drop_path": 0.1}),
     # Zero is a value, not the absence of one.
     ("regularized_skipinit", {"dropout_rate": 0.0}),
     ("batch_norm", {"alpha": 0.0, "learnable_alpha": False}),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from skipinit_jax.data import in_memory
+from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.training import TrainConfig, make_evaluate, make_mesh, state_sharding
 from skipinit_jax.training.mesh import batch_sharding
@@ -95,6 +95,52 @@ def test_dropout_has_a_mask_of_its_own_at_each_step_and_in_each_part():
     second = step(first, inputs, labels)
     losses += [float(first.sums.loss), float(second.sums.loss - first.sums.loss)]
   assert len({round(loss, 4) for loss in losses}) == 4
+
+
+def test_label_smoothing_and_mixup_by_hand():
+  config = dataclasses.replace(
+    MLP, method="skipinit_one", label_smoothing=0.2, mixup=0.5, learning_rate=0.0
+  )
+  inputs, labels = first_batch()
+  sums = []
+  for parts in (1, 2):
+    step, state, _ = make_step(dataclasses.replace(config, accumulation_steps=parts))
+    sums.append(jax.jit(step)(state, inputs, labels).sums)
+  # All parts of a batch are mixed at once.
+  assert_close(sums[1], sums[0])
+  key = jax.random.fold_in(state.random_keys().dropout, 0)
+  key = jax.random.fold_in(key, 2**31 - 1)
+  mixed, others, weight = augmentation.mixup(key, inputs, 0.5)
+  logits = config.make_model(10).apply({"params": state.params}, mixed, train=True)
+  # One distribution for each example: 0.8 on two labels, and 0.2 on all classes.
+  targets = np.full((BATCH_SIZE, 10), 0.02)
+  targets[np.arange(BATCH_SIZE), labels] += 0.8 * weight
+  targets[np.arange(BATCH_SIZE), labels[others]] += 0.8 * (1 - weight)
+  loss = -np.mean(np.sum(targets * np.asarray(jax.nn.log_softmax(logits)), -1))
+  np.testing.assert_allclose(sums[0].loss, loss, rtol=1e-5)
+  right = np.argmax(logits, -1)[:, None] == np.stack([labels, labels[others]], -1)
+  accuracy = right.mean(0) @ np.array([weight, 1 - weight])
+  np.testing.assert_allclose(sums[0].accuracy, accuracy, rtol=1e-5)
+
+
+def test_average_of_parameters_by_hand():
+  config = dataclasses.replace(MLP, ema_decay=0.9)
+  trainer = make_trainer(config)
+  states = [dispatch(trainer, *[1] * steps) for steps in range(4)]
+  expected = states[0].params
+  for state in states[1:]:
+    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params)
+    average = state.averaged()
+    assert_close(average.params, expected, atol=1e-6)
+  metrics = trainer.evaluate(state)
+  of_average = trainer.evaluate(average)
+  for name in ("loss", "accuracy", "top5_accuracy"):
+    assert metrics[f"ema_{name}"] == of_average[name]
+  assert metrics["ema_loss"] != metrics["loss"]
+  assert make_step(MLP, shapes=True)[1].averaged() is None
+  half = make_step(dataclasses.replace(config, param_dtype="bfloat16"), shapes=True)[1]
+  assert half.params["stem"]["kernel"].dtype == jnp.bfloat16
+  assert half.averaged().params["stem"]["kernel"].dtype == jnp.float32
 
 
 @pytest.fixture(scope="module")

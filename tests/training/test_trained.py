@@ -22,6 +22,7 @@ from skipinit_jax.training import (
   make_mesh,
   make_optimizer,
 )
+from skipinit_jax.training.optimizer import AveragedParams
 
 CONFIG = TrainConfig(
   model="residual_mlp",
@@ -64,6 +65,19 @@ def test_gives_the_network_of_the_run(state, workdir):
   assert expected.keys() == {"params", "batch_stats"}
   assert jax.tree.structure(trained.variables) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
+
+
+def test_gives_the_average_of_a_run(state, workdir, tmp_path):
+  with pytest.raises(UsageError, match=r"no average .* ema_decay is None"):
+    load_trained(workdir, averaged=True)
+  average = jax.tree.map(lambda p: p + 1, state.params)
+  averaged = state.replace(opt_state=(*state.opt_state, AveragedParams(average)))
+  config = dataclasses.replace(CONFIG, ema_decay=0.9)
+  with Checkpoints(tmp_path / "new", config=config.identity()) as checkpoints:
+    checkpoints.save(23, averaged)
+  for is_averaged, expected in ((True, average), (False, state.params)):
+    trained = load_trained(tmp_path / "new", averaged=is_averaged)
+    jax.tree.map(np.testing.assert_array_equal, trained.variables["params"], expected)
 
 
 def test_on_other_devices(state, workdir):
