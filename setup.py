@@ -82,8 +82,9 @@ setup(
     "scikit-learn>=1.6",
     # Decodes JPEG files twice as fast as Pillow.
     "simplejpeg>=1.9",
-    # Of optuna's storages, whose errors and transactions studies handle.
-    "sqlalchemy>=2",
+    # Of optuna's storages, whose errors and transactions studies handle. 2.1 is the
+    # first that escapes a file's path in a URL.
+    "sqlalchemy>=2.1",
     "tabulate>=0.9",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.10",

@@ -1,6 +1,7 @@
 """What the programs of studies share: their flags, run and report."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -57,8 +58,11 @@ class StudyProgram(program.Program, Generic[Config]):
     def main() -> int:
       try:
         results = run(lambda: self.make_study(config.value), workdir.value)
-      except studies.Interrupted:
-        if distributed.is_first():
+      except studies.Interrupted as error:
+        # A lost database has its own sentence.
+        if str(error):
+          print(f"error: {error}", file=sys.stderr)
+        elif distributed.is_first():
           print("Interrupted and saved: the same command goes on from here.")
         return program.INTERRUPTED_STATUS
       if distributed.is_first():

@@ -135,10 +135,20 @@ def command_line(shown: Mapping[str, str] = MappingProxyType({})) -> str:
   """Returns how this program was called, without the interpreter's path.
 
   Args:
-    shown: by what must not be shown, what stands in its place.
+    shown: by a flag, such as "--storage", what stands in place of its value, however
+      often and in whatever way it is given; by another text, what stands in its place.
   """
   module = getattr(sys.modules["__main__"], "__spec__", None)
-  arguments = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
+  arguments = ["-m", module.name, *sys.argv[1:]] if module else [*sys.argv]
   for hidden, text in shown.items():
-    arguments = [argument.replace(hidden, text) for argument in arguments]
+    if not hidden.startswith("--"):
+      arguments = [each.replace(hidden, text) if hidden else each for each in arguments]
+      continue
+    for index, argument in enumerate(arguments):
+      name, equals, _ = argument.partition("=")
+      if name in (hidden, hidden[1:]):
+        if equals:
+          arguments[index] = f"{name}={text}"
+        elif index + 1 < len(arguments):
+          arguments[index + 1] = text
   return shlex.join(["python", *arguments])

@@ -1,14 +1,23 @@
 """`results.json`: what a finished study keeps, for reports and other programs."""
 
 import dataclasses
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import RESULT, Path, read_json, workdir_path, write_json
-from skipinit_jax.studies.statistics import Optimum, RateSummary
-from skipinit_jax.studies.study import Run, SearchResult, StudyResults, get_kind
+from skipinit_jax.files import (
+  RESULT,
+  Path,
+  as_type,
+  read_json,
+  workdir_path,
+  write_json,
+)
+from skipinit_jax.studies.history import check_history
+from skipinit_jax.studies.study import Run, StudyResults, get_kind
 
 RESULTS = "results.json"
 
@@ -31,34 +40,56 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
   """
   workdir = pathlib.Path(workdir)
   path = workdir / RESULTS
-  if not path.exists():
+  # Unlike `Path.exists`, false also for a path that may not be read.
+  if not os.path.exists(path):
     raise _no_results(workdir)
   fields = read_json(path)
   try:
-    labels = get_kind(fields["name"]).labels
-    return StudyResults(
-      **fields
-      | {
-        "searches": [_read_search(search, labels) for search in fields["searches"]],
-        "runs": [Run(**run) for run in fields["runs"]],
-      }
-    )
-  except (KeyError, TypeError):
-    raise UsageError(
-      f"The file {path} holds no results of this version's: run the study again."
-    ) from None
+    kind: Any = StudyResults
+    labels = get_kind(as_type(dict[str, Any], fields)["name"]).labels
+    results: StudyResults[Any] = as_type(kind[labels], fields)
+    for run in results.runs:
+      _check_run(run)
+    if all(search.rates for search in results.searches) and results.searches:
+      return results
+  except (KeyError, TypeError, ValueError) as error:
+    if isinstance(error, UsageError):
+      raise
+  raise UsageError(
+    f"The file {path} holds no results of this version's: run the study again."
+  )
+
+
+def read_run(fields: Mapping[str, Any]) -> Run:
+  """Returns a run from its fields.
+
+  Raises:
+    ValueError: they are of another version, or changed.
+  """
+  run: Run = as_type(Run, dict(fields))
+  _check_run(run)
+  return run
+
+
+def _check_run(run: Run) -> None:
+  """Raises a ValueError for what would break or falsify a report."""
+  accuracy, completed = run.test_accuracy, run.status == "completed"
+  if completed != (accuracy is not None and 0 <= accuracy <= 1):
+    raise ValueError(f"a {run.status} run has the test accuracy {accuracy}")
+  if not 0 <= run.seconds < math.inf:
+    raise ValueError(f"it took {run.seconds} seconds")
+  check_history(run.history)
 
 
 def _no_results(workdir: pathlib.Path) -> UsageError:
   """Returns an error that says what a directory without results holds."""
-  if any((workdir / name).exists() for name in ("trials", "study.db")):
-    paths = workdir.glob(f"trials/**/{RESULT}")
-    finished = sum(read_json(path)["status"] != "interrupted" for path in paths)
+  if any(os.path.exists(workdir / name) for name in ("trials", "study.db")):
+    finished = sum(map(_is_finished, workdir.glob(f"trials/**/{RESULT}")))
     return UsageError(
       f"The study in {workdir} is not finished ({finished} of its runs are): run the "
       "same command again to go on, then make the report."
     )
-  if (workdir / RESULT).exists():
+  if os.path.exists(workdir / RESULT):
     return UsageError(f"There is no study in {workdir}, but a single run.")
   return UsageError(
     f"There is neither a study nor a run in {workdir}: it has no {RESULTS} and no "
@@ -66,13 +97,8 @@ def _no_results(workdir: pathlib.Path) -> UsageError:
   )
 
 
-def _read_search(fields: dict[str, Any], labels: type) -> SearchResult[Any]:
-  optimum = fields["optimum"]
-  return SearchResult(
-    **fields
-    | {
-      "labels": labels(**fields["labels"]),
-      "rates": [RateSummary(**rate) for rate in fields["rates"]],
-      "optimum": None if optimum is None else Optimum(**optimum),
-    }
-  )
+def _is_finished(path: pathlib.Path) -> bool:
+  try:
+    return as_type(dict[str, Any], read_json(path))["status"] != "interrupted"
+  except (KeyError, ValueError):
+    return False

@@ -38,11 +38,13 @@ from skipinit_jax.studies.storage import (
   HEARTBEAT_SECONDS,
   ClaimedTrial,
   Storage,
+  StorageLost,
   default_url,
   printable_url,
   run_dir,
 )
 from skipinit_jax.studies.study import (
+  Interrupted,
   Key,
   Run,
   Search,
@@ -60,10 +62,6 @@ _POLL_SECONDS = 1.0
 _MAX_ATTEMPTS = 3
 # The processes of a command that was killed save before they end.
 _SAVE_SECONDS = 120.0
-
-
-class Interrupted(Exception):
-  """A signal stopped the study; the same call goes on where it stopped."""
 
 
 def run(
@@ -96,20 +94,34 @@ def run(
   Raises:
     UsageError: a configuration, the data, the storage or the workdir cannot be used,
       or a trial failed again and again.
-    Interrupted: a signal asked to stop; running trials were saved.
+    Interrupted: a signal asked to stop, or the database was away for a minute;
+      running trials were saved.
   """
   check(study)
   num_workers, devices_per_trial = _resources(num_workers, devices_per_trial)
   threshold = trains_above(study)
   workdir = local_workdir(workdir)
   lock_path = _lock_path(workdir)
-  # Without the database's password.
-  command = command_line({storage: printable_url(storage)} if storage else {})
+  # Without the database's password, however it was given.
+  shown = printable_url(storage) if storage else ""
+  command = command_line({"--storage": shown, storage or "": shown})
   with contextlib.ExitStack() as stack:
-    stack.callback(lock_path.unlink, missing_ok=True)
+
+    @stack.push
+    def _(error_type: type[BaseException] | None, *_: object) -> None:
+      # Trials that run in the eyes of a lost database are known by this file.
+      if error_type is not StorageLost:
+        lock_path.unlink(missing_ok=True)
+
     stack.enter_context(lock(lock_path))
-    trials = Storage(storage or default_url(workdir), study, study_name)
     stop = stack.enter_context(StopRequest())
+    trials = Storage(
+      storage or default_url(workdir),
+      study,
+      study_name,
+      in_workdir=not storage,
+      stopped=lambda: stop.requested,
+    )
     workers = stack.enter_context(
       _Workers(workdir / "trials", num_workers, devices_per_trial, stop)
     )
@@ -455,7 +467,10 @@ def _run(
       time.sleep(0.2)
   if result.status == "interrupted":
     return None
-  return record(key, result, read_metrics(workdir), time.monotonic() - start)
+  # Other processes may have worked on it: this one, or an earlier study of the same
+  # workdir whose database is gone.
+  seconds = max(time.monotonic() - start, _seconds(result))
+  return record(key, result, read_metrics(workdir), seconds)
 
 
 def record(

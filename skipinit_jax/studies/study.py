@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from skipinit_jax.document import Figure, Finding, Section
 from skipinit_jax.errors import UsageError, unknown_name
@@ -19,6 +19,10 @@ from skipinit_jax.studies.statistics import (
 from skipinit_jax.training import TrainConfig
 
 Labels = TypeVar("Labels")
+
+
+class Interrupted(Exception):
+  """A signal, or a lost database, stopped the study; the same call goes on."""
 
 
 class Key(NamedTuple):
@@ -98,7 +102,7 @@ class Run:
     search: the search's name.
     learning_rate: its rate.
     seed: its seed, from 0.
-    status: "completed" or "diverged".
+    status: how it ended.
     step: optimizer steps taken.
     train_loss: mean over the last epoch; not finite if the run diverged.
     train_accuracy: mean over the last epoch.
@@ -106,7 +110,7 @@ class Run:
     test_accuracy: from 0 to 1; None if the run diverged.
     history: the learning curves and, if it was logged, the signal, as
       `history.make_history` returns them.
-    seconds: how long the process that finished it worked on it.
+    seconds: how long it took, from its speed where several processes worked on it.
     device: kind and number of its devices.
     versions: the versions of the packages that decide the result.
     test_top5_accuracy: share of the test set whose label is among the five largest
@@ -116,7 +120,7 @@ class Run:
   search: str
   learning_rate: float
   seed: int
-  status: str
+  status: Literal["completed", "diverged"]
   step: int
   train_loss: float
   train_accuracy: float

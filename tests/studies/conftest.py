@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -24,34 +25,35 @@ from skipinit_jax.training import TrainConfig
 THRESHOLD = 0.2
 
 
-@pytest.fixture
-def make_study() -> Callable[..., Study]:
+def make_small_study(
+  methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
+) -> Study:
   """Makes a study of fully connected networks, each run of which takes a moment.
 
-  `make_study(methods=("skipinit",), rates=(0.125,), seeds=2, epochs=1)`; further
-  arguments are fields of its `TrainConfig`.
+  Args:
+    **fields: fields of its `TrainConfig`.
   """
+  protocol = SearchConfig(rates, extend=False, num_seeds=seeds, best_of=1)
+  network = {"model": "residual_mlp", "depth": 2, "width": 8}
+  fields = network | {"epochs": 1, "batch_size": 736} | fields
+  searches = [
+    Search(
+      name=f"mlp/{method}",
+      row="MLP 2-8",
+      column=method,
+      labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
+      config=TrainConfig(method=method, **fields),
+      protocol=protocol,
+    )
+    for method in methods
+  ]
+  return Study(name, protocol, tuple(searches))
 
-  def make(
-    methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
-  ) -> Study:
-    protocol = SearchConfig(rates, extend=False, num_seeds=seeds, best_of=1)
-    network = {"model": "residual_mlp", "depth": 2, "width": 8}
-    fields = network | {"epochs": 1, "batch_size": 736} | fields
-    searches = [
-      Search(
-        name=f"mlp/{method}",
-        row="MLP 2-8",
-        column=method,
-        labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
-        config=TrainConfig(method=method, **fields),
-        protocol=protocol,
-      )
-      for method in methods
-    ]
-    return Study(name, protocol, tuple(searches))
 
-  return make
+@pytest.fixture
+def make_study() -> Callable[..., Study]:
+  """Returns `make_small_study`."""
+  return make_small_study
 
 
 @pytest.fixture
@@ -137,9 +139,58 @@ def has_ended() -> Callable[[int], bool]:
   return lambda pid: not command_line(pid)
 
 
+class Server:
+  """A PostgreSQL server of its own.
+
+  Attributes:
+    url: its URL, which lacks the database's name.
+  """
+
+  def __init__(self, program: str, directory: pathlib.Path):
+    """Starts it, with its files in an empty directory."""
+    self._program, self._directory = program, directory
+    # PostgreSQL refuses to run as root.
+    self._user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    shutil.chown(directory, self._user)
+    with socket.socket() as probe:
+      probe.bind(("127.0.0.1", 0))
+      self._port = probe.getsockname()[1]
+    self.url = f"postgresql+psycopg://{self._user}:secret@127.0.0.1:{self._port}"
+    self.control("initdb", "--options=--auth=trust --no-sync")
+    self.start()
+
+  def control(self, action: str, *options: str) -> None:
+    subprocess.run(
+      [self._program, action, f"--pgdata={self._directory / 'data'}", *options],
+      user=self._user if os.geteuid() == 0 else None,
+      cwd=self._directory,
+      check=True,
+      stdout=subprocess.DEVNULL,
+    )
+
+  def start(self) -> None:
+    """Starts it; after `kill` as soon as its processes have ended."""
+    options = f"-p {self._port} -h 127.0.0.1 -k '' -c fsync=off"
+    options += " -c full_page_writes=off"
+    log = f"--log={self._directory / 'log'}"
+    deadline = time.monotonic() + 60
+    while True:
+      try:
+        return self.control("start", "--wait", log, f"--options={options}")
+      except subprocess.CalledProcessError:
+        if time.monotonic() > deadline:
+          raise
+        time.sleep(0.2)
+
+  def kill(self) -> None:
+    """Kills it as a lack of memory does."""
+    pid, *_ = (self._directory / "data/postmaster.pid").read_text().split()
+    os.kill(int(pid), signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-  """Runs a PostgreSQL server of its own; its URL, which lacks the database's name."""
+def postgresql_server() -> Iterator[Server]:
+  """Runs a PostgreSQL server."""
   programs = sorted(
     pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"),
     key=lambda path: float(path.parts[4]),
@@ -147,31 +198,13 @@ def postgresql_server() -> Iterator[str]:
   program = programs[-1] if programs else shutil.which("pg_ctl")
   if program is None:
     pytest.skip("no PostgreSQL server is installed (Debian's package: postgresql)")
-  # PostgreSQL refuses to run as root.
-  user = "postgres" if os.geteuid() == 0 else getpass.getuser()
   # Not in pytest's own folder, which other users may not enter.
   directory = pathlib.Path(tempfile.mkdtemp(prefix="skipinit_postgresql_"))
-  shutil.chown(directory, user)
-
-  def control(action: str, *options: str) -> None:
-    subprocess.run(
-      [program, action, f"--pgdata={directory / 'data'}", *options],
-      user=user if os.geteuid() == 0 else None,
-      cwd=directory,
-      check=True,
-      stdout=subprocess.DEVNULL,
-    )
-
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-  settings = f"-p {port} -h 127.0.0.1 -k '' -c fsync=off -c full_page_writes=off"
   try:
-    control("initdb", "--options=--auth=trust --no-sync")
-    control("start", "--wait", f"--log={directory / 'log'}", f"--options={settings}")
-    yield f"postgresql+psycopg://{user}:secret@127.0.0.1:{port}"
+    server = Server(str(program), directory)
+    yield server
     # Which does not wait for those still connected.
-    control("stop", "--mode=fast")
+    server.control("stop", "--mode=fast")
   finally:
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -185,10 +218,10 @@ def postgresql_url(postgresql_server) -> str:
   import psycopg
 
   name = f"study_{next(_NUMBERS)}"
-  server = postgresql_server.replace("+psycopg", "")
+  server = postgresql_server.url.replace("+psycopg", "")
   with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
     connection.execute(f"CREATE DATABASE {name}")
-  return f"{postgresql_server}/{name}"
+  return f"{postgresql_server.url}/{name}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

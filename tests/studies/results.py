@@ -64,7 +64,8 @@ def make_results(name, searches, runs=(), config=None):
 def make_run(key, test_accuracy=0.5, **fields):
   """Returns a finished run: one without an accuracy diverged."""
   diverged = test_accuracy is None
-  curve = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "accuracy": [0.1, test_accuracy]}
+  last = math.nan if diverged else test_accuracy
+  curve = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "accuracy": [0.1, last]}
   values = {
     "status": "diverged" if diverged else "completed",
     "step": 10,

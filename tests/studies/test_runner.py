@@ -22,7 +22,7 @@ import pytest
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import LOCK, lock, read_json, to_json
-from skipinit_jax.studies import read_results, run, runner
+from skipinit_jax.studies import Interrupted, read_results, run, runner, storage
 from skipinit_jax.studies.storage import default_url, run_dir
 from skipinit_jax.studies.study import Key
 from skipinit_jax.training import train
@@ -496,11 +496,56 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(make_study, tmp_path):
 def test_the_command_is_recorded_without_the_password(
   make_study, postgresql_url, tmp_path, monkeypatch
 ):
-  arguments = ["program", f"--storage={postgresql_url}", "--storage", postgresql_url]
+  url = postgresql_url
+  arguments = [
+    "program",
+    f"--storage={url}",
+    "--storage",
+    "other:secret@x",
+    f"-s={url}",
+  ]
+  arguments += ["-storage", "secret", "-storage=secret"]
   monkeypatch.setattr(sys, "argv", arguments)
-  results = run(make_study(seeds=1), tmp_path, storage=postgresql_url, num_workers=1)
+  results = run(make_study(seeds=1), tmp_path, storage=url, num_workers=1)
   assert "secret" not in (tmp_path / "results.json").read_text()
-  assert results.command.count(":***@127.0.0.1") == 2
+  assert results.command.count("://127.0.0.1/study_") == 5
+
+
+def test_without_its_file_a_study_comes_back_from_its_trials(
+  make_study, replace_train, tmp_path
+):
+  study, alone = make_study(), {"num_workers": 1, "devices_per_trial": 1}
+  first = run(study, tmp_path, **alone)
+  (tmp_path / "study.db").write_bytes(b"damaged")
+  with pytest.raises(UsageError, match="remove that file, and the same command makes"):
+    run(study, tmp_path, **alone)
+  (tmp_path / "study.db").unlink()
+  again = run(study, tmp_path, **alone)
+  assert what_counts(again) == what_counts(first)
+  # What the training took, not what reading its result did.
+  assert min(each.seconds for each in again.runs) > 0.1
+
+
+def test_a_study_that_lost_its_database_says_that_it_goes_on(
+  make_study, replace_train, postgresql_url, postgresql_server, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+
+  def train_and_kill(train, *args, **fields):
+    result = train(*args, **fields)
+    postgresql_server.kill()
+    return result
+
+  replace_train(train_and_kill)
+  study, place = make_study(seeds=1), {"storage": postgresql_url, "num_workers": 1}
+  try:
+    with pytest.raises(Interrupted, match="the same command goes on"):
+      run(study, tmp_path, **place)
+  finally:
+    postgresql_server.start()
+  # Its trial is known to be nobody's at once.
+  replace_train(lambda train, *args, **fields: train(*args, **fields))
+  assert seeds(run(study, tmp_path, **place)) == [0]
 
 
 def test_a_grown_study_keeps_its_runs(make_study, replace_train, tmp_path):

@@ -7,7 +7,9 @@ import math
 import pathlib
 import pickle
 import re
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -21,9 +23,9 @@ import pytest
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import lock
 from skipinit_jax.studies import storage as storage_module
-from skipinit_jax.studies.storage import Storage, run_dir
-from skipinit_jax.studies.study import Key, Search, Study
-from tests.studies.results import make_run
+from skipinit_jax.studies.storage import Storage, StorageLost, default_url, run_dir
+from skipinit_jax.studies.study import Key, Search, Study, missing_runs
+from tests.studies.results import THRESHOLD, make_run
 
 # Opened by nobody, like that of a process which died.
 UNLOCKED = pathlib.Path(__file__)
@@ -316,7 +318,7 @@ def test_diverged_runs_come_back_as_they_were(ask):
     test_accuracy=None,
     history={
       "train": {"epoch": [0.5], "loss": [math.inf], "accuracy": [0.0]},
-      "test": {"epoch": [], "loss": [-math.inf], "accuracy": [math.nan]},
+      "test": {"epoch": [1.0], "loss": [-math.inf], "accuracy": [math.nan]},
     },
   )
   completed = make_run(keys[1], test_loss=math.inf, train_loss=0.1 + 0.2)
@@ -365,14 +367,19 @@ def test_another_configuration_is_refused(ask, storage_url, make_study):
   ("url", "words"),
   [
     ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "refused"),
-    ("postgresql+psycopg://127.0.0.1:1/x?user=me&password=secret", "refused"),
+    ("postgresql+psycopg://127.0.0.1:1/x?user=me&PASSWORD=secret", "invalid"),
+    ("postgresql+psycopg://me:se@secret@localhost:1/x", "psycopg://..."),
+    ("postgresql+psycopg://me:{secret}/@127.0.0.1:1/x", "://127.0.0.1/x"),
+    ("postgresql+psycopg://127.0.0.1:1/x?sslmode=secret", "invalid"),
+    ("postgresql+psycopg://127.0.0.1:1/x?host=a&x=me:secret@b", "psycopg://..."),
     ("postgresql+telepathy://me:secret@host/x", "postgresql.telepathy"),
     ("ftp://me:secret@host/x", "sqlalchemy.dialects:ftp"),
     ("sqlite:////dev/null/study.db", "unable to open"),
-    ("postgresql+psycopg://me:secret@host:port/x", "it must be the URL"),
-    ("postgresql:/me:secret@host/x", "'***@host/x': it must be the URL"),
-    ("study.db", "'study.db': it must be the URL"),
-    ("", "it must be the URL"),
+    ("sqlite:////tmp/study.db?timeout=secret", "could not convert"),
+    ("postgresql+psycopg://me:secret@host:port/x", "is not the URL"),
+    ("postgresql:/me:secret@host/x", "is not the URL"),
+    ("secret.db", "is not the URL"),
+    ("", "is not the URL"),
   ],
 )
 def test_a_database_that_cannot_be_used_is_one_sentence(
@@ -391,28 +398,125 @@ def test_a_wrong_password_or_database_is_one_sentence(storage_url, make_study):
   with pytest.raises(UsageError) as error:
     Storage(re.sub(r"/\w+$", "/absent", storage_url), make_study())
   assert 'database "absent" does not exist' in str(error.value)
-  assert ":***@127.0.0.1" in str(error.value) and "secret" not in str(error.value)
+  assert "psycopg://127.0.0.1/absent " in str(error.value)
 
 
 @pytest.mark.parametrize("storage_url", ["postgresql"], indirect=True)
-def test_the_storage_outlives_a_restart_of_the_server(ask):
-  import psycopg
-
+def test_the_storage_outlives_a_restart_of_the_server(
+  ask, postgresql_server, monkeypatch
+):
   asked = ask(seeds=1)
   (key,) = asked.keys
   storage = asked.open()
   claim = storage.claim([key], UNLOCKED)
-  server, name = asked.url.replace("+psycopg", "").rsplit("/", 1)
-  with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-    connection.execute(
-      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-      [name],
+  postgresql_server.kill()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    done = pool.submit(storage.complete, claim, make_run(key))
+    time.sleep(1.0)
+    assert not done.done()
+    postgresql_server.start()
+    done.result(timeout=60)
+  assert list(storage.runs()) == [key]
+  assert asked.states() == {"COMPLETE": 1}
+  # It is not waited for without an end, and only once.
+  monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 0.0)
+  postgresql_server.kill()
+  try:
+    with pytest.raises(StorageLost, match="the same command goes on") as error:
+      storage.runs()
+    monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", math.inf)
+    with pytest.raises(StorageLost):
+      storage.fail(claim, "lost")
+  finally:
+    postgresql_server.start()
+  assert "secret" not in str(error.value) and storage.given_up
+
+
+@pytest.mark.parametrize("name", ["lr?a=b", "%20 #", "{x}", "a&b;c", "[*]:@"])
+def test_each_workdir_has_its_own_file(name, tmp_path, make_study, wanted):
+  (tmp_path / name).mkdir()
+  study = make_study(seeds=1)
+  Storage(default_url(tmp_path / name), study).enqueue(wanted(study))
+  files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.db*")]
+  assert files == [pathlib.Path(name, "study.db")]
+
+
+# Statements that change a study's file as another version, hand or fault would.
+RESULT = "trial_user_attributes SET value_json = {} WHERE key = 'result'"
+EDITS = [
+  "DELETE FROM trial_user_attributes WHERE key = 'search'",
+  "UPDATE trial_user_attributes SET value_json = 'null' WHERE key = 'config'",
+  "UPDATE trial_user_attributes SET value_json = '[' WHERE key = 'search'",
+  "DELETE FROM trial_user_attributes WHERE key = 'result'",
+  *(
+    f"UPDATE {RESULT.format(value)}"
+    for value in (
+      "json_remove(value_json, '$.device')",
+      "json_set(value_json, '$.more', 1)",
+      "json_set(value_json, '$.test_accuracy', '0.5')",
+      "json_set(value_json, '$.test_accuracy', 7)",
+      "json_set(value_json, '$.test_accuracy', json('null'))",
+      "json_set(value_json, '$.status', 'interrupted')",
+      "json_set(value_json, '$.step', 1e999)",
+      "json_set(value_json, '$.seconds', 'Infinity')",
+      "json_remove(value_json, '$.history.test')",
+      "json_set(value_json, '$.history.test.loss', json('[1]'))",
+      "json_set(value_json, '$.history.signal', json('{\"step\": [1]}'))",
+      "'[]'",
     )
-    storage.complete(claim, make_run(key))
-    assert list(storage.runs()) == [key]
-    connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-  with pytest.raises(UsageError, match="Finished trials are kept"):
-    storage.runs()
+  ),
+  "DELETE FROM trial_params WHERE param_name = 'seed'",
+  "UPDATE trial_params SET distribution_json = '{}'",
+  "UPDATE trials SET state = 'DONE'",
+  "UPDATE study_user_attributes SET value_json = '3' WHERE key = 'kind'",
+  "UPDATE alembic_version SET version_num = 'v9'",
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_records_of_another_version_or_hand_are_one_sentence(
+  edit, tmp_path, finished_file, make_study
+):
+  shutil.copy(finished_file, tmp_path)
+  with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+    assert connection.execute(edit).rowcount
+    connection.commit()
+  with pytest.raises(UsageError) as error:
+    Storage(default_url(tmp_path), make_study(), in_workdir=True).runs()
+  assert "\n" not in str(error.value)
+  assert "remove that file" in str(error.value) or "another --workdir" in str(
+    error.value
+  )
+
+
+@pytest.fixture(scope="module")
+def finished_file(tmp_path_factory):
+  """A file that holds a study with one finished run of one search."""
+  from tests.studies.conftest import make_small_study
+
+  folder = tmp_path_factory.mktemp("finished")
+  study = make_small_study(seeds=1)
+  storage = Storage(default_url(folder), study)
+  runs = missing_runs(study, {}, THRESHOLD)
+  storage.enqueue(runs)
+  claim = storage.claim([key for _, key in runs], UNLOCKED)
+  storage.complete(claim, make_run(claim.key))
+  return folder / "study.db"
+
+
+def test_a_damaged_file_and_one_out_of_reach_differ(
+  tmp_path, finished_file, make_study
+):
+  study, path = make_study(seeds=1), tmp_path / "study.db"
+  content = finished_file.read_bytes()
+  for damaged in (b"x" * 4096, content[: len(content) // 2], content[::-1]):
+    path.write_bytes(damaged)
+    with pytest.raises(UsageError, match="remove that file, and the same command"):
+      Storage(default_url(tmp_path), study, in_workdir=True).runs()
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(UsageError, match="nothing is lost; once it can"):
+    Storage(default_url(tmp_path), study, in_workdir=True)
 
 
 def test_each_run_has_its_own_directory(tmp_path, make_study, wanted):
