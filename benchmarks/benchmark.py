@@ -1,4 +1,8 @@
-"""What all benchmarks share: how they measure in turns, and what they print."""
+"""What all benchmarks share: how they measure in turns, and what they print.
+
+A benchmark's results are one JSON object. Its `tables` have, by name, the rows: numbers
+by the title of their column. The tables in a page are those that the program printed.
+"""
 
 import contextlib
 import importlib.metadata
@@ -12,12 +16,28 @@ from typing import Any, TypeVar
 
 from absl import app
 
-from benchmarks import tables
 from skipinit_jax import document
 from skipinit_jax.cores import num_cores
+from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import read_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+Rows = Sequence[Mapping[str, Any]]
+"""Entries by column: text, a number, a `benchmark.summary`, or None."""
+
+# How numbers of a column are written; others have all their digits.
+_FORMATS = {
+  "speedup": ".2f",
+  "speedup to there": ".2f",
+  "SkipInit / unnormalized": ".2f",
+  "batch norm / SkipInit": ".2f",
+  "of matrix product": ".0%",
+  "share": ".0%",
+  "layers": ",",
+  "its images/s": ",g",
+}
 
 _K = TypeVar("_K")
 _T = TypeVar("_T")
@@ -29,8 +49,7 @@ def run(measure: Callable[[], Mapping[str, Any]]) -> None:
   Tables go to standard error, and one JSON object to standard output.
 
   Args:
-    measure: returns the JSON object without the machine's description. Its `tables`
-      are those of `benchmarks.tables`.
+    measure: returns the JSON object without the machine's description.
   """
 
   def main(_: Sequence[str]) -> None:
@@ -38,7 +57,7 @@ def run(measure: Callable[[], Mapping[str, Any]]) -> None:
       results = {"machine": machine(), **measure()}
     except UsageError as error:
       sys.exit(f"error: {error}")
-    for table in tables.make(results["tables"]).values():
+    for table in make_tables(results["tables"]).values():
       document.print_table(table, sys.stderr)
     print(json.dumps(results, indent=2))
 
@@ -96,3 +115,43 @@ def _cpu_name() -> str:
       if line.startswith("model name"):
         return line.partition(":")[2].strip()
   return platform.processor() or platform.machine()
+
+
+def make_tables(tables: Mapping[str, Rows]) -> dict[str, Table]:
+  """Returns tables by name, made of their rows by name."""
+  return {
+    name: Table(
+      name,
+      name.replace("_", " "),
+      [*rows[0]],
+      [[_entry(column, value) for column, value in row.items()] for row in rows],
+    )
+    for name, rows in tables.items()
+  }
+
+
+def read_tables(folder: pathlib.Path) -> dict[str, Table]:
+  """Returns the tables of all benchmarks whose results are in a folder."""
+  made: dict[str, Table] = {}
+  for path in sorted(folder.glob("*.json")):
+    made |= make_tables(read_json(path)["tables"])
+  return made
+
+
+def describe_machine(results: Mapping[str, Any]) -> str:
+  """Returns the machine of the throughput benchmark in words."""
+  machine = results["machine"]
+  versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
+  product = results["matrix_product_gflops_per_second"]
+  return (
+    f"{machine['cores']} cores of {machine['cpu']} ({machine['system']}), which "
+    f"multiply large float32 matrices at {product:g} GFLOP/s. Versions: {versions}."
+  )
+
+
+def _entry(column: str, value: Any) -> str:
+  if value is None or isinstance(value, str):
+    return value or ""
+  if isinstance(value, dict):
+    return f"{value['median']:g} ({value['min']:g} to {value['max']:g})"
+  return format(value, _FORMATS.get(column, "g"))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import tables
+from benchmarks import benchmark
 from benchmarks.compiled_step import StepCost
 from skipinit_jax.document import Table
 from skipinit_jax.files import read_json
@@ -229,7 +229,7 @@ def resnet_cost(costs: Costs, method: str, batch: int) -> StepCost:
 def make_tables(costs: Costs) -> dict[str, Table]:
   """Returns the tables of docs/scaling.md by name."""
   chips, pairs = ACCELERATORS, [*itertools.product(ACCELERATORS, _DEVICES)]
-  return tables.make(
+  return benchmark.make_tables(
     {
       "costs": [_cost_row(*each) for each in costs.items() if each[0].batch == _BATCH],
       "accelerators": [_accelerator_row(chip) for chip in chips],

@@ -18,8 +18,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from benchmarks import scaling_model
-from benchmarks import tables as benchmark_tables
+from benchmarks import benchmark, scaling_model
 from experiments import program
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
@@ -34,8 +33,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
   throughput = json.loads((folder / "throughput.json").read_text("utf-8"))
-  machine = benchmark_tables.describe_machine(throughput)
-  return {**benchmark_tables.read(folder), "machine": machine}
+  machine = benchmark.describe_machine(throughput)
+  return {**benchmark.read_tables(folder), "machine": machine}
 
 
 def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
@@ -54,7 +53,7 @@ def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 
 _FOLDERS = {
-  "decode": benchmark_tables.read,
+  "decode": benchmark.read_tables,
   "diagnosis": _diagnosis,
   "performance": _performance,
   "scaling": _scaling,
