@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from skipinit_jax import export, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResidualMLP, WideResNet
+from skipinit_jax.models import ResidualMLP, VisionTransformer, WideResNet
 
 MODELS = {
   # Its last stage's images are smaller than its kernels.
@@ -21,6 +21,10 @@ MODELS = {
   "mlp": (
     ResidualMLP(5, 6, 4, methods.get("skipinit_one"), dtype=jnp.bfloat16),
     (3, 2, 1),
+  ),
+  "transformer": (
+    VisionTransformer(2, 8, 4, methods.get("layer_norm"), num_heads=2),
+    (4, 6, 2),
   ),
 }
 

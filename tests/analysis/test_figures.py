@@ -66,18 +66,6 @@ def test_heat_maps_of_a_quantity_share_one_scale():
   np.testing.assert_allclose(limits[0][6:] + limits[1][4:], [(1.0, 1e6)] * 5)
 
 
-def test_heat_maps_leave_out_zeros_and_what_is_not_finite():
-  values = np.array([[0.0, 1.0, 2.0, np.nan], [4.0, np.inf, 8.0, 1.0]])
-  history = make_history(2, gradient_rms=values, alpha=values)
-  (figure,) = figures.heat_map_figures({"one": history})
-  alpha, _, gradient = maps_of(figure)
-  finite = np.isfinite(values)
-  # A zero is a value of alpha, in the middle of its colors.
-  for each, shown in ((alpha, finite), (gradient, finite & (values > 0))):
-    np.testing.assert_array_equal(each.norm(each.get_array()).mask.T, ~shown)
-  assert (alpha.norm.vmin, alpha.norm.vmax) == (-8.0, 8.0)
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan])
 def test_heat_maps_of_a_constant(value):
   """A thousand blocks measured once, of which nothing differs."""
@@ -85,8 +73,3 @@ def test_heat_maps_of_a_constant(value):
   history = make_history(1, 1000, **dict.fromkeys(figures.SIGNAL_QUANTITIES, constant))
   (figure,) = figures.heat_map_figures({"one": history})
   assert all(drawn.norm.vmin < drawn.norm.vmax for drawn in maps_of(figure))
-
-
-def test_no_heat_maps_of_nothing():
-  assert figures.heat_map_figures({}) == []
-  assert figures.heat_map_figures({"one": "not logged", "two": "diverges"}) == []

@@ -77,9 +77,7 @@ def test_theory_holds_for_every_method(name):
   assert_theory(ensemble, expected, width)
 
 
-@pytest.mark.parametrize(
-  "name", ["batch_norm", "divide_by_sqrt2", "unnormalized", "layer_norm", "nf_resnet"]
-)
+@pytest.mark.parametrize("name", ["batch_norm", "unnormalized", "nf_resnet"])
 def test_theory_holds_at_depth_1000(name):
   """In double precision: 2^1000, and some methods' gradients, need it."""
   width, x = 64, normal(16, 128).astype(np.float64)
@@ -98,7 +96,7 @@ def test_theory_holds_at_depth_1000(name):
 )
 def test_theory_holds_for_convolutions_with_transitions(name, mean):
   """Borders, strides and projections of the activated input included."""
-  model, x = WideResNet(16, 2, 2, methods.get(name)), normal(16, 8, 8, 3) + mean
+  model, x = WideResNet(10, 1, 2, methods.get(name)), normal(16, 8, 8, 3) + mean
   ensemble = measure.over_seeds(model, x, num_seeds=16, key=key(), train=True)
   expected = theory.predict_model(model, x)
   assert ensemble.signals.names == expected.names
@@ -256,16 +254,21 @@ class Perturbed(nn.Module):
 
 def test_numbers_are_those_of_plain_jax():
   model, x = Perturbed(), normal(5, 6, 6, 3)
-  variables = model.init(key(), x)
+  variables = jax.jit(model.init)(key(), x)
 
   def loss(outputs):
     return jnp.square(outputs).sum()
 
   signal = measure.signal(model, {"params": variables["params"]}, x, loss=loss)
-  _, state = model.apply(
-    variables, x, capture_intermediates=True, mutable=["intermediates"]
-  )
-  gradients = jax.grad(lambda variables: loss(model.apply(variables, x)))(variables)
+
+  @jax.jit
+  def plain(variables):
+    _, state = model.apply(
+      variables, x, capture_intermediates=True, mutable=["intermediates"]
+    )
+    return state, jax.grad(lambda variables: loss(model.apply(variables, x)))(variables)
+
+  state, gradients = plain(variables)
   state = state["intermediates"]
   for index in range(3):
     features = np.asarray(state[f"block{index}"]["__call__"][0], np.float64)
@@ -293,12 +296,13 @@ def test_moving_variance_is_what_the_running_average_approaches():
   method = methods.with_ghost_batches(methods.get("batch_norm"), 4)
   model, x = ResidualMLP(3, 16, 2, method), normal(8, 16)
   variables = model.init(key(), x, train=True)
-  signal = measure.signal(model, variables, x, train=True)
+  # What nobody reads is not compiled.
+  measured = jax.jit(
+    lambda *given: measure.signal(model, *given, train=True).moving_variance
+  )(variables, x)
   _, state = model.apply(variables, x, train=True, mutable=["batch_stats"])
   running = state["batch_stats"]["stack"]["blocks"]["norm1"]["var"]
-  np.testing.assert_allclose(
-    0.9 + 0.1 * signal.moving_variance, running.mean(1), rtol=1e-5
-  )
+  np.testing.assert_allclose(0.9 + 0.1 * measured, running.mean(1), rtol=1e-5)
 
 
 def test_alphas_are_in_the_order_of_the_network():
@@ -311,10 +315,12 @@ def test_alphas_are_in_the_order_of_the_network():
     block["branch_scale"]["alpha"] = jnp.float32(index + 1)
   for each in (model, model.clone(scan=True)):
     each_variables = scan_variables(variables) if each.scan else variables
-    signal = measure.signal(each, each_variables, x, train=True)
-    np.testing.assert_array_equal(signal.alpha, np.arange(1, 13))
-    name = "stack/blocks/11" if each.scan else "stack/block11"
-    assert signal.names[-1] == name
+    run = functools.partial(measure.signal, each, train=True)
+    # What nobody reads is not compiled.
+    alpha = jax.jit(lambda *given, run=run: run(*given).alpha)(each_variables, x)
+    np.testing.assert_array_equal(alpha, np.arange(1, 13))
+    names = jax.eval_shape(run, each_variables, x).names
+    assert names[-1] == ("stack/blocks/11" if each.scan else "stack/block11")
 
 
 def test_a_scale_of_each_feature_is_no_alpha():

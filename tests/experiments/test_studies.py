@@ -159,22 +159,3 @@ def test_finished_study_is_not_repeated(run_program, tmp_path):
   again = json.loads((tmp_path / "results.json").read_text())
   assert again.pop("command") != results.pop("command")
   assert again == results
-
-
-def test_bad_input_is_one_sentence(run_program, tmp_path):
-  workdir = tmp_path / "study"
-  flags = ["--config.methods=('skipint',)", f"--workdir={workdir}"]
-  done = run_program(["experiments.depth_study", *flags], status=1)
-  assert done.stderr.startswith("error: Unknown method 'skipint' (did you mean 'skipin")
-  assert done.stderr.count("\n") == 1
-  assert done.stdout == ""
-  assert not workdir.exists()
-
-
-def test_unreachable_database_is_one_sentence(run_program, tmp_path):
-  url = "postgresql+psycopg://me:secret@127.0.0.1:1/studies"
-  result = run_program([*DEPTH, f"--workdir={tmp_path}", f"--storage={url}"], status=1)
-  assert result.stderr.startswith("error: The study's database postgresql+psycopg://me")
-  assert "refused" in result.stderr
-  assert result.stderr.count("\n") == 1
-  assert "secret" not in result.stdout + result.stderr

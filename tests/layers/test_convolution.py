@@ -244,20 +244,6 @@ def test_other_platforms_get_the_gradient_of_jax(platform):
   assert len(jax_own) == 3
 
 
-def test_forward_mode_is_that_of_flax_alone():
-  images, kernel = arrays((6, 6), (3, 3))
-
-  def tangent(canonical):
-    return jax.jvp(
-      lambda images: convolve(images, kernel, canonical=canonical), (images,), (images,)
-    )
-
-  # A convolution is linear: the tangent along the images is the output.
-  np.testing.assert_array_equal(*tangent(False))
-  with pytest.raises(TypeError, match="forward-mode"):
-    tangent(True)
-
-
 @pytest.mark.parametrize(
   ("lhs_shape", "rhs_shape", "options"),
   [

@@ -25,7 +25,8 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 LABELS = np.array([0, 2, 1, 2])
 MODELS = {
   "wide_resnet": functools.partial(WideResNet, 22, 1, 3, methods.get("batch_norm")),
-  "mlp": functools.partial(ResidualMLP, 4, 6, 3, methods.get("skipinit_one")),
+  # Its blocks have constants of their own.
+  "mlp": functools.partial(ResidualMLP, 4, 6, 3, methods.get("nf_resnet")),
   "transformer": functools.partial(
     VisionTransformer, 2, 8, 3, methods.get("layer_norm"), num_heads=2
   ),

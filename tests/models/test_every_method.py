@@ -13,16 +13,22 @@ from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, LayerScale, SkipInit
 from skipinit_jax.methods import bind_normalizer
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.models.head import Head
 
 CLASSES = 7
-# Model, and its number of residual blocks.
+# Model, and its number of residual branches.
 MODELS = {
   "wide_resnet": (functools.partial(WideResNet, 16, 1, CLASSES), 6),
   "resnet_v1": (functools.partial(ResNet, 50, CLASSES, version=1), 16),
   "resnet_v2": (functools.partial(ResNet, 50, CLASSES, version=2), 16),
   "mlp": (functools.partial(ResidualMLP, 5, 8, CLASSES), 5),
+  # An attention branch and an MLP branch in each of five layers.
+  "transformer": (functools.partial(VisionTransformer, 5, 8, CLASSES, num_heads=2), 10),
+}
+UNDEFINED = {
+  "resnet_v1": ["nf_resnet"],
+  "transformer": ["fixup", "fixup_dropout", "nf_resnet"],
 }
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
@@ -56,8 +62,8 @@ def leaves(variables, name):
 def test_every_method_in_every_model(model, name):
   factory, num_blocks = MODELS[model]
   method = methods.get(name)
-  if name == "nf_resnet" and model == "resnet_v1":
-    with pytest.raises(UsageError, match="'nf_resnet' is not defined for a ResNet of"):
+  if name in UNDEFINED.get(model, ()):
+    with pytest.raises(UsageError, match=f"'{name}' is not defined for a "):
       factory(method=method)
     return
   logits, variables = shapes(factory(method=method, dtype=jnp.bfloat16))
@@ -104,6 +110,40 @@ def test_every_method_in_every_model(model, name):
   assert bool(scalar_biases) == method.scalar_biases
 
 
+@pytest.mark.parametrize(
+  ("model", "fields", "message"),
+  [
+    *(
+      ("wide_resnet", {"depth": depth}, rf"depth is {depth}: .*6 n \+ 4.*{hint}")
+      for depth, hint in ((27, "22 or 28"), (31, "28 or 34"), (4, "10 or 16"), (-8, 10))
+    ),
+    *(
+      ("resnet_v2", {"depth": depth}, f"depth is {depth}: .*50, 101, 152, 200")
+      for depth in (18, 51, -50)
+    ),
+    *(
+      ("resnet_v2", {"version": each}, rf"Unknown ResNet version {each!r}.*1, 2")
+      for each in (0, 3, "2")
+    ),
+    *(
+      (model, {field: 0}, f"{field} is 0")
+      for model, fields in (
+        ("wide_resnet", "width num_classes"),
+        ("resnet_v2", "num_classes"),
+        ("mlp", "depth width num_classes layers_per_block"),
+        ("transformer", "depth num_heads patch_size"),
+      )
+      for field in fields.split()
+    ),
+    ("transformer", {"num_heads": 3}, "width is 8: it is not a multiple of num_heads"),
+  ],
+)
+def test_networks_that_do_not_exist(model, fields, message):
+  known = MODELS[model][0](method=methods.get("skipinit"))
+  with pytest.raises(UsageError, match=message):
+    known.clone(**fields)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
   ("factory", "has_statistics"),
@@ -138,13 +178,10 @@ def test_normalizer_gets_what_it_accepts():
     assert bind(factory).dtype == jnp.bfloat16
     assert bind(factory).param_dtype == jnp.float32
   assert isinstance(bind(Halve), Halve)
-
-
-def test_what_a_partial_sets_stays():
+  # What a partial sets stays.
   frozen = functools.partial(nn.BatchNorm, use_running_average=True, dtype=jnp.float32)
   module = bind(frozen, train=True)
-  assert module.use_running_average is True
-  assert module.dtype == jnp.float32
+  assert (module.use_running_average, module.dtype) == (True, jnp.float32)
 
 
 def branch_scale(method, num_blocks=4, param_dtype=jnp.float32):
@@ -152,18 +189,6 @@ def branch_scale(method, num_blocks=4, param_dtype=jnp.float32):
     num_blocks=num_blocks, train=True, dtype=jnp.float32, param_dtype=param_dtype
   )
   return fields["branch_scale"]
-
-
-@pytest.mark.parametrize("num_blocks", [1, 4, 333])
-def test_inverse_sqrt_depth_counts_all_blocks(num_blocks):
-  factory = branch_scale(methods.get("skipinit_inverse_sqrt_depth"), num_blocks)
-  assert factory().initial_value == pytest.approx(num_blocks**-0.5)
-
-
-def test_fixed_alpha_is_no_parameter():
-  method = dataclasses.replace(methods.get("skipinit_one"), learnable_alpha=False)
-  _, variables = shapes(MODELS["mlp"][0](method=method))
-  assert not leaves(variables["params"], "alpha")
 
 
 class ChannelScale(nn.Module):
@@ -203,19 +228,6 @@ def test_what_a_branch_scale_is_given():
   bound = functools.partial(LayerScale, param_dtype=jnp.float32)
   assert scale(branch_scale=bound) == LayerScale(1.0, True, jnp.float32)
   assert branch_scale(methods.get("unnormalized")) is None
-
-
-@pytest.mark.parametrize(
-  ("depth", "initial_value"), [(36, 0.1), (48, 1e-5), (60, 1e-6)]
-)
-def test_layer_scale_starts_by_depth(depth, initial_value):
-  model = ResidualMLP(depth, 4, CLASSES, methods.get("layer_scale"))
-  init = jax.jit(
-    lambda key: model.init(key, IMAGES[:, :2, :2], train=True)["params"]["stack"]
-  )
-  (scale,) = leaves(init(jax.random.key(0)), "scale").values()
-  assert scale.shape == (depth, 4)
-  np.testing.assert_allclose(scale, initial_value, rtol=1e-6)
 
 
 def head(method, **fields):

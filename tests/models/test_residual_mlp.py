@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResidualMLP
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 4, 3, 1)).astype(np.float32)
@@ -61,10 +60,3 @@ def test_fixup_initialization(layers_per_block):
     variance = 2 / 32 * 16 ** (-1 / (layers_per_block - 1))
     error = 5 * np.sqrt(2 / kernel.size)
     np.testing.assert_allclose(np.var(kernel), variance, rtol=error)
-
-
-@pytest.mark.parametrize("field", ["depth", "width", "num_classes", "layers_per_block"])
-def test_sizes_are_positive(field):
-  sizes = {"depth": 2, "width": 2, "num_classes": 2, "layers_per_block": 1}
-  with pytest.raises(UsageError, match=f"{field} is 0: it must be at least 1"):
-    ResidualMLP(method=methods.get("skipinit"), **(sizes | {field: 0}))

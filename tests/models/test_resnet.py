@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResNet
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
@@ -84,23 +83,6 @@ def test_normalizers_of_the_two_versions():
   after = {"norm2", "norm3", "norm4", "projection_norm"}
   assert names(1) == (after, {"stem_norm"})
   assert names(2) == ({"norm1", "norm2", "norm3"}, {"head"})
-
-
-@pytest.mark.parametrize("depth", [18, 34, 51, -50])
-def test_bad_depth(depth):
-  with pytest.raises(UsageError, match=f"depth is {depth}: .*50, 101, 152, 200"):
-    ResNet(depth, 10, methods.get("skipinit"))
-
-
-@pytest.mark.parametrize("version", [0, 3, "2"])
-def test_bad_version(version):
-  with pytest.raises(UsageError, match=rf"Unknown ResNet version {version!r}.*1, 2"):
-    ResNet(50, 10, methods.get("skipinit"), version)
-
-
-def test_bad_number_of_classes():
-  with pytest.raises(UsageError, match="num_classes is 0"):
-    ResNet(50, 0, methods.get("skipinit"))
 
 
 def apply(model, variables, images):

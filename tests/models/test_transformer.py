@@ -172,45 +172,6 @@ def test_branches_keep_the_scale_of_their_input_at_initialization():
   assert 0.25 < second_moment(AttentionBlock(256, num_heads=4)) < 1
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_every_method(name):
-  method = methods.get(name)
-  if name in ("fixup", "fixup_dropout", "nf_resnet"):
-    with pytest.raises(UsageError, match=f"Method '{name}' is not defined for"):
-      network(method)
-    return
-  model = network(method, depth=5, dtype=jnp.bfloat16)
-  keys = dict.fromkeys(("params", "dropout"), jax.random.key(0))
-  logits, variables = jax.eval_shape(
-    lambda: model.init_with_output(keys, IMAGES, train=True)
-  )
-  assert (logits.shape, logits.dtype) == ((3, 3), jnp.float32)
-  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-  paths = {
-    tuple(key.key for key in path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-  }
-  # An attention branch and an MLP branch in each of five layers.
-  scales = [leaf for path, leaf in paths.items() if path[-2:-1] == ("branch_scale",)]
-  assert [leaf.shape[0] for leaf in scales] == [5, 5] * (method.alpha is not None)
-  norms = {path[:-1] for path in paths if "norm" in "".join(path[-2:-1])}
-  if method.output_normalizer is not None:
-    assert norms == {("head", "norm")}
-  elif method.normalizer is None:
-    assert not norms
-  else:
-    block = ("stack", "blocks")
-    assert norms == {
-      (*block, "attention", "norm1"),
-      (*block, "mlp", "norm1"),
-      ("norm",),
-    }
-  biased = {path[:-1] for path in paths if path[-1] == "bias"} - norms
-  layers = {path[:-1] for path in paths if path[-1] == "kernel"}
-  all_but_stem = layers - {("stem",)}
-  assert biased == (all_but_stem if method.use_bias else {("head", "classifier")})
-
-
 def test_alpha_counts_two_branches_a_layer():
   method = dataclasses.replace(methods.get("skipinit"), alpha=float)
   fields = []
@@ -246,36 +207,6 @@ def test_signal_goes_through_both_branches_of_a_layer_in_turn():
 def test_theory_says_that_it_does_not_cover_attention():
   with pytest.raises(UsageError, match="a VisionTransformer also has attention"):
     theory.describe(network(), IMAGES.shape)
-
-
-def test_a_batch_of_any_size_in_one_program():
-  # As `export` writes it.
-  model = network()
-  variables = random_variables(model, IMAGES, train=False)
-  (size,) = jax.export.symbolic_shape("batch")
-  exported = jax.export.export(jax.jit(functools.partial(model.apply, train=False)))(
-    variables, jax.ShapeDtypeStruct((size, 4, 6, 2), jnp.float32)
-  )
-  logits = exported.call(variables, IMAGES[:2])
-  expected = model.apply(variables, IMAGES[:2], train=False)
-  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ("fields", "message"),
-  [
-    ({"depth": 0}, "depth is 0: it must be at least 1."),
-    ({"num_heads": 0}, "num_heads is 0: it must be at least 1."),
-    ({"patch_size": 0}, "patch_size is 0: it must be at least 1."),
-    ({"num_heads": 3}, "width is 8: it is not a multiple of num_heads, which is 3."),
-    ({"method": methods.get("fixup")}, "Method 'fixup' is not defined for a VisionTr"),
-  ],
-)
-def test_network_that_does_not_exist(fields, message):
-  defaults = {"depth": 2, "width": 8, "num_classes": 3}
-  with pytest.raises(UsageError) as error:
-    VisionTransformer(**({"method": methods.get("skipinit")} | defaults | fields))
-  assert str(error.value).startswith(message)
 
 
 def test_patches_that_do_not_fit():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
 from skipinit_jax.models import WideResNet
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -47,22 +46,6 @@ def test_parameters_of_other_methods_by_what_they_add():
   assert count(16, 2, 10, "skipinit_biases") == plain + 6 + biases
   # Five biases and a multiplier a block, two biases around the last activation.
   assert count(16, 2, 10, "fixup") == plain + 6 * 6 + 2
-
-
-@pytest.mark.parametrize(
-  ("depth", "hint"),
-  [(27, "22 or 28"), (28 + 3, "28 or 34"), (4, "10 or 16"), (0, "10"), (-8, "10")],
-)
-def test_depth_must_be_six_n_plus_four(depth, hint):
-  with pytest.raises(UsageError, match=rf"depth is {depth}: .*6 n \+ 4.*{hint}"):
-    WideResNet(depth, 1, 10, methods.get("skipinit"))
-
-
-@pytest.mark.parametrize("field", ["width", "num_classes"])
-def test_sizes_are_positive(field):
-  sizes = {"width": 1, "num_classes": 10} | {field: 0}
-  with pytest.raises(UsageError, match=f"{field} is 0"):
-    WideResNet(depth=16, method=methods.get("skipinit"), **sizes)
 
 
 def test_stages():

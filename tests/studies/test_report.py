@@ -1,7 +1,6 @@
 """What the reports of all studies share."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -20,7 +19,6 @@ from skipinit_jax.studies import (
   make_report,
   print_accuracy,
   regularization_study,
-  write_report,
 )
 from skipinit_jax.training import TrainConfig
 from tests.studies.results import contents_of, run_study, texts
@@ -86,25 +84,6 @@ def test_all_runs():
   # Each run takes 90 seconds.
   text = report.sections[-1].text
   assert text == "24 runs, of which 4 diverged, took 36.0 minutes in all."
-
-
-def test_files_of_a_report(tmp_path):
-  page, *others = write_report(RESULTS, tmp_path / "report")
-  assert page.name == "report.html"
-  names = {path.name for path in others}
-  assert names >= {"accuracy.md", "accuracy_by_depth.png", "rate_curves.png"}
-  assert all(path.stat().st_size for path in others)
-  results = json.loads((page.parent / "results.json").read_text())
-  assert len(results["runs"]) == len(RESULTS.runs)
-
-
-def test_terminal_shows_the_table_and_the_findings(capsys, monkeypatch):
-  monkeypatch.setenv("COLUMNS", "160")
-  print_accuracy(RESULTS)
-  printed = capsys.readouterr().out
-  assert "95.0±0.3, 2^-3" in printed
-  assert "[holds] Batch norm trains at every depth.\n" in printed
-  assert "[cannot tell] SkipInit, α = 0, is at most 0.5 percentage points" in printed
 
 
 STUDIES = {

@@ -66,12 +66,3 @@ def test_terminal(term, monkeypatch):
   assert text.count("a line [that] stays\r\n") == 1
   assert "epoch 3/3, loss nan, accuracy 75.0 %, 2,000 images/s" in text
   assert ("━" in text) == (term != "dumb")
-
-
-def test_disabled_shows_nothing():
-  def run(stream):
-    with Progress(3, 1, stream=stream, enabled=False) as progress:
-      progress.update(3, 1.0, 0.5, 1.0)
-      progress.message("hidden")
-
-  assert run_on_terminal(run) == ""
