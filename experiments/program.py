@@ -172,7 +172,9 @@ def run(main: Program | Callable[[], int | None]) -> None:
       signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       if len(argv) > 1:
-        raise UsageError(f"Unexpected argument {argv[1]!r}: every option is a flag.")
+        # Up to a colon, behind which a database's password may be.
+        shown = argv[1].partition(":")[0]
+        raise UsageError(f"Unexpected argument {shown!r}: every option is a flag.")
       # Libraries log much at absl's default level that means nothing to a user.
       if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)

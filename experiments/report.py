@@ -10,6 +10,7 @@ from absl import flags
 
 from experiments import program, study_program
 from skipinit_jax import document, studies
+from skipinit_jax.errors import UsageError
 
 _WORKDIR = program.define_workdir(
   "a finished study, or its results.json alone, or of a run of experiments.train"
@@ -35,7 +36,23 @@ def main() -> int:
     program.print_report(page)
   else:
     results = studies.read_results(workdir)
-    study_program.print_report(results, output, _FORMATS.value)
+    try:
+      study_program.print_report(results, output, _FORMATS.value)
+    except UsageError:
+      raise
+    except (
+      ArithmeticError,
+      AssertionError,
+      AttributeError,
+      LookupError,
+      TypeError,
+      ValueError,
+    ) as error:
+      # It is not checked whether the numbers of a file belong together.
+      raise UsageError(
+        f"The results in {workdir} are of another version, or were changed "
+        f"({type(error).__name__}: {error}): run the study's command again."
+      ) from error
   return 0
 
 

@@ -38,6 +38,8 @@ LOCK = "lock"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What the system raises where there is no file of a name."""
 
+# A file system's limit is 255 bytes, and searches add to a method's name.
+_MOST_BYTES, _MOST_LETTERS = 200, 200
 _FOLDER = re.compile(r"gs://(?P<bucket>[a-z0-9][\w.-]+)/[^?#*\[\]]*[^?#*\[\]/]/?")
 _SECONDS = 10.0
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
@@ -123,6 +125,39 @@ def cache_path(*names: str) -> pathlib.Path | None:
   """
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return pathlib.Path(base, "skipinit_jax", *names) if os.path.isabs(base) else None
+
+
+def check_name(kind: str, name: Any) -> None:
+  """Raises a UsageError unless a name can be that of a folder.
+
+  Args:
+    kind: what it names, such as "method".
+  """
+  check_title(f"name of a {kind}", name)
+  if re.search(r"^\.|[/\\]", name) or len(name.encode()) > _MOST_BYTES:
+    raise UsageError(
+      f"The name of a {kind} is {name!r}: folders are called by it, so it must not "
+      f"begin with a dot, have a slash, or be longer than {_MOST_BYTES} bytes."
+    )
+
+
+def check_title(what: str, title: Any) -> None:
+  """Raises a UsageError unless a title is one line that every table and figure shows.
+
+  Args:
+    what: what it is, such as "title of a method".
+  """
+  # Figures leave out lines whose names begin with an underscore.
+  if not (
+    isinstance(title, str)
+    and title.isprintable()
+    and 0 < len(title.strip()) == len(title) <= _MOST_LETTERS
+    and not title.startswith("_")
+  ):
+    raise UsageError(
+      f"The {what} is {title!r}: it must be one line of 1 to {_MOST_LETTERS} letters, "
+      "without spaces around it or an underscore in front."
+    )
 
 
 def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:

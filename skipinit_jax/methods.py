@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -20,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import check_name, check_title
 from skipinit_jax.layers import (
   Conv,
   GhostBatchNorm,
@@ -170,13 +172,12 @@ class Method:
 
   def __post_init__(self) -> None:
     for name in ("dropout_rate", "drop_path"):
+      _check_number(name, getattr(self, name))
       if not 0 <= getattr(self, name) < 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
-    if not math.isfinite(self.sum_scale):
-      raise UsageError(f"sum_scale is {self.sum_scale}: it must be finite.")
-    alpha = self.alpha
-    if alpha is not None and not callable(alpha) and not math.isfinite(alpha):
-      raise UsageError(f"alpha is {alpha}: it must be finite.")
+    _check_number("sum_scale", self.sum_scale)
+    if self.alpha is not None and not callable(self.alpha):
+      _check_number("alpha", self.alpha)
 
   @property
   def has_batch_norm(self) -> bool:
@@ -185,7 +186,11 @@ class Method:
 
   def initial_alpha(self, num_blocks: int) -> float | None:
     """Returns alpha at initialization in a network of `num_blocks` blocks."""
-    return self.alpha(num_blocks) if callable(self.alpha) else self.alpha
+    if not callable(self.alpha):
+      return self.alpha
+    alpha = self.alpha(num_blocks)
+    _check_number(f"alpha of {num_blocks} blocks", alpha)
+    return alpha
 
   def block_fields(
     self, *, num_blocks: int, train: bool, dtype: DType, param_dtype: DType
@@ -308,6 +313,12 @@ class Method:
       skip = 1.0 if transition else variances[-1]
       variances.append(self.sum_scale**2 * (skip + growth))
     return tuple(variances[:-1])
+
+
+def _check_number(name: str, value: Any) -> None:
+  # An array of JAX cannot be hashed, as the fields of a module have to be.
+  if not isinstance(value, numbers.Real) or not math.isfinite(value):
+    raise UsageError(f"{name} is {value!r}: it must be a finite number, and no array.")
 
 
 def bind_normalizer(
@@ -459,9 +470,21 @@ def register(method: Method) -> None:
     method: a method with a name of its own.
 
   Raises:
-    UsageError: another method has its name or its title.
+    UsageError: another method has its name or its title, a folder or a figure cannot
+      have them, or a field is of another type.
   """
   global NAMES
+  check_name("method", method.name)
+  check_title("title of a method", method.title)
+  for part in dataclasses.fields(method):
+    value = getattr(method, part.name)
+    is_number = part.name in ("alpha", "resnet_version")
+    is_function = not is_number and (part.default is None or callable(part.default))
+    if is_function and not callable(value) and value is not part.default:
+      raise UsageError(
+        f"{part.name} of method {method.name!r} is {value!r}: it must be a function."
+      )
+  method.initial_alpha(64)
   for known in _METHODS.values():
     for field in ("name", "title"):
       if getattr(known, field) == getattr(method, field):

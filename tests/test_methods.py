@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -138,6 +139,9 @@ def registry(monkeypatch):
   monkeypatch.setattr(methods, "NAMES", methods.NAMES)
 
 
+MINE = {"name": "mine", "title": "Mine"}
+
+
 @pytest.mark.usefixtures("registry")
 def test_register():
   before = methods.NAMES
@@ -155,9 +159,20 @@ def test_register():
   [
     ({"title": "Mine"}, "name is 'skipinit', which is that of another method"),
     ({"name": "mine"}, "title is 'SkipInit, α = 0', which is that of another method"),
+    ({**MINE, "name": "../../../outside"}, "name of a method is '../"),
+    ({**MINE, "name": ""}, "name of a method is ''"),
+    ({**MINE, "name": None}, "name of a method is None"),
+    ({**MINE, "name": "é" * 101}, "name of a method is 'é"),
+    ({**MINE, "name": "mine\n"}, "name of a method is 'mine"),
+    ({**MINE, "title": " "}, "title of a method is ' '"),
+    ({**MINE, "title": "_left out of legends"}, "title of a method is '_"),
+    ({**MINE, "normalizer": "batch"}, "normalizer .* must be a function"),
+    ({**MINE, "alpha": jnp.ones(())}, "alpha is Array.* must be a finite number"),
+    ({**MINE, "alpha": lambda blocks: jnp.ones(())}, "alpha of 64 blocks is Array"),
+    ({**MINE, "sum_scale": "1"}, "sum_scale is '1'"),
   ],
 )
-def test_a_method_needs_a_name_and_a_title_of_its_own(changes, message):
+def test_what_cannot_be_a_method_of_its_own_is_refused(changes, message):
   before = methods.NAMES
   with pytest.raises(UsageError, match=message):
     methods.register(dataclasses.replace(methods.get("skipinit"), **changes))

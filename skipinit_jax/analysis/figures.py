@@ -380,7 +380,8 @@ def _heat_maps(
       )
     figure.colorbar(ScalarMappable(norm, colors), ax=list(row), label=label, pad=0.02)
   for axes, title in zip(panels[0], networks, strict=True):
-    axes.set_title(textwrap.fill(title, 60 // len(networks)), fontsize=10)
+    text = textwrap.fill(title, 60 // len(networks))
+    axes.set_title(text, fontsize=10, parse_math=False)
   for axes in panels.flat:
     axes.tick_params(labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(2 + 6 // len(networks), integer=True))

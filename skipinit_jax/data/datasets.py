@@ -19,7 +19,7 @@ from absl import logging
 
 from skipinit_jax import errors
 from skipinit_jax.data import prepared
-from skipinit_jax.files import cache_path, write_file
+from skipinit_jax.files import cache_path, check_name, write_file
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
@@ -124,11 +124,15 @@ def register(name: str, make: Callable[[], Dataset]) -> None:
     make: returns the data set. It is called once in each process that trains.
 
   Raises:
-    UsageError: another data set has the name.
+    UsageError: another data set has the name, a folder cannot have it, or `make` is no
+      function.
   """
+  check_name("data set", name)
   if name in known_names():
     raise errors.UsageError(f"name is {name!r}, which is that of another data set.")
-  _registered[name] = functools.cache(make)
+  if not callable(make):
+    raise errors.UsageError(f"make is {make!r}: it must be a function.")
+  _registered[name] = functools.cache(functools.partial(_make, name, make))
 
 
 def title(name: str) -> str:
@@ -164,13 +168,11 @@ def load(
 
   Raises:
     UsageError: the name is unknown or that of a streamed set; the set is not prepared
-      in `data_dir`; its files or its cache are damaged; or a registered set has arrays
-      of another type or shape.
+      in `data_dir`; its files or its cache are damaged; or a registered set cannot be
+      made, or has arrays of another type or shape.
   """
   if name in _registered:
-    dataset = _registered[name]()
-    _check(dataset)
-    return dataset
+    return _registered[name]()
   if name not in NAMES:
     raise errors.unknown_name("dataset", name, known_names())
   if name in STREAMED_NAMES:
@@ -195,6 +197,26 @@ def load(
   return dataset
 
 
+def _make(name: str, make: Callable[[], Dataset]) -> Dataset:
+  """Returns what a user's function makes, with arrays of NumPy in place of others."""
+  try:
+    made = make()
+    train, test = (
+      Split(np.asarray(split.images), np.asarray(split.labels))
+      for split in (made.train, made.test)
+    )
+    dataset = dataclasses.replace(made, train=train, test=test)
+    _check(dataset)
+  except errors.UsageError:
+    raise
+  except Exception as error:
+    raise errors.UsageError(
+      f"Data set {name!r} cannot be made: its function raised an error or returned no "
+      f"Dataset ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+    ) from error
+  return dataset
+
+
 def _check(dataset: Dataset) -> None:
   """Raises a UsageError if arrays would not train, or train something else."""
   for title, split in (("train", dataset.train), ("test", dataset.test)):
@@ -214,8 +236,8 @@ def _check(dataset: Dataset) -> None:
         f"labels are {labels.dtype} of shape {labels.shape}, but must be int32 "
         f"[{len(images)}]"
       )
-    elif not len(labels):
-      problem = "there are no examples"
+    elif not images.size:
+      problem = "there are no examples, or images without pixels"
     elif not 0 <= labels.min() <= labels.max() < dataset.num_classes:
       problem = (
         f"labels are {labels.min()} to {labels.max()}, but num_classes is "

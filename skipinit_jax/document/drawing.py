@@ -58,7 +58,7 @@ def new_panels(
     axes.remove()
   panels = panels[: len(titles)]
   for axes, title in zip(panels, titles, strict=True):
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.25)
   figure.supxlabel(x_label, fontsize=10)
   figure.supylabel(y_label, fontsize=10)
@@ -91,13 +91,16 @@ def finish(
   if labels:
     # Inches of the longest label, with its sign.
     column = 0.6 + 0.075 * max(map(len, labels))
-    figure.legend(
+    legend = figure.legend(
       handles=handles,
       loc="outside upper center",
       ncols=max(1, min(len(labels), int(_WIDTH / column))),
       frameon=False,
       fontsize=9,
     )
+    # Users' titles are text: a $ in them is one.
+    for text in legend.get_texts():
+      text.set_parse_math(False)
   for each in figure.axes:
     each.spines[["top", "right"]].set_visible(False)
 

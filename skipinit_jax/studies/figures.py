@@ -53,7 +53,7 @@ def accuracy_bars(
         index = columns.index(search.column)
         center = rows.index(search.row) - 0.42 + (index + 0.5) * bar_width
         _bar(axes, search, center, 0.92 * bar_width, drawing.style(index)["color"])
-    axes.set_xticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(rows)), rows, parse_math=False)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, max(map(len, parts)) - 0.5)
     axes.set_ylim(0, 114)

@@ -60,6 +60,8 @@ from skipinit_jax.training.stop import StopRequest
 
 _POLL_SECONDS = 1.0
 _MAX_ATTEMPTS = 3
+# Of each core.
+_MOST_WORKERS = 16
 # The processes of a command that was killed save before they end.
 _SAVE_SECONDS = 120.0
 
@@ -141,6 +143,8 @@ def _resources(
     num_workers = num_cores() if on_cpu else 1
   if num_workers < 1:
     raise UsageError(f"--workers is {num_workers}: it must be at least 1.")
+  if num_workers > (most := _MOST_WORKERS * num_cores()):
+    raise UsageError(f"--workers is {num_workers}: on these cores at most {most}.")
   if num_workers > 1 and not on_cpu:
     raise UsageError(
       f"--workers is {num_workers}: processes cannot share an accelerator, so it must "

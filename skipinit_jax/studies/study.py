@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from skipinit_jax.document import Figure, Finding, Section
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.files import to_json
+from skipinit_jax.files import check_name, check_title, to_json
 from skipinit_jax.studies.search import SearchConfig, summarize_rates, wanted_runs
 from skipinit_jax.studies.statistics import (
   Optimum,
@@ -19,6 +19,9 @@ from skipinit_jax.studies.statistics import (
 from skipinit_jax.training import TrainConfig
 
 Labels = TypeVar("Labels")
+
+# A database of more would be slow.
+_MOST_RUNS = 100_000
 
 
 class Interrupted(Exception):
@@ -280,7 +283,22 @@ _kinds: dict[str, StudyKind[Any]] = {}
 
 
 def register(kind: StudyKind[Any]) -> None:
-  """Makes a kind of study known, so that its results can be read and reported."""
+  """Makes a kind of study known, so that its results can be read and reported.
+
+  Raises:
+    UsageError: a file cannot have its name, or a field is of another type.
+  """
+  check_name("kind of study", kind.name)
+  if not dataclasses.is_dataclass(kind.labels):
+    raise UsageError(
+      f"labels of {kind.name} is {kind.labels!r}: it must be a dataclass."
+    )
+  for title in kind.header:
+    check_title(f"header of {kind.name}", title)
+  if not (len(kind.header) == 2 and callable(kind.claims) and callable(kind.report)):
+    raise UsageError(
+      f"{kind.name} needs two headers, and functions of claims and report."
+    )
   _kinds[kind.name] = kind
 
 
@@ -299,13 +317,24 @@ def check(study: Study[Any]) -> None:
   """Checks everything that can be checked before the first run.
 
   Raises:
-    UsageError: there is no search, its kind is not known, or a search or a run's
-      configuration is not allowed.
+    UsageError: there is no search, its kind is not known, it asks for too many runs, or
+      a search or a run's configuration is not allowed.
   """
   get_kind(study.name)
   if not study.searches:
     raise UsageError(f"The {study.name} has no runs: name at least one of each list.")
+  # Before anything is built of them.
+  count = sum(
+    len(search.protocol.learning_rates) * search.protocol.num_seeds
+    for search in study.searches
+  )
+  if count > _MOST_RUNS:
+    raise UsageError(f"The {study.name} asks for {count} runs: at most {_MOST_RUNS}.")
   for search in study.searches:
+    for part in search.name.split("/"):
+      check_name("search", part)
+    for title in (search.row, search.column):
+      check_title(f"title of search {search.name}", title)
     search.protocol.validate(search.name)
     # Seeds count up from the configuration's: the last one has to be allowed too.
     last_seed = search.protocol.num_seeds - 1

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -96,6 +97,28 @@ def test_registered_set_is_known_by_its_name_and_made_once(registered):
       registered(name, make_set)
   with pytest.raises(UsageError, match=r"'mode'.*did you mean 'made'"):
     data.load("mode")
+
+
+def test_arrays_of_jax_become_those_of_numpy(registered):
+  images = jnp.asarray(make_set().train.images)
+  registered("made", lambda: make_set(images=images))
+  made = data.load("made")
+  assert type(made.train.images) is np.ndarray
+  np.testing.assert_array_equal(made.train.images, images)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "", ".", None, "a\n"])
+def test_names_that_no_folder_can_have_are_refused(registered, name):
+  with pytest.raises(UsageError, match="name of a data set is"):
+    registered(name, make_set)
+
+
+@pytest.mark.parametrize("made", [lambda: None, lambda: 1 / 0, lambda: make_set])
+def test_a_function_that_makes_no_data_set_is_one_sentence(registered, made):
+  registered("made", made)
+  with pytest.raises(UsageError, match="'made' cannot be made") as error:
+    data.load("made")
+  assert "\n" not in str(error.value)
 
 
 def other_test_shape():

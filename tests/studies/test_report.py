@@ -1,6 +1,7 @@
 """What the reports of all studies share."""
 
 import dataclasses
+import html
 
 import pytest
 
@@ -19,6 +20,7 @@ from skipinit_jax.studies import (
   make_report,
   print_accuracy,
   regularization_study,
+  write_report,
 )
 from skipinit_jax.training import TrainConfig
 from tests.studies.results import contents_of, run_study, texts
@@ -46,6 +48,19 @@ def accuracy(labels, rate, seed):
 
 
 RESULTS = run_study(make_study(num_seeds=2, best_of=2), accuracy)
+
+
+def test_titles_of_users_are_text_in_every_format(tmp_path):
+  name = r"$ & <b> $x_$ | `c` \\\$"
+  study = make_study(num_seeds=2, best_of=2)
+  searches = [
+    dataclasses.replace(each, row=name + each.row, column=name + each.column)
+    for each in study.searches
+  ]
+  study = dataclasses.replace(study, searches=tuple(searches))
+  results = run_study(study, accuracy)
+  page, *_ = write_report(results, tmp_path, ("md", "png", "tex", "pdf"))
+  assert html.escape(name + "Batch norm") in page.read_text()
 
 
 @pytest.mark.parametrize(

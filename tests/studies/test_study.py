@@ -181,6 +181,13 @@ def test_signals_are_kept_only_of_the_runs_that_are_drawn():
     # The first seed is allowed, the second one is not.
     ([make_search("a", seed=2**32 - 1)], "seed is 4294967296"),
     ([make_search("a", depth=0)], "depth is 0"),
+    ([make_search("../../outside")], r"name of a search is '\.\.'"),
+    ([make_search("a//b")], "name of a search is ''"),
+    ([make_search("a\nb")], "name of a search is"),
+    (
+      [make_search("a", dataclasses.replace(PROTOCOL, num_seeds=2**31 - 1))],
+      "asks for 4294967294 runs",
+    ),
   ],
 )
 def test_what_can_be_known_before_the_first_run(searches, words):
