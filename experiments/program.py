@@ -19,6 +19,7 @@ from experiments import help as help_text
 from experiments import start
 from experiments.start import INTERRUPTED_STATUS as INTERRUPTED_STATUS
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import take_as_usual
 from skipinit_jax.files import cache_path
 
 USAGE_ERROR_STATUS = 1
@@ -97,7 +98,7 @@ def define_config(
   """
   global _configs, _default_config
   _configs, _default_config = configs, default
-  config = configs[default]()
+  config = take_as_usual(configs[default]())
   try:
     _check_config_fields(type(config), sys.argv[1:])
   except UsageError as error:
@@ -106,7 +107,7 @@ def define_config(
   def parse(name: Any) -> _Config:
     if name not in configs:
       raise unknown_name("configuration", name, configs)
-    return configs[name]()
+    return take_as_usual(configs[name]())
 
   return config_flags.DEFINE_config_dataclass(
     "config",

@@ -146,6 +146,10 @@ class Method:
       example by example; it grows linearly with depth (stochastic depth, Huang et al.,
       ECCV 2016).
     resnet_version: the version of ResNet that its authors define it for; None: any.
+    kernel_rate_factor: factor on the learning rate of kernels: see
+      `training.parameter_roles`.
+    scale_rate_factor: likewise of scales, such as alpha.
+    bias_rate_factor: likewise of biases.
   """
 
   name: str
@@ -169,6 +173,9 @@ class Method:
   dropout_rate: float = 0.0
   drop_path: float = 0.0
   resnet_version: int | None = None
+  kernel_rate_factor: float = 1.0
+  scale_rate_factor: float = 1.0
+  bias_rate_factor: float = 1.0
 
   def __post_init__(self) -> None:
     for name in ("dropout_rate", "drop_path"):
@@ -178,11 +185,24 @@ class Method:
     _check_number("sum_scale", self.sum_scale)
     if self.alpha is not None and not callable(self.alpha):
       _check_number("alpha", self.alpha)
+    for role, factor in self.rate_factors.items():
+      _check_number(f"{role}_rate_factor", factor)
+      if factor < 0:
+        raise UsageError(f"{role}_rate_factor is {factor}: it must not be negative.")
 
   @property
   def has_batch_norm(self) -> bool:
     """Whether it normalizes by `batch_normalizer`, in blocks or at the output."""
     return batch_normalizer in (self.normalizer, self.output_normalizer)
+
+  @property
+  def rate_factors(self) -> dict[str, float]:
+    """The factors on the learning rate by the roles of parameters."""
+    return {
+      "kernel": self.kernel_rate_factor,
+      "scale": self.scale_rate_factor,
+      "bias": self.bias_rate_factor,
+    }
 
   def initial_alpha(self, num_blocks: int) -> float | None:
     """Returns alpha at initialization in a network of `num_blocks` blocks."""

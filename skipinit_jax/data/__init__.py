@@ -3,6 +3,7 @@
 from skipinit_jax.data import augmentation, in_memory, prepare, streaming
 from skipinit_jax.data.datasets import (
   NAMES,
+  PREPARED_NAMES,
   STREAMED_NAMES,
   Dataset,
   Split,
@@ -15,6 +16,7 @@ from skipinit_jax.data.streaming import StreamedDataset, StreamedSplit
 
 __all__ = [
   "NAMES",
+  "PREPARED_NAMES",
   "STREAMED_NAMES",
   "Dataset",
   "Split",

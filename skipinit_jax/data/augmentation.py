@@ -10,11 +10,31 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 __all__ = [
+  "augment",
   "mixup",
   "normalize",
   "pad_and_crop",
   "random_flip",
 ]
+
+
+def augment(
+  key: jax.Array, images: jax.Array, crop_padding: int, flip: bool
+) -> jax.Array:
+  """Crops and mirrors a batch of images at random.
+
+  Args:
+    images: [batch, height, width, channels], any dtype.
+    crop_padding: see `pad_and_crop`; 0: no crop.
+    flip: whether to mirror: see `random_flip`.
+
+  Returns:
+    Images of the same shape and dtype.
+  """
+  crop_key, flip_key = jax.random.split(key)
+  if crop_padding:
+    images = pad_and_crop(crop_key, images, crop_padding)
+  return random_flip(flip_key, images) if flip else images
 
 
 def normalize(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:

@@ -25,6 +25,11 @@ _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 10
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
+PREPARED_NAMES: tuple[str, ...] = tuple(
+  name for name in (*_NUM_CLASSES, *STREAMED_NAMES) if name != "digits"
+)
+"""The names of the data sets that are read from files of tensorflow-datasets."""
+
 _TITLES = {
   "digits": "scikit-learn's 8x8 digits",
   "fashion_mnist": "Fashion-MNIST",

@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from skipinit_jax import errors
+from skipinit_jax.cores import num_cores
 from skipinit_jax.data import datasets, decode, in_memory, prepared
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
   "StreamedSplit",
   "eval_batches",
   "load",
+  "num_workers",
   "train_batches",
 ]
 
@@ -54,6 +56,7 @@ _PIECES_PER_WORKER = 4
 # in others, which hides the latency of remote storage.
 _DECODING_THREADS = 2
 _READING_THREADS = 16
+_CORES_PER_WORKER = _DECODING_THREADS
 _SHARED_MEMORY = "/dev/shm"
 
 # A part of each random generator's seed: what it is for.
@@ -153,6 +156,13 @@ def load(
     train=StreamedSplit(folder, "train", sizes["train"]),
     test=StreamedSplit(folder, _TEST_SPLIT, sizes[_TEST_SPLIT]),
   )
+
+
+def num_workers(data_workers: int | None) -> int:
+  """Returns how many processes decode on a host; None: one for every two cores."""
+  if data_workers is None:
+    return max(1, num_cores() // _CORES_PER_WORKER)
+  return data_workers
 
 
 def train_batches(

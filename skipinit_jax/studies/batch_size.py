@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skipinit_jax import data, methods
+from skipinit_jax import methods
 from skipinit_jax.data import in_memory
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.errors import UsageError, unknown_name
@@ -84,7 +84,7 @@ def batch_size_study(config: BatchSizeStudyConfig) -> study.Study[BatchSizeLabel
   )
   train = config.train
   train.validate()
-  dataset = data.load(train.dataset, data_dir=train.data_dir)
+  dataset = train.load_dataset()
   num_examples = dataset.train.num_examples
   searches = []
   for budget in config.budgets:
@@ -399,5 +399,6 @@ KIND = study.StudyKind(
   ("batch size", "method"),
   batch_size_claims,
   batch_size_report,
+  batch_size_study,
 )
 study.register(KIND)

@@ -297,5 +297,6 @@ study.register(
     ("network", "α or method"),
     branch_scale_claims,
     branch_scale_report,
+    branch_scale_study,
   )
 )

@@ -1,20 +1,12 @@
 """Checks of a study's configuration that all studies share."""
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.fields import check_types, usual
 from skipinit_jax.training import TrainConfig
-
-_TYPES: dict[type, tuple[type, ...]] = {float: (float, int)}
-_TYPE_NAMES: dict[type, str] = {
-  bool: "True or False",
-  int: "a whole number",
-  float: "a number",
-  str: "a name",
-}
 
 
 def check_config(
@@ -23,8 +15,8 @@ def check_config(
   """Checks what flags leave unchecked in the configuration of a study.
 
   Args:
-    config: a dataclass with defaults. Its lists, training configurations and searches
-      are checked.
+    config: a dataclass with defaults. The types of its fields, its lists, training
+      configurations and searches are checked.
     varied: by each field of a training configuration that the study sets itself, the
       field of `config` to use instead.
     optional: the lists that may be empty.
@@ -32,8 +24,9 @@ def check_config(
   Raises:
     UsageError: a value is not allowed, or a varied field is not at its default.
   """
+  check_types(config)
   check_lists(config, optional=optional)
-  default = type(config)()
+  default = usual(config)
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if isinstance(value, TrainConfig):
@@ -51,27 +44,20 @@ def check_lists(config: Any, name: str = "", *, optional: Sequence[str] = ()) ->
   """Checks the values of a configuration's lists.
 
   Args:
-    config: a dataclass; its lists are its fields of type `tuple`.
+    config: a dataclass; its lists are its tuples.
     name: what to call it in an error; empty: its fields' names say enough.
     optional: the lists that may be empty.
 
   Raises:
-    UsageError: a list is empty, or holds a value twice or of another type.
+    UsageError: a list is empty, or holds a value twice.
   """
   for field in dataclasses.fields(config):
-    if typing.get_origin(field.type) is not tuple:
+    values = getattr(config, field.name)
+    if not isinstance(values, tuple | list):
       continue
     place = f"{name}.{field.name}" if name else field.name
-    values = getattr(config, field.name)
     if not values and field.name not in optional:
       raise UsageError(f"{place} is empty: name at least one.")
-    kind = typing.get_args(field.type)[0]
-    for value in values:
-      # To Python, True is a whole number too.
-      if not isinstance(value, _TYPES.get(kind, kind)) or (
-        isinstance(value, bool) and kind is not bool
-      ):
-        raise UsageError(f"{place} has {value!r}: each must be {_TYPE_NAMES[kind]}.")
     if len(set(values)) < len(values):
       raise UsageError(f"{place} is {values}: it names a value twice.")
 

@@ -377,6 +377,11 @@ def _difference_table(results: Results) -> Table | None:
 
 study.register(
   study.StudyKind(
-    "depth_study", DepthLabels, ("network", "method"), depth_claims, depth_report
+    "depth_study",
+    DepthLabels,
+    ("network", "method"),
+    depth_claims,
+    depth_report,
+    depth_study,
   )
 )

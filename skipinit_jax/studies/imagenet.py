@@ -238,5 +238,6 @@ study.register(
     ("method", "batch size"),
     imagenet_claims,
     imagenet_report,
+    imagenet_study,
   )
 )

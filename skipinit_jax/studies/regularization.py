@@ -183,5 +183,6 @@ study.register(
     ("method", "dropout"),
     regularization_claims,
     regularization_report,
+    regularization_study,
   )
 )

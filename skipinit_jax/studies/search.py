@@ -3,11 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import call, check_types, taken
 from skipinit_jax.studies.checks import check_lists
 from skipinit_jax.studies.statistics import (
   OBJECTIVES,
+  Optimum,
   Outcome,
   RateSummary,
   find_optimum,
@@ -45,8 +48,15 @@ class SearchConfig:
   best_of: int = 5
   objective: str = "test_accuracy"
 
+  def used(self) -> dict[str, Any]:
+    """Returns the fields that have an effect, by name."""
+    unused = frozenset() if self.extend else taken(_rates_beyond)
+    fields = dataclasses.asdict(self)
+    return {name: fields[name] for name in fields if name not in unused}
+
   def validate(self, name: str) -> None:
     """Raises a UsageError that calls the search `name` if a field is not allowed."""
+    check_types(self, name)
     check_lists(self, name)
     rates = self.learning_rates
     if not all(_LOWEST_RATE <= rate <= _HIGHEST_RATE for rate in rates):
@@ -109,7 +119,11 @@ def wanted_runs(
     if not all(run in outcomes for run in wanted):
       return wanted
     summaries = summarize_rates(config, {run: outcomes[run] for run in wanted})
-    more = _rates_beyond(config, summaries, threshold) if config.extend else []
+    more = []
+    if config.extend:
+      best = find_optimum(summaries, config.objective)
+      stable = largest_stable_rate(summaries, threshold)
+      more = call(_rates_beyond, config, summaries, best, stable)
     if not more:
       return wanted
     rates += more
@@ -126,12 +140,15 @@ def summarize_rates(
 
 
 def _rates_beyond(
-  config: SearchConfig, rates: Sequence[RateSummary], threshold: float
+  rates: Sequence[RateSummary],
+  best: Optimum | None,
+  largest_stable: float | None,
+  until_unstable: bool,
+  min_learning_rate: float,
+  max_learning_rate: float,
 ) -> list[float]:
   """Returns the next rates on the sides where the search has to go on."""
   lowest, highest = rates[0], rates[-1]
-  largest_stable = largest_stable_rate(rates, threshold)
-  best = find_optimum(rates, config.objective)
   if best is None or largest_stable is None:
     # Nothing trains: a rate that does may lie on either side, but not beyond one at
     # which the runs already diverge.
@@ -139,11 +156,11 @@ def _rates_beyond(
   else:
     down = best.learning_rate == lowest.learning_rate
     up = best.learning_rate == highest.learning_rate or (
-      config.until_unstable and largest_stable == highest.learning_rate
+      until_unstable and largest_stable == highest.learning_rate
     )
   more = []
-  if down and lowest.learning_rate / 2 >= config.min_learning_rate:
+  if down and lowest.learning_rate / 2 >= min_learning_rate:
     more.append(lowest.learning_rate / 2)
-  if up and highest.learning_rate * 2 <= config.max_learning_rate:
+  if up and highest.learning_rate * 2 <= max_learning_rate:
     more.append(highest.learning_rate * 2)
   return more

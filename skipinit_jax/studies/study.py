@@ -1,12 +1,14 @@
 """A study as data: kinds of studies, what they search, and what the runs came to."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from skipinit_jax.document import Figure, Finding, Section
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import take_as_usual, unusual
 from skipinit_jax.files import check_name, check_title, to_json
 from skipinit_jax.studies.search import SearchConfig, summarize_rates, wanted_runs
 from skipinit_jax.studies.statistics import (
@@ -71,9 +73,17 @@ class Search(Generic[Labels]):
 
   def run_config(self, learning_rate: float, seed: int) -> TrainConfig:
     """Returns the configuration of one run; seeds count from 0."""
-    return dataclasses.replace(
+    config = dataclasses.replace(
       self.config, learning_rate=learning_rate, seed=self.config.seed + seed
     )
+    # What one search does not use another may, and the study is asked for both.
+    return take_as_usual(config)
+
+  @property
+  def effect(self) -> tuple[Any, ...]:
+    """All that it comes from: equal searches have equal results."""
+    names = self.name, self.row, self.column, self.labels
+    return *names, self.config.used(), self.protocol.used()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +280,8 @@ class StudyKind(Generic[Labels]):
     header: what the rows and the columns of its table are.
     claims: checks what the study is about on its results.
     report: returns its own part of the report.
+    make: returns the study of a configuration. With it, a field of the configuration
+      that has no effect on the searches is an error.
   """
 
   name: str
@@ -277,6 +289,7 @@ class StudyKind(Generic[Labels]):
   header: tuple[str, str]
   claims: Callable[[StudyResults[Labels]], list[Finding]]
   report: Callable[[StudyResults[Labels]], StudyReport]
+  make: Callable[[Any], Study[Labels]] | None = None
 
 
 _kinds: dict[str, StudyKind[Any]] = {}
@@ -317,10 +330,11 @@ def check(study: Study[Any]) -> None:
   """Checks everything that can be checked before the first run.
 
   Raises:
-    UsageError: there is no search, its kind is not known, it asks for too many runs, or
-      a search or a run's configuration is not allowed.
+    UsageError: there is no search, its kind is not known, it asks for too many runs, a
+      search or a run's configuration is not allowed, or a field of the study's has no
+      effect.
   """
-  get_kind(study.name)
+  kind = get_kind(study.name)
   if not study.searches:
     raise UsageError(f"The {study.name} has no runs: name at least one of each list.")
   # Before anything is built of them.
@@ -344,6 +358,23 @@ def check(study: Study[Any]) -> None:
   for name in names:
     if names.count(name) > 1:
       raise UsageError(f"The {study.name} would run {name} twice: name it once.")
+  if kind.make is not None:
+    _check_effects(study, kind.make)
+
+
+def _check_effects(study: Study[Any], make: Callable[[Any], Study[Any]]) -> None:
+  """Raises a UsageError for a field that could as well have its usual value."""
+  effects = [search.effect for search in study.searches]
+  for name, changed in unusual(study.config):
+    try:
+      searches = make(changed).searches
+    except UsageError:
+      continue
+    if [search.effect for search in searches] == effects:
+      value = functools.reduce(getattr, name.split("."), study.config)
+      raise UsageError(
+        f"{name} is {value!r}, which changes no run of this study: leave it out."
+      )
 
 
 def missing_runs(

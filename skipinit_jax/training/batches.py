@@ -10,16 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from skipinit_jax import data
-from skipinit_jax.cores import num_cores
 from skipinit_jax.data import augmentation, in_memory, streaming
+from skipinit_jax.fields import call
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import batch_sharding, replicated
 from skipinit_jax.training.state import TrainState
 from skipinit_jax.training.step import Batch
 
 _EVAL_BATCH_SIZE = 512
-# Each worker process decodes with two threads.
-_CORES_PER_WORKER = 2
 
 
 class BatchSource(abc.ABC):
@@ -98,11 +96,7 @@ class _InMemory(BatchSource):
     return batch_of
 
   def _augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
-    crop_key, flip_key = jax.random.split(key)
-    if self._config.crop_padding:
-      images = augmentation.pad_and_crop(crop_key, images, self._config.crop_padding)
-    if self._config.flip:
-      images = augmentation.random_flip(flip_key, images)
+    images = call(augmentation.augment, self._config, key, images)
     return augmentation.normalize(images, self._dataset.mean, self._dataset.std)
 
   def data_shapes(self) -> in_memory.DeviceSplit:
@@ -123,13 +117,10 @@ class _Streamed(BatchSource):
     self._dataset = dataset
     self._mesh = mesh
     processes = sorted({device.process_index for device in mesh.devices.flat})
-    workers = config.data_workers
-    if workers is None:
-      workers = max(1, num_cores() // _CORES_PER_WORKER)
     self._reading: dict[str, int] = {
       "process_index": processes.index(jax.process_index()),
       "process_count": len(processes),
-      "num_workers": workers,
+      "num_workers": call(streaming.num_workers, config),
     }
     self._stream: Generator[Any, None, None] | None = None
     # The batch that was read last, and the step that it is for.

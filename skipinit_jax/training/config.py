@@ -10,27 +10,24 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 
 from skipinit_jax import data, methods
+from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import call, check_types, taken, unusual
 from skipinit_jax.files import to_json
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
+from skipinit_jax.training.optimizer import ROLES, heavy_ball, weight_decay
+from skipinit_jax.training.schedules import SCHEDULES
 
 Network: TypeAlias = WideResNet | ResNet | ResidualMLP | VisionTransformer
 
-# Each network's class, the fields that it takes beside depth and what all take, and its
-# name for people.
-_NETWORKS: dict[str, tuple[Any, tuple[str, ...], str]] = {
-  "wide_resnet": (WideResNet, ("width",), "Wide-ResNet"),
-  "resnet": (ResNet, ("version", "symmetric_padding"), "ResNet"),
-  "residual_mlp": (ResidualMLP, ("width", "layers_per_block"), "MLP"),
-  "vision_transformer": (
-    VisionTransformer,
-    ("width", "patch_size", "num_heads"),
-    "Vision Transformer",
-  ),
+# Each network's class, which takes the fields that it names, and its name for people.
+_NETWORKS: dict[str, tuple[Any, str]] = {
+  "wide_resnet": (WideResNet, "Wide-ResNet"),
+  "resnet": (ResNet, "ResNet"),
+  "residual_mlp": (ResidualMLP, "MLP"),
+  "vision_transformer": (VisionTransformer, "Vision Transformer"),
 }
 MODELS: tuple[str, ...] = tuple(_NETWORKS)
-SCHEDULES: tuple[str, ...] = ("halving", "cosine", "constant", "exponential")
-ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
 _CHANGEABLE = (
   "data_dir",
   "data_workers",
@@ -97,14 +94,17 @@ class TrainConfig:
       other; normalization sees one part at a time.
     epochs: passes over the training set.
     learning_rate: the schedule's highest rate.
+    kernel_rate_factor: factor on the learning rate of kernels; None: the method's own.
+    scale_rate_factor: likewise of scales: normalizers', alpha, standardized weights'.
+    bias_rate_factor: likewise of every kind of bias.
     momentum: heavy-ball momentum.
     nesterov: whether momentum is Nesterov's.
     l2: coefficient of the L2 penalty `l2/2 |w|^2`, added to the gradient.
     l2_exempt: roles of parameters without L2: kernel, scale or bias.
     clip_norm: largest global norm of the gradient; None: no clipping.
     adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but
-      for the classifier (Brock et al., ICML 2021, which uses 0.01 for batches of 4096
-      and more for smaller ones); None: no clipping.
+      for the classifier, scalars and what starts at zero (Brock et al., ICML 2021,
+      which uses 0.01 for batches of 4096 and more for smaller ones); None: no clipping.
     label_smoothing: share of each training label that all classes get alike.
     mixup: concentration of the Beta distribution by which each batch's images and
       labels are mixed (Zhang et al., ICLR 2018); 0: none are.
@@ -113,7 +113,7 @@ class TrainConfig:
     schedule: halving, cosine, constant or exponential.
     constant_epochs: epochs before the first halving.
     halve_every_epochs: epochs between halvings.
-    warmup_epochs: epochs of linear warm-up, of cosine.
+    warmup_epochs: epochs in which the rate also grows linearly from zero.
     growth_per_epoch: factor on the rate per epoch, of exponential.
     seed: seed of initialization, shuffling, augmentation and dropout.
     eval_every_epochs: epochs between evaluations on the test set.
@@ -157,6 +157,9 @@ class TrainConfig:
   accumulation_steps: int = 1
   epochs: int = 10
   learning_rate: float = 2**-5
+  kernel_rate_factor: float | None = None
+  scale_rate_factor: float | None = None
+  bias_rate_factor: float | None = None
   momentum: float = 0.9
   nesterov: bool = False
   l2: float = 5e-4
@@ -180,12 +183,12 @@ class TrainConfig:
   @property
   def model_title(self) -> str:
     """The name of the kind of network for people."""
-    return _NETWORKS[self.model][2]
+    return _NETWORKS[self.model][1]
 
   @property
   def network_title(self) -> str:
     """The name of the network for people, such as "Wide-ResNet 16-1"."""
-    has_width = "width" in _NETWORKS[self.model][1]
+    has_width = "width" in taken(_NETWORKS[self.model][0])
     size = f"-{self.width}" if has_width else f" v{self.version}"
     return f"{self.model_title} {self.depth}{size}"
 
@@ -198,8 +201,56 @@ class TrainConfig:
     fields = dataclasses.asdict(self)
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
+  def _takers(self) -> dict[str, tuple[str, dict[str, tuple[Any, ...]]]]:
+    """Returns what takes fields, where another field chooses who does.
+
+    A field that none of them takes has an effect in any case.
+
+    Returns:
+      By the name of the field that chooses: what is chosen, and by each choice what
+      then takes fields: functions and classes, by their parameters.
+    """
+    return {
+      "dataset": (
+        self.dataset,
+        {name: _data_takers(name) for name in data.known_names()},
+      ),
+      "model": (self.model, {name: (_NETWORKS[name][0],) for name in MODELS}),
+      "schedule": (self.schedule, {name: (SCHEDULES[name],) for name in SCHEDULES}),
+      "l2": ("above 0" if self.l2 else "0", {"above 0": (weight_decay,)}),
+      "momentum": ("above 0" if self.momentum else "0", {"above 0": (heavy_ball,)}),
+    }
+
+  def unused(self) -> dict[str, str]:
+    """Returns the fields without effect here, with what they are for, in words."""
+    takers = self._takers()
+    used: set[str] = {*takers}
+    users: dict[str, dict[str, list[str]]] = {}
+    for field, (chosen, choices) in takers.items():
+      for choice, parts in choices.items():
+        for name in frozenset().union(*map(taken, parts)):
+          users.setdefault(name, {}).setdefault(field, []).append(choice)
+          if choice == chosen:
+            used.add(name)
+    return {
+      field.name: " and ".join(
+        f"for {choice} {' or '.join(choices)}, not for {getattr(self, choice)!r}"
+        for choice, choices in users[field.name].items()
+      )
+      for field in dataclasses.fields(self)
+      if field.name in users and field.name not in used
+    }
+
+  def used(self) -> dict[str, Any]:
+    """Returns the fields that have an effect, by name."""
+    unused = self.unused()
+    fields = dataclasses.asdict(self)
+    return {name: fields[name] for name in fields if name not in unused}
+
   def validate(self, num_devices: int = 1) -> None:
     """Checks the fields and that the batch divides.
+
+    A field without effect must have its usual value: see `fields.take_as_usual`.
 
     Args:
       num_devices: devices that share a batch.
@@ -207,6 +258,7 @@ class TrainConfig:
     Raises:
       UsageError: a field's value is not allowed.
     """
+    check_types(self)
     for name, known in {
       "dataset": data.known_names(),
       "model": MODELS,
@@ -220,7 +272,8 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
-    for name, value in vars(self).items():
+    for name in (field.name for field in dataclasses.fields(self)):
+      value = getattr(self, name)
       if isinstance(value, int) and value >= 2**31 and name != "seed":
         raise UsageError(f"{name} is {value}: it must be below 2^31.")
       if name in _COUNTS and value is not None and value < 1:
@@ -231,7 +284,7 @@ class TrainConfig:
         raise UsageError(f"{name} is 0: it must be above 0.")
     if self.seed >= 2**32:
       raise UsageError(f"seed is {self.seed}: it must be below 2^32.")
-    if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+    if self.warmup_epochs >= self.epochs:
       raise UsageError(
         f"warmup_epochs is {self.warmup_epochs}: it must be below epochs, which is "
         f"{self.epochs}."
@@ -239,29 +292,15 @@ class TrainConfig:
     for name in _BELOW_ONE:
       if (getattr(self, name) or 0) >= 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be below 1.")
-    self._validate_data()
-    if self.symmetric_padding and self.model != "resnet":
-      raise UsageError(
-        "symmetric_padding is True: it is a choice of model 'resnet', not of "
-        f"{self.model!r}."
-      )
+    unused = self.unused()
+    for name, _ in unusual(self):
+      if name in unused:
+        raise UsageError(
+          f"{name} is {getattr(self, name)}: it is {unused[name]}, so it must be left "
+          "out."
+        )
     self.make_method()
     self._validate_batch(num_devices)
-
-  def _validate_data(self) -> None:
-    streamed = self.dataset in data.STREAMED_NAMES
-    if streamed and (self.crop_padding or self.flip):
-      name = "crop_padding" if self.crop_padding else "flip"
-      raise UsageError(
-        f"{name} is {getattr(self, name)}: images of {self.dataset!r} are cropped and "
-        "flipped at random in any case, so it must be left out."
-      )
-    for name in ("image_size", "data_workers"):
-      if not streamed and getattr(self, name) is not None:
-        raise UsageError(
-          f"{name} is {getattr(self, name)}: it is for the data sets "
-          f"{' and '.join(data.STREAMED_NAMES)}, not for {self.dataset!r}."
-        )
 
   def load_dataset(self) -> data.Dataset | data.StreamedDataset:
     """Returns the data set, from local files.
@@ -269,10 +308,10 @@ class TrainConfig:
     Raises:
       UsageError: it is not there, or damaged.
     """
-    if self.dataset not in data.STREAMED_NAMES:
-      return data.load(self.dataset, data_dir=self.data_dir)
-    size = {} if self.image_size is None else {"image_size": self.image_size}
-    return data.streaming.load(self.dataset, data_dir=self.data_dir, **size)
+    dataset: data.Dataset | data.StreamedDataset = call(
+      _data_takers(self.dataset)[0], self, self.dataset
+    )
+    return dataset
 
   def _validate_batch(self, num_devices: int) -> None:
     part, rest = divmod(self.batch_size, self.accumulation_steps)
@@ -323,9 +362,12 @@ class TrainConfig:
           "no alpha: set it."
         )
       method = dataclasses.replace(method, learnable_alpha=self.learnable_alpha)
-    if self.use_bias is not None:
-      method = dataclasses.replace(method, use_bias=self.use_bias)
-    for name in ("dropout_rate", "drop_path"):
+    for name in (
+      "use_bias",
+      "dropout_rate",
+      "drop_path",
+      *(f"{role}_rate_factor" for role in ROLES),
+    ):
       if getattr(self, name) is not None:
         method = dataclasses.replace(method, **{name: getattr(self, name)})
     if self.ghost_batch_size is not None:
@@ -340,17 +382,37 @@ class TrainConfig:
     """
     if self.model not in _NETWORKS:
       raise unknown_name("model", self.model, MODELS)
-    network, names, _ = _NETWORKS[self.model]
-    made: Network = network(
-      **{name: getattr(self, name) for name in ("depth", *names)},
+    made: Network = call(
+      _NETWORKS[self.model][0],
+      self,
       num_classes=num_classes,
       method=self.make_method(),
-      scan=self.scan,
-      remat=self.remat,
       dtype=jnp.dtype(self.dtype),
       param_dtype=jnp.dtype(self.param_dtype),
     )
     return made
+
+
+def _load_streamed(
+  name: str, data_dir: str | None, image_size: int | None
+) -> data.StreamedDataset:
+  size = {} if image_size is None else {"image_size": image_size}
+  return streaming.load(name, data_dir=data_dir, **size)
+
+
+def _load_prepared(name: str, data_dir: str | None) -> data.Dataset:
+  return data.load(name, data_dir=data_dir)
+
+
+def _load(name: str) -> data.Dataset:
+  return data.load(name, data_dir=None)
+
+
+def _data_takers(name: str) -> tuple[Any, ...]:
+  """Returns the loader of a data set, and what else takes fields for it."""
+  if name in data.STREAMED_NAMES:
+    return _load_streamed, streaming.num_workers
+  return _load_prepared if name in data.PREPARED_NAMES else _load, augmentation.augment
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

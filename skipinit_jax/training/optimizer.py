@@ -1,18 +1,25 @@
-"""The optimizer: SGD with momentum and L2 by parameter role."""
+"""The optimizer: SGD with momentum, L2 and rates by parameter role."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from skipinit_jax.fields import call
 from skipinit_jax.models.depth import is_stacked
-from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.schedules import make_schedule
 
+if TYPE_CHECKING:
+  from skipinit_jax.training.config import TrainConfig
+
+ROLES: tuple[str, ...] = ("kernel", "scale", "bias")
 _SCALES = ("scale", "alpha")
 _CLASSIFIER = "classifier"
+# Below this norm, `optax.adaptive_grad_clip` clips by this norm instead.
+_SMALL = 1e-3
 
 
 def parameter_roles(params: chex.ArrayTree) -> Any:
@@ -32,29 +39,73 @@ def parameter_roles(params: chex.ArrayTree) -> Any:
 
 
 def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
-  """`optax.adaptive_grad_clip` of all layers but the classifier, block by block.
+  """`optax.adaptive_grad_clip` of what has a size to compare the gradient with.
 
   Brock et al. (ICML 2021), section 4: the last linear layer is not clipped. Here it is
-  what is called `classifier`. Parameters of a scanned stack have an axis over the
-  blocks, which is no part of any unit.
+  what is called `classifier`. Scalars, and parameters that start at zero or close to
+  it, are not clipped either: SkipInit's alpha, Fixup's last layers, biases. What is
+  allowed is in proportion to the parameter, and would keep these where they start.
+
+  Parameters of a scanned stack have an axis over the blocks, which is no part of any
+  unit.
 
   Args:
     clipping: largest ratio of a unit's gradient norm to its parameter norm.
   """
-  clip = optax.adaptive_grad_clip(clipping)
+  clip = optax.adaptive_grad_clip(clipping, eps=_SMALL)
 
-  def clip_leaf(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> Any:
-    def clip_block(update: jax.Array, param: jax.Array) -> Any:
-      return clip.update(update, clip.init(param), param)[0]
+  def init(params: chex.ArrayTree) -> Any:
+    """Returns which parameters are not clipped, block by block."""
 
-    if any(key.key == _CLASSIFIER for key in path):
-      return update
-    return (jax.vmap(clip_block) if is_stacked(path) else clip_block)(update, param)
+    def is_exempt(path: tuple[Any, ...], param: jax.Array) -> jax.Array:
+      num_axes = 1 if is_stacked(path) else 0
+      axes = tuple(range(num_axes, param.ndim))
+      if not axes or any(key.key == _CLASSIFIER for key in path):
+        return jnp.ones(param.shape[:num_axes], bool)
+      return jnp.sqrt(jnp.sum(jnp.square(param), axes)) < _SMALL
 
-  def clip_tree(updates: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
-    return jax.tree.map_with_path(clip_leaf, updates, params)
+    return jax.tree.map_with_path(is_exempt, params)
 
-  return optax.stateless(clip_tree)
+  def update(updates: chex.ArrayTree, exempt: Any, params: Any) -> Any:
+    def clip_leaf(
+      path: tuple[Any, ...], update: jax.Array, exempt: jax.Array, param: jax.Array
+    ) -> Any:
+      def clip_block(update: jax.Array, exempt: jax.Array, param: jax.Array) -> Any:
+        clipped, _ = clip.update(update, clip.init(param), param)
+        return jnp.where(exempt, update, clipped)
+
+      clip_all = jax.vmap(clip_block) if is_stacked(path) else clip_block
+      return clip_all(update, exempt, param)
+
+    return jax.tree.map_with_path(clip_leaf, updates, exempt, params), exempt
+
+  return optax.GradientTransformation(init, update)
+
+
+def weight_decay(l2: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
+  """Adds the gradient of `l2/2 |w|^2`, but for parameters of exempt roles."""
+
+  def has_l2(params: Any) -> Any:
+    return jax.tree.map(lambda role: role not in l2_exempt, parameter_roles(params))
+
+  return optax.add_decayed_weights(l2, mask=has_l2)
+
+
+def scale_by_role(factors: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies each parameter's step by its role's factor."""
+
+  def scale(updates: Any, params: Any) -> Any:
+    del params
+    return jax.tree.map(
+      lambda update, role: update * factors[role], updates, parameter_roles(updates)
+    )
+
+  return optax.stateless(scale)
+
+
+def heavy_ball(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+  """Accumulates the gradient with momentum, as PyTorch's SGD does."""
+  return optax.trace(decay=momentum, nesterov=nesterov)
 
 
 class AveragedParams(NamedTuple):
@@ -91,14 +142,15 @@ def average_params(ema_decay: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-  config: TrainConfig,
+  config: "TrainConfig",
   steps_per_epoch: int,
   learning_rate: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
   """Returns the configured optimizer.
 
   The gradient is clipped, then L2 is added to it, then momentum accumulates it, as
-  in PyTorch's SGD. The highest rate is part of the optimizer's state: runs that
+  in PyTorch's SGD; last come the rate and the factor of each parameter's role. The
+  highest rate is part of the optimizer's state: runs that
   differ in it share one compiled program.
 
   Args:
@@ -107,21 +159,20 @@ def make_optimizer(
   """
   if learning_rate is None:
     learning_rate = config.learning_rate
-
-  def has_l2(params: Any) -> Any:
-    roles = parameter_roles(params)
-    return jax.tree.map(lambda role: role not in config.l2_exempt, roles)
-
   transformations = []
   if config.clip_norm is not None:
     transformations.append(optax.clip_by_global_norm(config.clip_norm))
   if config.adaptive_clip is not None:
     transformations.append(adaptive_grad_clip(config.adaptive_clip))
+  factors = config.make_method().rate_factors
+  # Without a factor, the state is as it was before there were any.
+  by_role = [scale_by_role(factors)] if {*factors.values()} != {1.0} else []
   return optax.chain(
     *transformations,
-    optax.add_decayed_weights(config.l2, mask=has_l2),
-    optax.trace(decay=config.momentum, nesterov=config.nesterov),
+    call(weight_decay, config),
+    call(heavy_ball, config),
     optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
     optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
+    *by_role,
     *([] if config.ema_decay is None else [average_params(config.ema_decay)]),
   )

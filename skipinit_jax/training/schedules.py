@@ -1,20 +1,44 @@
 """Learning-rate schedules, relative to their highest rate."""
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
 import jax.numpy as jnp
 import optax
 
 from skipinit_jax.errors import unknown_name
-from skipinit_jax.training.config import SCHEDULES, TrainConfig
+from skipinit_jax.fields import call
+
+if TYPE_CHECKING:
+  from skipinit_jax.training.config import TrainConfig
 
 
-def halving(constant_steps: float, halve_every_steps: float) -> optax.Schedule:
+class Steps(NamedTuple):
+  """The steps of a run.
+
+  Attributes:
+    per_epoch: in an epoch.
+    warmup: in which the rate rises from zero.
+    total: in all epochs.
+  """
+
+  per_epoch: int
+  warmup: int
+  total: int
+
+
+def halving(
+  steps: Steps, constant_epochs: float, halve_every_epochs: float
+) -> optax.Schedule:
   """Constant, then halved again and again: our reading of the paper's schedule.
 
-  The first halving is after `constant_steps`.
+  The first halving is after `constant_epochs`.
 
   Returns:
     The schedule: 1, then 1/2, 1/4, ...
   """
+  constant_steps = constant_epochs * steps.per_epoch
+  halve_every_steps = halve_every_epochs * steps.per_epoch
 
   def schedule(count: jnp.ndarray) -> jnp.ndarray:
     halvings = 1 + jnp.floor((count - constant_steps) / halve_every_steps)
@@ -23,30 +47,48 @@ def halving(constant_steps: float, halve_every_steps: float) -> optax.Schedule:
   return schedule
 
 
-def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+def cosine(steps: Steps) -> optax.Schedule:
+  """Half a cosine from 1, where the warm-up ends, to 0 at the end of the run."""
+  decay = optax.cosine_decay_schedule(1.0, steps.total - steps.warmup)
+  return lambda count: decay(jnp.maximum(count - steps.warmup, 0))
+
+
+def constant(steps: Steps) -> optax.Schedule:
+  """Always 1."""
+  del steps
+  return optax.constant_schedule(1.0)
+
+
+def exponential(steps: Steps, growth_per_epoch: float) -> optax.Schedule:
+  """Starts at 1 and grows (Li & Arora, ICLR 2020) or decays."""
+  return optax.exponential_decay(1.0, steps.per_epoch, growth_per_epoch)
+
+
+# Beside the steps, each takes the fields of the configuration that it names.
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
+  "halving": halving,
+  "cosine": cosine,
+  "constant": constant,
+  "exponential": exponential,
+}
+
+
+def make_schedule(config: "TrainConfig", steps_per_epoch: int) -> optax.Schedule:
   """Returns the configured schedule, of step number, with highest value 1.
 
-  "exponential" starts at 1 and grows (Li & Arora, ICLR 2020) or decays.
+  A warm-up multiplies any schedule by what grows linearly from 0 to 1. The schedule
+  does not wait for its end, but for the cosine, which begins there.
 
   Raises:
     UsageError: the schedule is unknown.
   """
-  if config.schedule == "halving":
-    return halving(
-      config.constant_epochs * steps_per_epoch,
-      config.halve_every_epochs * steps_per_epoch,
-    )
-  if config.schedule == "cosine":
-    total_steps = config.epochs * steps_per_epoch
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    return optax.warmup_cosine_decay_schedule(
-      init_value=0.0,
-      peak_value=1.0,
-      warmup_steps=min(warmup_steps, total_steps - 1),
-      decay_steps=total_steps,
-    )
-  if config.schedule == "constant":
-    return optax.constant_schedule(1.0)
-  if config.schedule == "exponential":
-    return optax.exponential_decay(1.0, steps_per_epoch, config.growth_per_epoch)
-  raise unknown_name("schedule", config.schedule, SCHEDULES)
+  if config.schedule not in SCHEDULES:
+    raise unknown_name("schedule", config.schedule, SCHEDULES)
+  total = config.epochs * steps_per_epoch
+  warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+  steps = Steps(steps_per_epoch, warmup, total)
+  schedule: optax.Schedule = call(SCHEDULES[config.schedule], config, steps)
+  if not warmup:
+    return schedule
+  rise = optax.linear_schedule(0.0, 1.0, warmup)
+  return lambda count: rise(count) * schedule(count)

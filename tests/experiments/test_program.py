@@ -32,6 +32,7 @@ def test_help_shows_every_field_with_its_value(run_program):
     (["--workdir=x", "--config.epochs=ten"], "--config.epochs=ten: invalid literal"),
     (["--workdir=x", "--config.method=batchnorm"], "(did you mean 'batch_norm'?)"),
     (["--workdir=x", "--config.depth=17"], "depth is 17"),
+    (["--workdir=x", "--config.version=1"], "version is 1: it is for model resnet"),
     (["--workdir="], "flag --workdir=: it is empty"),
     ([], "The flag --workdir is missing"),
     (["--workdir=/dev/null/run"], "The workdir /dev/null/run "),

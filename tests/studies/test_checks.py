@@ -14,6 +14,7 @@ from experiments import (
 )
 from skipinit_jax import data, studies
 from skipinit_jax.errors import UsageError
+from skipinit_jax.fields import take_as_usual
 from skipinit_jax.studies import SearchConfig
 from skipinit_jax.studies.checks import check_config
 from skipinit_jax.studies.study import check
@@ -52,6 +53,9 @@ def test_good_configurations():
     ({"depths": (10, 10)}, "depths is (10, 10): it names a value twice."),
     ({"alphas": (0, 0.0)}, "alphas is (0, 0.0): it names a value twice."),
     ({"depths": (8.5,)}, "depths has 8.5: each must be a whole number."),
+    ({"depths": 10}, "depths is 10: it must be a tuple."),
+    ({"train": {"width": 4}}, "train is {'width': 4}: it must be a TrainConfig."),
+    ({"search": SearchConfig(num_seeds=2.5)}, "search.num_seeds is 2.5: it must be a"),
     ({"depths": (True,)}, "depths has True: each must be a whole number."),
     ({"learnable": (1,)}, "learnable has 1: each must be True or False."),
     (
@@ -134,6 +138,48 @@ def test_bad_configuration_is_one_sentence(kind, changes, words):
     check(make_study(dataclasses.replace(config, **changes)))
 
 
+def replaced(config, path, value):
+  """Returns a configuration with another value of a field, by its dotted name."""
+  name, _, rest = path.partition(".")
+  if rest:
+    value = replaced(getattr(config, name), rest, value)
+  return dataclasses.replace(config, **{name: value})
+
+
+@pytest.mark.parametrize(
+  ("kind", "changes"),
+  [
+    (DEPTH, {"residual_mlp_search.num_seeds": 8}),
+    (DEPTH, {"residual_mlp.width": 8}),
+    (DEPTH, {"wide_resnet.schedule": "cosine", "wide_resnet.constant_epochs": 3.0}),
+    (
+      DEPTH,
+      {"wide_resnet_search.extend": False}
+      | {"wide_resnet_search.max_learning_rate": 4.0},
+    ),
+    (BATCH_SIZE, {"methods": ("skipinit",), "ghost_batch_size": 32}),
+    (BRANCH_SCALE, {"train.depth": 40}),
+    (IMAGENET, {"methods": ("fixup",), "train.version": 1}),
+  ],
+)
+def test_field_without_effect(kind, changes):
+  make_study, config = kind
+  for path, value in changes.items():
+    config = replaced(config, path, value)
+  with pytest.raises(UsageError) as error:
+    check(make_study(config))
+  # The last change is the one that the others, or the study, leave without effect.
+  assert str(error.value).startswith(f"{path} is {value!r}, which changes no run ")
+  # A named configuration may say it.
+  check(make_study(take_as_usual(config)))
+
+
+def test_field_with_an_effect_on_some_runs():
+  make_study, config = DEPTH
+  # Another search of the study has no L2.
+  check(make_study(replaced(config, "wide_resnet.l2_exempt", ("bias",))))
+
+
 PROGRAMS = {
   depth_study: studies.depth_study,
   batch_size_study: studies.batch_size_study,
@@ -145,7 +191,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_preset_can_be_run(program, monkeypatch):
-  def load(dataset, data_dir):
+  def load(dataset, data_dir=None):
     # The real sizes, without the files.
     sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
     return types.SimpleNamespace(

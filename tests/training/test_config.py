@@ -3,12 +3,15 @@
 import dataclasses
 import math
 import re
+import typing
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from skipinit_jax import data, methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.fields import take_as_usual
 from skipinit_jax.layers import GhostBatchNorm
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training import config as config_lib
@@ -98,13 +101,7 @@ def test_numbers_are_finite_and_not_negative(name, value):
     ),
     (
       1,
-      {"model": "wide_resnet", "symmetric_padding": True},
-      "symmetric_padding is True: it is a choice of model 'resnet', not of "
-      "'wide_resnet'.",
-    ),
-    (
-      1,
-      {"schedule": "cosine", "epochs": 3, "warmup_epochs": 3.0},
+      {"epochs": 3, "warmup_epochs": 3.0},
       "warmup_epochs is 3.0: it must be below epochs, which is 3.",
     ),
     (
@@ -164,8 +161,9 @@ def test_fields_that_do_not_fit(num_devices, fields, message):
     # The bounds themselves.
     (1, {"learning_rate": 0.0, "momentum": 0.0, "l2": 0, "dropout_rate": 0.0}),
     (1, {"seed": 2**32 - 1, "checkpoint_every_seconds": 0}),
-    # Another schedule has no warm-up.
-    (1, {"warmup_epochs": 1e9}),
+    (1, {"epochs": 3, "warmup_epochs": 2.9}),
+    # A list is what JSON keeps of a tuple.
+    (1, {"l2": 0.0, "l2_exempt": []}),
     (2, {"batch_size": 32, "ghost_batch_size": 8}),
     # Whole devices form a ghost batch where it does not fit on one.
     (8, {"batch_size": 64, "ghost_batch_size": 16}),
@@ -175,6 +173,80 @@ def test_fields_that_do_not_fit(num_devices, fields, message):
 )
 def test_fields_that_fit(num_devices, fields):
   TrainConfig(method="output_batch_norm", **fields).validate(num_devices)
+
+
+OTHER_MODELS = {
+  "width": [{"model": "resnet", "depth": 50}],
+  "version": [{}, {"model": "residual_mlp"}, {"model": "vision_transformer"}],
+  "symmetric_padding": [{}, {"model": "residual_mlp"}],
+  "layers_per_block": [{}, {"model": "vision_transformer"}],
+  "patch_size": [{}, {"model": "resnet", "depth": 50}],
+  "num_heads": [{}, {"model": "residual_mlp"}],
+}
+WITHOUT_EFFECT = OTHER_MODELS | {
+  "constant_epochs": [{"schedule": name} for name in ("cosine", "constant")],
+  "halve_every_epochs": [{"schedule": "exponential"}],
+  "growth_per_epoch": [{}, {"schedule": "cosine"}, {"schedule": "constant"}],
+  "l2_exempt": [{"l2": 0.0}],
+  "nesterov": [{"momentum": 0.0}],
+  "crop_padding": [{"dataset": "imagenet2012"}],
+  "flip": [{"dataset": "sample_photos"}],
+  "image_size": [{}, {"dataset": "cifar10"}],
+  "data_workers": [{}, {"dataset": "fashion_mnist"}],
+  "data_dir": [{}],
+}
+ANOTHER = {bool: True, int: 3, float: 0.5, str: "x", tuple[str, ...]: ("bias",)}
+
+
+@pytest.mark.parametrize(
+  ("name", "choice"),
+  [(name, choice) for name in WITHOUT_EFFECT for choice in WITHOUT_EFFECT[name]],
+)
+def test_field_without_effect(name, choice):
+  TrainConfig(**choice).validate()
+  kind = typing.get_type_hints(TrainConfig)[name]
+  value = ANOTHER[
+    typing.get_args(kind)[0] if name.startswith(("image", "data")) else kind
+  ]
+  message = message_of(**choice, **{name: value})
+  assert message.startswith(f"{name} is {value}: it is for ")
+  config = TrainConfig(**choice, **{name: value})
+  assert name not in config.used()
+  # What a named configuration sets is nobody's mistake.
+  take_as_usual(config).validate()
+
+
+def test_field_that_any_choice_uses_is_never_without_effect():
+  conditional = {*WITHOUT_EFFECT}
+  for model in config_lib.MODELS:
+    for schedule in config_lib.SCHEDULES:
+      assert {*TrainConfig(model=model, schedule=schedule).unused()} <= conditional
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("epochs", 2.5),
+    ("epochs", True),
+    ("seed", "1"),
+    ("batch_size", None),
+    ("learning_rate", "2^-4"),
+    ("learning_rate", False),
+    ("clip_norm", "1"),
+    ("flip", 1),
+    ("use_bias", 0),
+    ("dataset", None),
+    ("data_dir", 3),
+    ("l2_exempt", "bias"),
+    ("l2_exempt", None),
+  ],
+)
+def test_value_of_another_type(name, value):
+  assert message_of(**{name: value}).startswith(f"{name} is {value!r}: it must be ")
+
+
+def test_numbers_of_numpy():
+  TrainConfig(epochs=np.int64(2), learning_rate=np.float32(0.5), l2=0).validate()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ DIVERGING = dataclasses.replace(
   method="unnormalized",
   schedule="exponential",
   learning_rate=1e-6,
+  constant_epochs=TrainConfig.constant_epochs,
   growth_per_epoch=1e6,
 )
 
@@ -150,7 +151,7 @@ def test_finished_run_is_not_repeated(finished, monkeypatch):
   before = files_of(workdir)
   monkeypatch.setattr(loop, "Trainer", None)
   # What does not decide the result may change.
-  moved = dataclasses.replace(CONFIG, data_dir="/elsewhere", checkpoint_every_seconds=9)
+  moved = dataclasses.replace(CONFIG, shard_params=True, checkpoint_every_seconds=9)
   assert train(CONFIG, workdir) == train(moved, workdir) == result
   other = dataclasses.replace(CONFIG, learning_rate=0.5)
   with pytest.raises(UsageError, match=r"learning_rate is 0\.05 there and 0\.5"):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -6,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
 from skipinit_jax.models import unroll_variables
 from skipinit_jax.training import optimizer as optimizer_lib
 from skipinit_jax.training.config import TrainConfig
@@ -165,6 +168,66 @@ def test_adaptive_clip_by_hand():
   np.testing.assert_allclose(
     actual["kernel"][..., 1], grads["kernel"][..., 1], atol=1e-6
   )
+
+
+def test_adaptive_clip_lets_grow_what_starts_at_zero():
+  shapes = {
+    "branch_scale": {"alpha": ()},
+    "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "rest": {"blocks": {"branch_scale": {"alpha": (5,), "scale": (5, 4)}}},
+    "last": {"blocks": {"conv": {"kernel": (5, 4, 3)}}},
+  }
+  start, grads = draw(shapes, 0), draw(shapes, 1)
+  # LayerScale's smallest start, a bias, and a last layer that two blocks have at zero.
+  start["rest"]["blocks"]["branch_scale"] = {
+    "alpha": np.zeros(5, np.float32),
+    "scale": np.full((5, 4), 1e-6, np.float32),
+  }
+  start["conv"]["bias"][:] = 0
+  start["last"]["blocks"]["conv"]["kernel"][:2] = 0
+  fields = {"learning_rate": 1.0, "momentum": 0.0, "l2": 0.0}
+  clipped = run(TrainConfig(adaptive_clip=0.01, **fields), start, [grads, grads])
+  free = run(TrainConfig(**fields), start, [grads, grads])
+  for step in range(2):
+    changes = [jax.tree.map(np.subtract, run[step], start) for run in (clipped, free)]
+    equal = jax.tree.map(lambda a, b: np.isclose(a, b, rtol=1e-6), *changes)
+    kernel = equal["conv"].pop("kernel"), equal["last"]["blocks"]["conv"].pop("kernel")
+    assert all(each.all() for each in jax.tree.leaves(equal))
+    assert not kernel[0].any()
+    assert kernel[1][:2].all() and not kernel[1][2:].any()
+
+
+def test_rates_by_role_are_those_of_optax_by_label():
+  # Plain optax, with an optimizer of its own for each role.
+  factors = {"kernel": 0.5, "scale": 2.0, "bias": 0.0}
+  config = TrainConfig(
+    learning_rate=0.3,
+    l2=0.0,
+    schedule="constant",
+    **{f"{role}_rate_factor": factor for role, factor in factors.items()},
+  )
+  start, grads = draw(SHAPES, 0), [draw(SHAPES, seed) for seed in (1, 2, 3)]
+  reference = optax.partition(
+    {role: optax.sgd(0.3 * factor, 0.9) for role, factor in factors.items()}, ROLES
+  )
+  params, state = start, reference.init(start)
+  for each in grads:
+    updates, state = reference.update(each, state, params)
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    run(config, start, grads)[-1],
+    params,
+  )
+
+
+def test_method_brings_its_rates():
+  method = dataclasses.replace(methods.get("fixup"), bias_rate_factor=0.1)
+  assert method.rate_factors == {"kernel": 1.0, "scale": 1.0, "bias": 0.1}
+  fields = TrainConfig(scale_rate_factor=0.5, bias_rate_factor=1.0)
+  assert fields.make_method().rate_factors == {"kernel": 1.0, "scale": 0.5, "bias": 1.0}
+  with pytest.raises(UsageError, match="scale_rate_factor is -1"):
+    dataclasses.replace(method, scale_rate_factor=-1)
 
 
 def test_adaptive_clip_sees_one_block_of_a_stack():

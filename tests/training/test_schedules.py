@@ -54,6 +54,23 @@ def test_cosine(warmup):
   assert_factors(factors, schedule="cosine", epochs=10, warmup_epochs=warmup)
 
 
+@pytest.mark.parametrize(
+  ("fields", "factor"),
+  [
+    ({"schedule": "constant"}, lambda epoch: 1),
+    ({"schedule": "exponential", "growth_per_epoch": 1.5}, lambda epoch: 1.5**epoch),
+    (
+      {"schedule": "halving", "constant_epochs": 1, "halve_every_epochs": 2},
+      lambda epoch: 1 if epoch < 1 else 0.5 ** (1 + (epoch - 1) // 2),
+    ),
+  ],
+)
+def test_warmup_multiplies_every_other_schedule(fields, factor):
+  epochs = (0, 0.01, 0.99, 1, 1.99, 2, 2.01, 6)
+  factors = {epoch: min(epoch / 2, 1) * factor(epoch) for epoch in epochs}
+  assert_factors(factors, epochs=10, warmup_epochs=2.0, **fields)
+
+
 def test_cosine_with_all_but_one_step_of_warmup():
   # 199.99 steps round to 200, which leaves none for the cosine.
   factors = {1.99: 1, 1.0: 100 / 199}

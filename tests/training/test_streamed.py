@@ -83,8 +83,6 @@ def test_a_resumed_run_is_the_same_bit_for_bit(config, finished, tmp_path):
     ({"flip": True}, "flip is True.*'sample_photos'.*left out"),
     ({"crop_padding": 2}, "crop_padding is 2.*left out"),
     ({"image_size": 0}, "image_size is 0: it must be at least 1"),
-    ({"dataset": "digits", "image_size": None}, "data_workers is 0.*not for 'digits'"),
-    ({"dataset": "digits", "data_workers": None}, "image_size is 8.*not for 'digits'"),
   ],
 )
 def test_fields_that_do_not_fit_the_data(config, fields, words, tmp_path):

@@ -1,0 +1,132 @@
+"""Fields of configurations, which are dataclasses: their types, and who takes them."""
+
+import copy
+import dataclasses
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from skipinit_jax.errors import UsageError
+
+_Config = TypeVar("_Config")
+
+# NumPy's numbers are numbers too; its booleans are none, and neither are Python's here.
+_KINDS: dict[Any, tuple[Any, str]] = {
+  bool: (bool, "True or False"),
+  int: (numbers.Integral, "a whole number"),
+  float: (numbers.Real, "a number"),
+  str: (str, "a name"),
+}
+_USUAL = "_usual"
+
+
+def check_types(config: Any, name: str = "") -> None:
+  """Checks the types of all fields, those of nested dataclasses too.
+
+  Args:
+    config: a dataclass of booleans, numbers, texts, each of them or None, tuples of
+      them, and such dataclasses.
+    name: what to call it in an error; empty: its fields' names say enough.
+
+  Raises:
+    UsageError: a value is not what its field's annotation says.
+  """
+  hints = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    place = f"{name}.{field.name}" if name else field.name
+    value, kind = getattr(config, field.name), hints[field.name]
+    or_none = ""
+    if isinstance(kind, types.UnionType):
+      if value is None:
+        continue
+      kind, or_none = typing.get_args(kind)[0], " or None"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+      if not isinstance(value, kind):
+        raise UsageError(f"{place} is {value!r}: it must be a {kind.__name__}.")
+      check_types(value, place)
+    elif typing.get_origin(kind) is tuple:
+      # A tuple that was kept in JSON is a list.
+      if not isinstance(value, tuple | list):
+        raise UsageError(f"{place} is {value!r}: it must be a tuple{or_none}.")
+      element = typing.get_args(kind)[0]
+      for each in value:
+        if not _is(each, element):
+          raise UsageError(f"{place} has {each!r}: each must be {_KINDS[element][1]}.")
+    elif kind in _KINDS and not _is(value, kind):
+      raise UsageError(f"{place} is {value!r}: it must be {_KINDS[kind][1]}{or_none}.")
+
+
+def _is(value: Any, kind: type) -> bool:
+  # To Python, True is a whole number.
+  return isinstance(value, _KINDS[kind][0]) and (
+    kind is bool or not isinstance(value, bool)
+  )
+
+
+@functools.cache
+def taken(part: Callable[..., Any]) -> frozenset[str]:
+  """Returns the names of the fields that a function or class takes: its parameters."""
+  return frozenset(inspect.signature(part).parameters)
+
+
+def call(part: Callable[..., Any], config: Any, *arguments: Any, **given: Any) -> Any:
+  """Calls a function or class with the fields that it takes.
+
+  Args:
+    part: what is called; a parameter named as a field of `config` gets that.
+    *arguments: positional arguments, for other parameters.
+    **given: arguments in place of fields, and others.
+  """
+  names = taken(part) & {field.name for field in dataclasses.fields(config)}
+  fields = {name: getattr(config, name) for name in names}
+  return part(*arguments, **{**fields, **given})
+
+
+def take_as_usual(config: _Config) -> _Config:
+  """Makes the values that a configuration has now its usual ones.
+
+  A named configuration sets fields that nobody asked for. A field without effect is an
+  error only where it differs from that.
+
+  Returns:
+    The configuration itself.
+  """
+  setattr(config, _USUAL, copy.deepcopy(config))
+  for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(value := getattr(config, field.name)):
+      take_as_usual(value)
+  return config
+
+
+def usual(config: _Config) -> _Config:
+  """Returns the usual values: those of `take_as_usual`, or else the type's defaults."""
+  return getattr(config, _USUAL, None) or type(config)()
+
+
+def unusual(config: _Config, than: Any = None) -> Iterator[tuple[str, _Config]]:
+  """Yields the fields with other values than the usual ones, nested ones too.
+
+  Args:
+    than: the usual values; None: those of `usual`.
+
+  Yields:
+    The field's dotted name, and a configuration in which it alone is as usual.
+  """
+  than = usual(config) if than is None else than
+  for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    value, other = getattr(config, field.name), getattr(than, field.name)
+    changes: list[tuple[str, Any]] = []
+    if dataclasses.is_dataclass(value):
+      changes = [(f".{name}", nested) for name, nested in unusual(value, other)]
+    elif (list(value) if isinstance(value, tuple | list) else value) != (
+      list(other) if isinstance(other, tuple | list) else other
+    ):
+      changes = [("", other)]
+    for name, change in changes:
+      changed = copy.copy(config)
+      setattr(changed, field.name, change)
+      yield field.name + name, changed
