@@ -29,6 +29,7 @@ Path: TypeAlias = pathlib.Path | epath.Path
 """A path in a file system, or in a bucket."""
 
 CONFIG = "config.json"
+RECORD = "record.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

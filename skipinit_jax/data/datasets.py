@@ -68,6 +68,14 @@ class Split:
     """How many examples the split holds."""
     return len(self.labels)
 
+  @functools.cached_property
+  def sha256(self) -> str:
+    """The start of a digest of images and labels."""
+    digest = hashlib.sha256()
+    for array in (self.images, self.labels):
+      digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -99,6 +107,19 @@ class Dataset:
   def std(self) -> np.ndarray:
     """Their standard deviation, 1 for a constant channel, float32 [channels]."""
     return self._statistics[1]
+
+  def record(self) -> dict[str, Any]:
+    """Returns what tells these data from others: values of JSON."""
+    splits = {
+      name: {
+        "num_examples": split.num_examples,
+        "image_shape": list(split.images.shape[1:]),
+        "dtype": str(split.images.dtype),
+        "sha256": split.sha256,
+      }
+      for name, split in (("train", self.train), ("test", self.test))
+    }
+    return {"num_classes": self.num_classes, **splits}
 
   @functools.cached_property
   def _statistics(self) -> tuple[np.ndarray, np.ndarray]:

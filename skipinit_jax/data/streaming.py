@@ -12,7 +12,9 @@ worker imports its main module. Workers never use JAX's devices.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -28,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 from absl import flags
+from etils import epath
 
 from skipinit_jax import errors
 from skipinit_jax.cores import num_cores
@@ -57,6 +60,7 @@ _PIECES_PER_WORKER = 4
 _DECODING_THREADS = 2
 _READING_THREADS = 16
 _CORES_PER_WORKER = _DECODING_THREADS
+_DIGEST_BYTES = 2**16
 _SHARED_MEMORY = "/dev/shm"
 
 # A part of each random generator's seed: what it is for.
@@ -76,6 +80,29 @@ class StreamedSplit:
   folder: str
   name: str
   num_examples: int
+
+  def record(self) -> dict[str, Any]:
+    """Returns what tells its files from others without reading them all.
+
+    Returns:
+      Number of examples and files, bytes, and the start of a digest of the files' names
+      and sizes, and of the ends of the first one.
+    """
+    folder = epath.Path(self.folder)
+    paths = sorted(folder.glob(f"*-{self.name}.*"))
+    sizes = [(path.name, path.stat().length) for path in paths]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    if paths:
+      with paths[0].open("rb") as file:
+        digest.update(file.read(_DIGEST_BYTES))
+        file.seek(max(0, sizes[0][1] - _DIGEST_BYTES))
+        digest.update(file.read())
+    return {
+      "num_examples": self.num_examples,
+      "files": len(paths),
+      "bytes": sum(size for _, size in sizes),
+      "sha256": digest.hexdigest()[:16],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +127,11 @@ class StreamedDataset:
   def image_shape(self) -> tuple[int, ...]:
     """Height, width and channels of an image in a batch."""
     return self.image_size, self.image_size, 3
+
+  def record(self) -> dict[str, Any]:
+    """Returns what tells these data from others: values of JSON."""
+    splits = {split.name: split.record() for split in (self.train, self.test)}
+    return {"num_classes": self.num_classes, **splits}
 
   @property
   def mean(self) -> np.ndarray:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from logging import LogRecord
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,12 +20,16 @@ from skipinit_jax.files import (
   CHECKPOINTS,
   CONFIG,
   LOCK,
+  RECORD,
   RESULT,
   Path,
+  as_type,
   in_bucket,
   lock,
   parse_json,
+  read_json,
   reading,
+  record_errors,
   remove_unfinished,
   workdir_path,
   write_json,
@@ -64,7 +68,8 @@ class Checkpoints:
     directory: str | os.PathLike[str],
     *,
     config: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    meaning: Callable[[Mapping[str, Any], bool], Mapping[str, Any]] | None = None,
     keep: int = 2,
   ) -> None:
     """Opens a workdir, or makes it.
@@ -72,7 +77,9 @@ class Checkpoints:
     Args:
       directory: the workdir; gs://BUCKET/FOLDER is one in a bucket.
       config: what decides the run's result, as nested dicts of plain values.
-      defaults: the values of what an older version did not know of, and so left out.
+      record: what decides it beside the configuration, likewise; None: not compared.
+      meaning: returns what a workdir's config means today; it is also told whether that
+        has a record. An older version may have written less.
       keep: how many checkpoints to keep. With one alone there is no other to fall back
         to if it is damaged.
 
@@ -91,9 +98,9 @@ class Checkpoints:
           if not in_bucket(self._workdir):
             stack.enter_context(lock(self._workdir / LOCK))
             # Nobody else writes here now.
-            for name in (CONFIG, RESULT):
+            for name in (RECORD, CONFIG, RESULT):
               remove_unfinished(self._workdir / name)
-          _check_config(self._workdir, config, defaults or {})
+          _check_config(self._workdir, config, record, meaning)
           _make_directory(self._directory)
       with distributed.share_errors():
         _check_shared(self._workdir)
@@ -304,15 +311,22 @@ def _check_shared(workdir: Path) -> None:
 
 
 def _check_config(
-  workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]
+  workdir: Path,
+  config: Mapping[str, Any],
+  record: Mapping[str, Any] | None,
+  meaning: Callable[[Mapping[str, Any], bool], Mapping[str, Any]] | None,
 ) -> None:
-  path = workdir / CONFIG
+  path, record_path = workdir / CONFIG, workdir / RECORD
   if not path.exists():
+    # The record comes first: a configuration without one is an older version's.
+    if record is not None:
+      write_json(record_path, record)
     write_json(path, config)
     return
+  has_record = record_path.exists()
   try:
     with reading(path):
-      found = differences({**defaults, **parse_json(path.read_bytes())}, config)
+      there = dict(parse_json(path.read_bytes()))
   except UsageError:
     raise
   except (*ABSENT, ValueError, TypeError):
@@ -320,10 +334,22 @@ def _check_config(
       f"The file {path} is damaged: remove it if this is the configuration that the "
       "workdir was made with, or use another --workdir."
     ) from None
-  if found:
+  if found := differences(meaning(there, has_record) if meaning else there, config):
     raise UsageError(
       f"The workdir {workdir} was made with another configuration: "
       f"{', '.join(found)}; use the same configuration or another --workdir."
+    )
+  if record is None:
+    return
+  if not has_record:
+    write_json(record_path, record)
+    return
+  with record_errors(record_path):
+    known = as_type(dict[str, Any], read_json(record_path))
+  if found := differences(known, record):
+    raise UsageError(
+      f"The workdir {workdir} was made with other data or settings: "
+      f"{', '.join(found)}; use the same or another --workdir."
     )
 
 

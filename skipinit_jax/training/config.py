@@ -201,6 +201,30 @@ class TrainConfig:
     fields = dataclasses.asdict(self)
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
+  @classmethod
+  def stored(cls, fields: Mapping[str, Any], has_record: bool) -> dict[str, Any]:
+    """Returns what the fields in a workdir mean to this version.
+
+    Args:
+      fields: those that the version had which wrote them.
+      has_record: whether that version also wrote `files.RECORD`.
+
+    Raises:
+      UsageError: this version would not go on as the run began.
+    """
+    meant = {**cls().identity(), **fields}
+    if has_record:
+      return meant
+    # Before there were records, only one schedule had a warm-up.
+    if meant["schedule"] != "cosine":
+      meant["warmup_epochs"] = 0.0
+    if meant["adaptive_clip"] is not None:
+      raise UsageError(
+        "The run was begun by a version whose adaptive_clip also clipped what starts "
+        "at zero, and cannot be resumed by this one: use another --workdir."
+      )
+    return meant
+
   def _takers(self) -> dict[str, tuple[str, dict[str, tuple[Any, ...]]]]:
     """Returns what takes fields, where another field chooses who does.
 

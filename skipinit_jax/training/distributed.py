@@ -19,18 +19,20 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import to_json
 from skipinit_jax.training.config import differences
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
+from skipinit_jax.training.record import jax_settings
 
 __all__ = [
   "check_same",
@@ -107,6 +109,7 @@ def initialize(
   # which absl prints then, would hide that.
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
+  _check_jax_settings()
   counts = collections.Counter(device.process_index for device in jax.devices())
   if len({*counts.values()}) > 1:
     numbers = ", ".join(f"{counts[i]} (process {i})" for i in sorted(counts))
@@ -119,6 +122,34 @@ def initialize(
   )
   jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(ones))
   gather(None)
+
+
+def _check_jax_settings() -> None:
+  """Compares JAX's settings without a computation, which might hang if they differ.
+
+  Raises:
+    UsageError: on every process, if one differs from process 0.
+  """
+  # JAX has no public way to exchange values before the first computation.
+  state = jax_distributed.global_state
+  client: Any = state.client
+  timeout = 1000 * _START_SECONDS
+
+  def key(name: object) -> str:
+    return f"skipinit_jax/settings/{name}"
+
+  mine = json.dumps(jax_settings())
+  client.key_value_set(key(state.process_id), mine)
+  if state.process_id == 0:
+    texts = (
+      client.blocking_key_value_get(key(index), timeout)
+      for index in range(state.num_processes)
+    )
+    errors = _difference_errors([json.loads(text) for text in texts])
+    client.key_value_set(key("errors"), json.dumps(errors))
+  errors = json.loads(client.blocking_key_value_get(key("errors"), timeout))
+  if errors:
+    raise UsageError(errors[0])
 
 
 def in_slurm_step() -> bool:
@@ -278,17 +309,25 @@ def check_same(settings: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  first, *others = gather(to_json({**settings, "code": _code_digests()}))
+  errors = _difference_errors(gather(to_json({**settings, "code": _code_digests()})))
+  if errors:
+    raise UsageError(errors[0])
+
+
+def _difference_errors(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns a sentence for each process that differs from process 0."""
+  first, *others = settings
+  errors = []
   for process_id, other in enumerate(others, start=1):
-    found = differences(first, other)
-    if found:
+    if found := differences(first, other):
       more = len(found) - _MAX_DIFFERENCES
       and_more = f", and {more} more" if more > 0 else ""
-      raise UsageError(
+      errors.append(
         f"Process {process_id} (here) differs from process 0 (there): "
         f"{', '.join(found[:_MAX_DIFFERENCES])}{and_more}; start all processes with "
-        "the same flags and the same version."
+        "the same flags, data, settings of JAX and version."
       )
+  return errors
 
 
 def _code_digests() -> dict[str, str]:

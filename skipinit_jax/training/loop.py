@@ -12,6 +12,7 @@ import jax
 
 from skipinit_jax.data import in_memory
 from skipinit_jax.files import (
+  RECORD,
   RESULT,
   Path,
   as_type,
@@ -29,6 +30,7 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import MetricsWriter, warn_of_lost_epochs
 from skipinit_jax.training.progress import Progress
+from skipinit_jax.training.record import jax_settings, make_record
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trainer import Trainer
@@ -120,7 +122,7 @@ def train(
   settings = dataclasses.asdict(config)
   for name in ("data_dir", "data_workers"):
     settings.pop(name)
-  distributed.check_same({**settings, "versions": versions})
+  distributed.check_same({**settings, "versions": versions, "jax": jax_settings()})
   with distributed.share_errors():
     directory = workdir_path(workdir)
     mesh = make_mesh(devices)
@@ -130,7 +132,9 @@ def train(
     steps_per_epoch = in_memory.steps_per_epoch(
       dataset.train.num_examples, config.batch_size
     )
-    finished = _finished_result(directory, config) if first else None
+    record = make_record(config, dataset)
+    finished = _finished_result(directory, config, record) if first else None
+  distributed.check_same({"record": record})
   finished = distributed.from_first(finished)
   if finished is not None:
     return Result(**finished)
@@ -138,7 +142,7 @@ def train(
   with (
     workdir_errors(workdir),
     Checkpoints(
-      workdir, config=config.identity(), defaults=TrainConfig().identity()
+      workdir, config=config.identity(), record=record, meaning=TrainConfig.stored
     ) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
     Trainer(config, dataset, model, mesh) as trainer,
@@ -246,17 +250,22 @@ def train(
     return result
 
 
-def _finished_result(workdir: Path, config: TrainConfig) -> dict[str, Any] | None:
+def _finished_result(
+  workdir: Path, config: TrainConfig, record: dict[str, Any]
+) -> dict[str, Any] | None:
   """Returns the `Result` of a run of this configuration that has nothing left to do."""
-  path = workdir / RESULT
+  path, record_path = workdir / RESULT, workdir / RECORD
   # Unlike `Path.exists`, false also for a path that may not be read or is too long.
   if not (path.exists() if in_bucket(path) else os.path.exists(path)):
     return None
+  has_record = record_path.exists()
   with record_errors(path):
     result = as_type(Result, read_json(path))
-    there = as_type(TrainConfig, result.config).identity()
-  # If it is of another configuration, `Checkpoints` says what differs.
-  same = to_json(there) == to_json(config.identity())
+    there = as_type(TrainConfig, TrainConfig.stored(result.config, has_record))
+  # If it is of another configuration or other data, `Checkpoints` says what differs.
+  same = to_json(there.identity()) == to_json(config.identity())
+  if has_record:
+    same = same and read_json(record_path) == to_json(record)
   return dataclasses.asdict(result) if same and result.status != "interrupted" else None
 
 

@@ -325,13 +325,20 @@ def test_other_config_names_every_difference(workdir):
   )
 
 
-def test_what_an_older_version_left_out_has_its_default(workdir):
+def test_what_an_older_version_wrote_has_its_meaning(workdir):
   config = json.loads((workdir / "config.json").read_bytes())
-  defaults = dict.fromkeys(config, "other") | {"new": 0.0}
-  with Checkpoints(workdir, config=config | {"new": 0.0}, defaults=defaults):
+
+  def meaning(there, has_record):
+    return {"new": 0.0, "has_record": has_record, **there}
+
+  here = config | {"new": 0.0, "has_record": False}
+  with Checkpoints(workdir, config=here, record={"data": 1}, meaning=meaning):
     pass
+  here["has_record"] = True
   with pytest.raises(UsageError, match=r"new is 0.0 there and 0.1 here"):
-    Checkpoints(workdir, config=config | {"new": 0.1}, defaults=defaults)
+    Checkpoints(workdir, config=here | {"new": 0.1}, meaning=meaning)
+  with pytest.raises(UsageError, match=r"settings: data is 1 there and 2 here"):
+    Checkpoints(workdir, config=here, record={"data": 2}, meaning=meaning)
 
 
 def test_config_of_non_json_values(tmp_path):

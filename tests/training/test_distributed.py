@@ -255,6 +255,20 @@ def test_lost_and_preempted_processes(start, run_tasks, tmp_path):
   assert [row for row in rows_of(workdir) if row["epoch"] <= until] == expected
 
 
+def test_processes_with_other_random_numbers(start, tmp_path):
+  program = ["experiments.train", f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
+  program.append(f"--coordinator_address=127.0.0.1:{free_port()}")
+  processes = start(
+    [[*program, f"--process_id={index}"] for index in range(2)],
+    [{}, {"JAX_DEFAULT_PRNG_IMPL": "rbg"}],
+  )
+  statuses, outputs = wait(processes)
+  assert statuses == [1, 1]
+  for output in outputs:
+    assert 'jax_default_prng_impl is "threefry2x32" there and "rbg" here' in output
+  assert not (tmp_path / "run").exists()
+
+
 def test_one_process_needs_no_runtime():
   distributed.initialize()
   assert not jax.distributed.is_initialized()

@@ -13,8 +13,9 @@ import optax
 import pytest
 
 from skipinit_jax import data
+from skipinit_jax.data.datasets import Split
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import read_json
+from skipinit_jax.files import read_json, write_json
 from skipinit_jax.training import loop
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
@@ -100,6 +101,7 @@ def test_result(finished):
     "checkpoints",
     "config.json",
     "metrics.jsonl",
+    "record.json",
     "result.json",
     "tensorboard",
   }
@@ -167,6 +169,58 @@ def test_killed_after_its_last_checkpoint(finished, copied):
   )
   assert read_metrics(copied) == read_metrics(workdir)
   assert bits(saved_state(copied)) == bits(saved_state(workdir))
+
+
+def test_old_workdir_has_no_record_and_fewer_fields(finished, copied):
+  record = (copied / "record.json").read_bytes()
+  (copied / "record.json").unlink()
+  config = read_json(copied / "config.json")
+  # It had no rates by role, and no warm-up in this schedule.
+  config = {name: config[name] for name in config if "rate_factor" not in name}
+  write_json(copied / "config.json", config | {"warmup_epochs": 1.0})
+  assert train(CONFIG, copied).test_accuracy == finished[0].test_accuracy
+  assert (copied / "record.json").read_bytes() == record
+  (copied / "record.json").unlink()
+  (copied / "result.json").unlink()
+  write_json(copied / "config.json", config | {"adaptive_clip": 0.1})
+  with pytest.raises(UsageError, match=r"adaptive_clip .* cannot be resumed"):
+    train(dataclasses.replace(CONFIG, adaptive_clip=0.1), copied)
+
+
+def changed_digits(self):
+  dataset = data.load("digits")
+  images = dataset.train.images.copy()
+  images[5, 3, 3, 0] ^= 1
+  return dataclasses.replace(dataset, train=Split(images, dataset.train.labels))
+
+
+@pytest.mark.parametrize("has_result", [True, False])
+def test_other_data(finished, copied, monkeypatch, has_result):
+  workdir = finished[1] if has_result else copied
+  monkeypatch.setattr(TrainConfig, "load_dataset", changed_digits)
+  before = files_of(workdir)
+  # One bit of one pixel.
+  with pytest.raises(UsageError, match=r'other data.*: data\.train\.sha256 is "[^,]*;'):
+    train(CONFIG, workdir)
+  assert files_of(workdir) == before
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("jax_threefry_partitionable", False),
+    ("jax_default_prng_impl", "rbg"),
+    ("jax_default_matmul_precision", "highest"),
+  ],
+)
+def test_other_settings_of_jax(copied, name, value):
+  former = getattr(jax.config, name)
+  jax.config.update(name, value)
+  try:
+    with pytest.raises(UsageError, match=f"settings: jax.{name} is .* there and"):
+      train(CONFIG, copied)
+  finally:
+    jax.config.update(name, former)
 
 
 def test_damaged_checkpoint(finished, copied, caplog):
