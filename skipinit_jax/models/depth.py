@@ -145,7 +145,7 @@ def _segment_length(num_blocks: int) -> int:
   blocks, the two take about the same memory. One, where no divisor is near.
   """
   ideal = math.sqrt(num_blocks) / 2
-  divisors = [n for n in range(1, num_blocks + 1) if num_blocks % n == 0]
+  divisors = [n for n in range(1, math.isqrt(num_blocks) + 1) if num_blocks % n == 0]
   return min(divisors, key=lambda n: abs(math.log(n / ideal)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 
+from skipinit_jax import data
 from skipinit_jax.data import in_memory
 from skipinit_jax.files import (
   RECORD,
@@ -28,10 +29,15 @@ from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
-from skipinit_jax.training.metrics import MetricsWriter, warn_of_lost_epochs
+from skipinit_jax.training.metrics import (
+  MetricsWriter,
+  read_metrics,
+  warn_of_lost_epochs,
+)
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.record import jax_settings, make_record
 from skipinit_jax.training.signal_log import SignalLog
+from skipinit_jax.training.size import check_size, num_parameters
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trainer import Trainer
 
@@ -132,9 +138,12 @@ def train(
     steps_per_epoch = in_memory.steps_per_epoch(
       dataset.train.num_examples, config.batch_size
     )
+    total_steps = config.epochs * steps_per_epoch
+    check_size(config, model, dataset.image_shape, total_steps, mesh)
     record = make_record(config, dataset)
     finished = _finished_result(directory, config, record) if first else None
   distributed.check_same({"record": record})
+  device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   finished = distributed.from_first(finished)
   if finished is not None:
     return Result(**finished)
@@ -145,21 +154,23 @@ def train(
       workdir, config=config.identity(), record=record, meaning=TrainConfig.stored
     ) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
+    Progress(
+      total_steps,
+      steps_per_epoch,
+      title=f"{config.network_title} ({config.method}), "
+      f"{num_parameters(model, dataset.image_shape):,} parameters, on {device}, "
+      f"{data.title(config.dataset)}",
+      enabled=show_progress and first,
+    ) as progress,
     Trainer(config, dataset, model, mesh) as trainer,
   ):
-    total_steps = config.epochs * steps_per_epoch
     restored = checkpoints.restore_latest(trainer.initial_state)
     step, state = restored or (0, trainer.initial_state)
     finite = True
     test: dict[str, float] = {}
-    with (
-      MetricsWriter(
-        workdir, resume_step=step if restored else None, enabled=first
-      ) as writer,
-      Progress(
-        total_steps, steps_per_epoch, enabled=show_progress and first
-      ) as progress,
-    ):
+    with MetricsWriter(
+      workdir, resume_step=step if restored else None, enabled=first
+    ) as writer:
       signal_log = SignalLog(
         writer,
         trainer.measure_signal,
@@ -240,7 +251,7 @@ def train(
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
       config=to_json(dataclasses.asdict(config)),
       versions=versions,
-      device=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+      device=device,
       test_top5_accuracy=test["top5_accuracy"] if completed else None,
       test_ema_loss=test.get("ema_loss") if completed else None,
       test_ema_accuracy=test.get("ema_accuracy") if completed else None,
@@ -266,7 +277,11 @@ def _finished_result(
   same = to_json(there.identity()) == to_json(config.identity())
   if has_record:
     same = same and read_json(record_path) == to_json(record)
-  return dataclasses.asdict(result) if same and result.status != "interrupted" else None
+  if not same or result.status == "interrupted":
+    return None
+  epochs = config.epochs if result.status == "completed" else 0
+  warn_of_lost_epochs(workdir, read_metrics(workdir), epochs)
+  return dataclasses.asdict(result)
 
 
 class _Stopwatch:

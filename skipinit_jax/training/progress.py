@@ -96,6 +96,7 @@ class Progress(Display):
     total_steps: int,
     steps_per_epoch: int,
     *,
+    title: str = "",
     stream: TextIO | None = None,
     enabled: bool = True,
   ):
@@ -103,10 +104,13 @@ class Progress(Display):
 
     Args:
       total_steps: the steps of the whole run, those before a resume included.
+      title: what is trained, to be shown while it is compiled; empty: not shown.
       stream: where to write; None is standard error.
       enabled: False shows nothing at all, as in a study of many runs.
     """
     super().__init__(total_steps, stream=stream, enabled=enabled)
+    if title:
+      self.message(f"{title}: compiling")
     self._total_steps = total_steps
     self._steps_per_epoch = steps_per_epoch
     self._first: tuple[int, float] | None = None
