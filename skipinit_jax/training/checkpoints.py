@@ -1,6 +1,7 @@
 """Checkpoints of a run: saved in the background, verified before they are used."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -374,7 +375,8 @@ def _open_manager(directory: Path, keep: int) -> "ocp.CheckpointManager":
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add("state", ocp.args.StandardSave, handler)
   registry.add("state", ocp.args.StandardRestore, handler)
-  return ocp.CheckpointManager(
+  open_manager = functools.partial(
+    ocp.CheckpointManager,
     directory,
     options=ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -382,6 +384,16 @@ def _open_manager(directory: Path, keep: int) -> "ocp.CheckpointManager":
     ),
     handler_registry=registry,
   )
+  try:
+    return open_manager()
+  except UsageError:
+    raise
+  except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+    # Beside each state is a file of when it was saved, which nobody needs, but which
+    # Orbax reads.
+    for path in directory.glob("*/_CHECKPOINT_METADATA"):
+      path.unlink()
+    return open_manager()
 
 
 def _is_not_repeated(record: LogRecord) -> bool:

@@ -182,9 +182,20 @@ def test_damaged_newest_falls_back(workdir, caplog, damage):
     assert_same_bits(state, make_state(2))
 
 
-@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
-def test_damage_beside_the_state_does_not_matter(workdir, name):
-  garble(workdir / "checkpoints" / "2" / name)
+def number_for_dict(path):
+  path.write_text("1")
+
+
+@pytest.mark.parametrize(
+  ("name", "damage"),
+  [
+    ("_CHECKPOINT_METADATA", garble),
+    ("_CHECKPOINT_METADATA", number_for_dict),
+    ("commit_success.txt", garble),
+  ],
+)
+def test_damage_beside_the_state_does_not_matter(workdir, name, damage):
+  damage(workdir / "checkpoints" / "2" / name)
   with Checkpoints(workdir, config=CONFIG) as checkpoints:
     step, state = checkpoints.restore_latest(make_state(0))
   assert step == 2
