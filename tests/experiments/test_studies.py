@@ -136,7 +136,7 @@ def test_finished_study_is_not_repeated(run_program, tmp_path):
     f"--workdir={tmp_path}",
     "--config.residual_mlp.epochs=2",
   ]
-  first = run_program(command, status=0)
+  first = run_program([*command, "--workers=1"], status=0)
   assert "rate 1e+09, seed 0: diverged at step" in first.stderr
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["name"] == "depth_study"
@@ -153,7 +153,7 @@ def test_finished_study_is_not_repeated(run_program, tmp_path):
   assert len(trials) == 2
   times = [path.stat().st_mtime_ns for path in trials]
   # How many processes there are is not part of a study.
-  second = run_program([*command, "--workers=1"], status=0)
+  second = run_program([*command, "--workers=2"], status=0)
   assert "2 trials are done already." in second.stderr
   assert [path.stat().st_mtime_ns for path in trials] == times
   again = json.loads((tmp_path / "results.json").read_text())

@@ -13,61 +13,36 @@ def branch():
   return jax.random.normal(jax.random.key(0), (4, 5, 3))
 
 
-@pytest.mark.parametrize("initial_value", [0.0, 0.25, 1.0])
-def test_alpha_is_one_parameter_of_its_own(branch, initial_value):
-  variables = SkipInit(initial_value).init(jax.random.key(0), branch)
-  assert jax.tree.map(jnp.shape, variables) == {"params": {"alpha": ()}}
-  assert variables["params"]["alpha"] == initial_value
-  output = SkipInit(initial_value).apply(variables, branch)
-  np.testing.assert_allclose(output, initial_value * branch, rtol=1e-6)
+# SkipInit learns one factor, LayerScale one for each channel.
+SCALES = pytest.mark.parametrize(
+  ("module", "name", "factors"),
+  [(SkipInit, "alpha", np.float32(-3)), (LayerScale, "scale", np.float32([2, -1, 0]))],
+)
 
 
-def test_apply_uses_the_parameter_not_the_initial_value(branch):
-  output = SkipInit(0.0).apply({"params": {"alpha": jnp.float32(-3)}}, branch)
-  np.testing.assert_allclose(output, -3 * branch, rtol=1e-6)
-
-
-def test_gradients(branch):
-  cotangent = jax.random.normal(jax.random.key(1), branch.shape)
-  variables = {"params": {"alpha": jnp.float32(0)}}
-  _, vjp = jax.vjp(SkipInit().apply, variables, branch)
-  gradient, branch_gradient = vjp(cotangent)
-  # At alpha = 0 the branch gets no gradient, but alpha does: it is how training starts.
-  alpha_gradient = np.sum(np.asarray(branch, np.float64) * np.asarray(cotangent))
-  np.testing.assert_allclose(gradient["params"]["alpha"], alpha_gradient, rtol=1e-5)
-  assert not np.any(branch_gradient)
-
-
-def test_fixed_alpha_has_no_parameter(branch):
-  module = SkipInit(0.5, learnable=False)
-  assert not jax.tree.leaves(module.init(jax.random.key(0), branch))
-  np.testing.assert_allclose(module.apply({}, branch), 0.5 * branch, rtol=1e-6)
-
-
-def test_layer_scale_has_a_factor_for_each_channel(branch):
-  variables = LayerScale(1e-5).init(jax.random.key(0), branch)
-  assert jax.tree.map(jnp.shape, variables) == {"params": {"scale": (3,)}}
-  np.testing.assert_allclose(variables["params"]["scale"], 1e-5, rtol=1e-6)
-  factors = jnp.array([2.0, -1.0, 0.0])
-  output = LayerScale().apply({"params": {"scale": factors}}, branch)
-  np.testing.assert_allclose(output, branch * factors, rtol=1e-6)
-  constant = LayerScale(0.5, learnable=False)
+@SCALES
+def test_a_scale_is_a_parameter_unless_it_is_fixed(branch, module, name, factors):
+  variables = module(0.25).init(jax.random.key(0), branch)
+  assert jax.tree.map(jnp.shape, variables) == {"params": {name: factors.shape}}
+  np.testing.assert_array_equal(variables["params"][name], 0.25)
+  output = module(0.25).apply({"params": {name: factors}}, branch)
+  np.testing.assert_allclose(output, factors * branch, rtol=1e-6)
+  constant = module(0.5, learnable=False)
   assert not jax.tree.leaves(constant.init(jax.random.key(0), branch))
   np.testing.assert_allclose(constant.apply({}, branch), 0.5 * branch, rtol=1e-6)
 
 
-def test_layer_scale_gradient_is_that_of_each_channel(branch):
+@SCALES
+@pytest.mark.parametrize("at", [0.0, 0.5])
+def test_gradients(branch, module, name, factors, at):
   cotangent = jax.random.normal(jax.random.key(1), branch.shape)
-  variables = {"params": {"scale": jnp.array([0.1, 0.2, 0.3])}}
-  _, vjp = jax.vjp(LayerScale().apply, variables, branch)
+  _, vjp = jax.vjp(module().apply, {"params": {name: at * factors}}, branch)
   gradient, branch_gradient = vjp(cotangent)
+  # At 0 the branch gets no gradient, but its factor does: it is how training starts.
   products = np.asarray(branch, np.float64) * np.asarray(cotangent)
-  np.testing.assert_allclose(
-    gradient["params"]["scale"], products.sum((0, 1)), rtol=1e-4
-  )
-  np.testing.assert_allclose(
-    branch_gradient, cotangent * np.array([0.1, 0.2, 0.3]), rtol=1e-5
-  )
+  expected = products.sum((0, 1)) if factors.ndim else products.sum()
+  np.testing.assert_allclose(gradient["params"][name], expected, rtol=1e-4)
+  np.testing.assert_allclose(branch_gradient, cotangent * at * factors, rtol=1e-5)
 
 
 def test_scalar_bias(branch):

@@ -5,14 +5,10 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import pickle
 import re
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -104,25 +100,28 @@ def test_trials_are_claimed_in_order_and_once(ask):
   assert labels == {"search": "mlp/skipinit", "method": "skipinit", "depth": 2}
 
 
-# Each process opens the database, which is still empty, asks for all missing runs and
-# takes what it gets until none is missing, while the others do the same.
-CLAIMERS = textwrap.dedent("""
-  import os, pathlib, pickle, sys, time
-  from skipinit_jax.studies.storage import Storage
+def test_workers_that_start_at_once_run_each_trial_once(
+  storage_url, make_study, wanted, tmp_path
+):
+  """All open a database that is still empty, ask for all runs and take what they get.
 
-  url, directory, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
-  study, wanted, runs = pickle.loads((directory / "study").read_bytes())
+  Threads with connections of their own are to a database what processes are.
+  """
+  study = make_study(seeds=12)
+  runs = wanted(study)
+  keys = [key for _, key in runs]
+  done = {key: make_run(key) for key in keys}
+  together = threading.Barrier(3)
 
-  def work(number):
-    storage = Storage(url, study)
-    storage.enqueue(wanted)
-    (directory / f"ready_{number}").touch()
-    while len(list(directory.glob("ready_*"))) < count:
-      time.sleep(0.01)
+  def work(_):
+    together.wait()
+    storage = Storage(storage_url, study)
+    storage.enqueue(runs)
+    together.wait()
     claimed = []
-    while len(storage.runs()) < len(runs):
-      storage.enqueue(wanted)
-      claim = storage.claim(runs, directory / "lock")
+    while len(storage.runs()) < len(keys):
+      storage.enqueue(runs)
+      claim = storage.claim(keys, tmp_path / "lock")
       time.sleep(0.05)
       if claim is None:
         continue
@@ -130,50 +129,12 @@ CLAIMERS = textwrap.dedent("""
       if len(claimed) % 4 == 3:
         storage.fail(claim, "bad luck")
       else:
-        storage.complete(claim, runs[claim.key])
-    (directory / str(number)).write_bytes(pickle.dumps(claimed))
+        storage.complete(claim, done[claim.key])
+    return claimed
 
-  # Forked before JAX starts any thread, so that not every process imports it.
-  gate, opener = os.pipe()
-  children = []
-  for number in range(count):
-    if not (pid := os.fork()):
-      try:
-        os.close(opener)
-        os.read(gate, 1)
-        work(number)
-        os._exit(0)
-      except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    children.append(pid)
-  os.close(opener)
-  sys.exit(any([os.waitpid(pid, 0)[1] for pid in children]))
-""")
-
-
-def test_processes_that_start_at_once_run_each_trial_once(
-  storage_url, make_study, wanted, tmp_path
-):
-  study = make_study(seeds=12)
-  runs = wanted(study)
-  keys = [key for _, key in runs]
-  done = {key: make_run(key) for key in keys}
-  (tmp_path / "study").write_bytes(pickle.dumps((study, runs, done)))
-  count = 3
-  result = subprocess.run(
-    [sys.executable, "-c", CLAIMERS, storage_url, tmp_path, str(count)],
-    capture_output=True,
-    text=True,
-    timeout=200,
-    cwd=pathlib.Path(__file__).parents[2],
-  )
-  assert result.returncode == 0, result.stdout + result.stderr
-  claimed = [
-    pickle.loads((tmp_path / str(number)).read_bytes()) for number in range(count)
-  ]
-  assert sum(map(bool, claimed)) > 1, "one process did everything"
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    claimed = list(pool.map(work, range(3)))
+  assert sum(map(bool, claimed)) > 1, "one did everything"
   every = Counter(key for keys in claimed for key in keys)
   num_failed = sum(len(keys[2::4]) for keys in claimed)
   # Nothing is lost, and nothing is run again but what failed.

@@ -94,65 +94,39 @@ def test_numbers_are_finite_and_not_negative(name, value):
     (1, {"label_smoothing": 1.5}, "label_smoothing is 1.5: it must be below 1."),
     (1, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be below 1."),
     (1, {"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
-    (
-      1,
-      {"method": "batch_norm", "learnable_alpha": False},
-      "learnable_alpha is False, but method 'batch_norm' has no alpha: set it.",
-    ),
+    (1, {"method": "batch_norm", "learnable_alpha": False}, "has no alpha: set it."),
+    (1, {"model": "wide_resnet", "symmetric_padding": True}, "not of 'wide_resnet'."),
     (
       1,
       {"epochs": 3, "warmup_epochs": 3.0},
       "warmup_epochs is 3.0: it must be below epochs, which is 3.",
     ),
+    (1, {"batch_size": 64, "accumulation_steps": 3}, "multiple of accumulation_steps"),
+    (8, {"batch_size": 36}, "batch_size is 36: it is not a multiple of the 8 devices."),
+    # The batch divides, its parts do not.
+    (8, {"batch_size": 48, "accumulation_steps": 4}, "is 12: it is not a multiple of "),
     (
       1,
-      {"batch_size": 64, "accumulation_steps": 3},
-      "batch_size 64 is not a multiple of accumulation_steps 3.",
+      {"batch_size": 64, "accumulation_steps": 4, "ghost_batch_size": 32}
+      | {"method": "batch_norm"},
+      "is 16: it is not a multiple of ghost_batch_size 32.",
     ),
+    # 24 = 2 devices x 12 = 3 ghost batches of 8: the second has 4 on each device.
     (
-      8,
-      {"batch_size": 36},
-      "batch_size is 36: it is not a multiple of the 8 devices.",
-    ),
-    (
-      # The batch divides, its parts do not.
-      8,
-      {"batch_size": 48, "accumulation_steps": 4},
-      "batch_size / accumulation_steps is 12: it is not a multiple of the 8 devices.",
-    ),
-    (
-      1,
-      {
-        "batch_size": 64,
-        "accumulation_steps": 4,
-        "ghost_batch_size": 32,
-        "method": "batch_norm",
-      },
-      "batch_size / accumulation_steps is 16: it is not a multiple of "
-      "ghost_batch_size 32.",
-    ),
-    (
-      # 24 = 2 devices x 12 = 3 ghost batches of 8: the second has 4 on each device.
       2,
       {"batch_size": 24, "ghost_batch_size": 8, "method": "batch_norm"},
-      "ghost_batch_size 8 would cross devices: it neither divides the 12 examples of "
-      "a device nor is a multiple of them.",
+      "ghost_batch_size 8 would cross devices: it neither divides the 12 examples of ",
     ),
-    (
-      1,
-      {"ghost_batch_size": 8, "method": "skipinit"},
-      "ghost_batch_size is 8, but method 'skipinit' has no batch normalization.",
-    ),
+    (1, {"ghost_batch_size": 8, "method": "skipinit"}, "has no batch normalization."),
     (
       1,
       {"batch_size": 4, "accumulation_steps": 4, "signal_every_steps": 1},
-      "batch_size / accumulation_steps is 1: signal_every_steps measures variances "
-      "over it and needs at least 2 examples.",
+      "is 1: signal_every_steps measures variances",
     ),
   ],
 )
 def test_fields_that_do_not_fit(num_devices, fields, message):
-  assert message_of(num_devices, **fields) == message
+  assert message in message_of(num_devices, **fields)
 
 
 @pytest.mark.parametrize(
