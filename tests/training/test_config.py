@@ -95,7 +95,6 @@ def test_numbers_are_finite_and_not_negative(name, value):
     (1, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be below 1."),
     (1, {"seed": 2**32}, "seed is 4294967296: it must be below 2^32."),
     (1, {"method": "batch_norm", "learnable_alpha": False}, "has no alpha: set it."),
-    (1, {"model": "wide_resnet", "symmetric_padding": True}, "not of 'wide_resnet'."),
     (
       1,
       {"epochs": 3, "warmup_epochs": 3.0},
