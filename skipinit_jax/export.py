@@ -32,6 +32,7 @@ from skipinit_jax.errors import UsageError
 __all__ = [
   "PLATFORMS",
   "export_model",
+  "load_arrays",
   "load_safetensors",
   "save_safetensors",
 ]
@@ -104,12 +105,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     UsageError: the file cannot be read, is damaged, or holds no Flax variables.
   """
-  try:
-    arrays = safetensors.numpy.load_file(path)
-  except OSError as error:
-    raise UsageError(f"The file {path} cannot be read ({error}).") from None
-  except safetensors.SafetensorError as error:
-    raise UsageError(f"The file {path} is no safetensors file ({error}).") from None
+  arrays = load_arrays(path)
   if not any(name.startswith("params/") for name in arrays):
     raise UsageError(
       f"The file {path} holds no variables of Flax, whose names begin with params/; "
@@ -117,3 +113,18 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
   variables: dict[str, Any] = traverse_util.unflatten_dict(arrays, sep="/")
   return variables
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads the arrays of a safetensors file by their names, whosever they are.
+
+  Raises:
+    UsageError: the file cannot be read, or is damaged.
+  """
+  try:
+    arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(path)
+  except OSError as error:
+    raise UsageError(f"The file {path} cannot be read ({error}).") from None
+  except safetensors.SafetensorError as error:
+    raise UsageError(f"The file {path} is no safetensors file ({error}).") from None
+  return arrays

@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from skipinit_jax import convert
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training.weights import load_weights
 
 torch = pytest.importorskip(
   "torch", reason="needs PyTorch: .venv/bin/pip install torch==2.13.0"
@@ -140,6 +143,31 @@ def test_networks_themselves_and_wrapped_ones(network, converted):
   for checkpoint in (wrapped, {"model": network, "epoch": 3}):
     _, variables = convert.from_torchvision(checkpoint)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+def test_training_begins_with_the_weights_of_files(network, converted, tmp_path):
+  model, expected = converted
+  torch.save({"state_dict": nn.DataParallel(network).state_dict()}, tmp_path / "a.pth")
+  arrays = convert.to_torchvision(model, expected)
+  safetensors.numpy.save_file(arrays, tmp_path / "b.safetensors")
+  for name in ("a.pth", "b.safetensors"):
+    variables, _ = load_weights(str(tmp_path / name), model, (32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  other = model.clone(num_classes=5)
+  weights = load_weights(str(tmp_path / "a.pth"), other, (32, 32, 3))
+  assert "head" not in weights.variables["params"]
+  assert weights.description.endswith("classifier: 7 classes there, 5 classes here")
+  # Without symmetric padding the same weights would be another network.
+  torch.save(network, tmp_path / "network.pt")
+  (tmp_path / "text.pt").write_text("text")
+  for name, there, message in (
+    ("a.pth", model.clone(symmetric_padding=False), "symmetric_padding is False"),
+    ("network.pt", model, "cannot read weights alone"),
+    ("text.pt", model, "cannot read weights alone"),
+  ):
+    with pytest.raises(UsageError, match=message) as error:
+      load_weights(str(tmp_path / name), there, (32, 32, 3))
+    assert "\n" not in str(error.value)
 
 
 def make_images(height, width):

@@ -232,6 +232,11 @@ class Checkpoints:
       self.close()
 
 
+def has_checkpoint(workdir: Path) -> bool:
+  """Tells whether a run has saved a checkpoint, intact or not."""
+  return bool(_finished(workdir / CHECKPOINTS))
+
+
 def read_latest(
   workdir: str | os.PathLike[str], parts: Collection[str]
 ) -> tuple[int, dict[str, Any]]:
@@ -252,13 +257,7 @@ def read_latest(
   import orbax.checkpoint as ocp
 
   directory = workdir_path(workdir) / CHECKPOINTS
-  with reading(directory):
-    paths = [*directory.iterdir()] if directory.is_dir() else []
-  # While a checkpoint is being written, its name is more than a number; in a bucket
-  # it lacks a file.
-  numbered = (epath.Path(path) for path in paths if path.name.isdigit())
-  finished = filter(ocp.utils.is_checkpoint_finalized, numbered)
-  steps = sorted((int(path.name) for path in finished), reverse=True)
+  steps = _finished(directory)
   if not steps:
     raise UsageError(
       f"There is no checkpoint in {directory}: that is not a run's workdir, or the run "
@@ -284,6 +283,19 @@ def read_latest(
       ),
     )
   return step, restored
+
+
+def _finished(directory: Path) -> list[int]:
+  """Returns the steps of all checkpoints that are written, newest first."""
+  import orbax.checkpoint as ocp
+
+  with reading(directory):
+    paths = [*directory.iterdir()] if directory.is_dir() else []
+  # While a checkpoint is being written, its name is more than a number; in a bucket
+  # it lacks a file.
+  numbered = (epath.Path(path) for path in paths if path.name.isdigit())
+  finished = filter(ocp.utils.is_checkpoint_finalized, numbered)
+  return sorted((int(path.name) for path in finished), reverse=True)
 
 
 def _make_directory(workdir: Path) -> None:

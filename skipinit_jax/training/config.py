@@ -82,6 +82,12 @@ class TrainConfig:
       own, if it has one.
     learnable_alpha: whether alpha is a parameter or a constant; None: as the method.
     ghost_batch_size: examples of a ghost batch; None: normalize the global batch.
+    init_from: where the first weights are from: a run's workdir, an export or its
+      safetensors file, or a PyTorch file by torchvision's names. All must fit but a
+      classifier of other classes, which is new; None: all are drawn at random.
+    freeze: parameters that stay as they are: roles (kernel, scale or bias) or regular
+      expressions to be found in names such as stage1_first/conv1/kernel, by commas.
+      Normalizers' statistics are no parameters and follow the batches.
     scan: whether to scan over equal blocks, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
     dtype: dtype of the computation, float32 or bfloat16.
@@ -147,6 +153,8 @@ class TrainConfig:
   alpha: float | None = None
   learnable_alpha: bool | None = None
   ghost_batch_size: int | None = None
+  init_from: str | None = None
+  freeze: tuple[str, ...] = ()
   scan: bool = True
   remat: bool = False
   dtype: str = "float32"

@@ -26,7 +26,7 @@ from skipinit_jax.files import (
   write_json,
 )
 from skipinit_jax.training import distributed
-from skipinit_jax.training.checkpoints import Checkpoints
+from skipinit_jax.training.checkpoints import Checkpoints, has_checkpoint
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import (
@@ -34,12 +34,14 @@ from skipinit_jax.training.metrics import (
   read_metrics,
   warn_of_lost_epochs,
 )
+from skipinit_jax.training.optimizer import check_freeze
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.record import jax_settings, make_record
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.size import check_size, num_parameters
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trainer import Trainer
+from skipinit_jax.training.weights import load_weights
 
 # Long enough that the host's part of a dispatch does not count, short enough for a
 # live display and for a checkpoint before a machine is taken away.
@@ -140,6 +142,7 @@ def train(
     )
     total_steps = config.epochs * steps_per_epoch
     check_size(config, model, dataset.image_shape, total_steps, mesh)
+    check_freeze(config, model, dataset.image_shape)
     record = make_record(config, dataset)
     finished = _finished_result(directory, config, record) if first else None
   distributed.check_same({"record": record})
@@ -147,6 +150,12 @@ def train(
   finished = distributed.from_first(finished)
   if finished is not None:
     return Result(**finished)
+
+  weights = None
+  with distributed.share_errors():
+    # A run that goes on has its own weights, and may have lost sight of the first.
+    if config.init_from is not None and not has_checkpoint(directory):
+      weights = load_weights(config.init_from, model, dataset.image_shape)
 
   with (
     workdir_errors(workdir),
@@ -162,7 +171,7 @@ def train(
       f"{data.title(config.dataset)}",
       enabled=show_progress and first,
     ) as progress,
-    Trainer(config, dataset, model, mesh) as trainer,
+    Trainer(config, dataset, model, mesh, weights and weights.variables) as trainer,
   ):
     restored = checkpoints.restore_latest(trainer.initial_state)
     step, state = restored or (0, trainer.initial_state)
@@ -178,6 +187,8 @@ def train(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
       )
+      if weights is not None:
+        progress.message(weights.description)
       if restored:
         progress.message(f"resumed from step {step}")
         if first:

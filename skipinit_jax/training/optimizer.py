@@ -1,5 +1,7 @@
 """The optimizer: SGD with momentum, L2 and rates by parameter role."""
 
+import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -7,7 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
+from skipinit_jax.errors import UsageError
 from skipinit_jax.fields import call
 from skipinit_jax.models.depth import is_stacked
 from skipinit_jax.training.schedules import make_schedule
@@ -108,6 +112,60 @@ def heavy_ball(momentum: float, nesterov: bool) -> optax.GradientTransformation:
   return optax.trace(decay=momentum, nesterov=nesterov)
 
 
+def frozen_parameters(params: chex.ArrayTree, freeze: Sequence[str]) -> Any:
+  """Tells which parameters training leaves as they are.
+
+  Args:
+    freeze: roles (see `parameter_roles`), or regular expressions to be found in names
+      such as "stage1_first/conv1/kernel"; commas separate several of them.
+
+  Returns:
+    A tree of the same structure, of booleans.
+
+  Raises:
+    UsageError: an entry fits no parameter or is no regular expression, or no parameter
+      is left to train.
+  """
+  names = jax.tree.map_with_path(
+    lambda path, _: "/".join(key.key for key in path), params
+  )
+  roles = parameter_roles(params)
+  frozen = jax.tree.map(lambda _: False, params)
+  for entry in ",".join(freeze).split(","):
+    try:
+      pattern = re.compile(entry)
+    except re.error as error:
+      raise UsageError(
+        f"freeze is {entry}: it is no regular expression ({error})."
+      ) from None
+    if entry in ROLES:
+      found = jax.tree.map(entry.__eq__, roles)
+    else:
+      found = jax.tree.map(lambda name, p=pattern: p.search(name) is not None, names)
+    if not any(jax.tree.leaves(found)):
+      some = ", ".join(jax.tree.leaves(names)[:4])
+      raise UsageError(
+        f"freeze is {entry}: it is no role ({', '.join(ROLES)}) of this network's "
+        f"parameters and found in no name, such as {some}."
+      )
+    frozen = jax.tree.map(operator.or_, frozen, found)
+  if all(jax.tree.leaves(frozen)):
+    raise UsageError(f"freeze is {','.join(freeze)}: no parameter is left to train.")
+  return frozen
+
+
+def check_freeze(
+  config: "TrainConfig", model: nn.Module, image_shape: tuple[int, ...]
+) -> None:
+  """Raises a `UsageError` where `config.freeze` does not fit a network's parameters."""
+  if config.freeze:
+    images = jnp.zeros((1, *image_shape))
+    shapes = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), images, train=False)["params"]
+    )
+    frozen_parameters(shapes, config.freeze)
+
+
 class AveragedParams(NamedTuple):
   """State of `average_params`.
 
@@ -150,8 +208,8 @@ def make_optimizer(
 
   The gradient is clipped, then L2 is added to it, then momentum accumulates it, as
   in PyTorch's SGD; last come the rate and the factor of each parameter's role. The
-  highest rate is part of the optimizer's state: runs that
-  differ in it share one compiled program.
+  highest rate is part of the optimizer's state: runs that differ in it share one
+  compiled program. Frozen parameters take no part, and an average sees all of them.
 
   Args:
     learning_rate: the schedule's highest rate, which may be traced; None: the
@@ -167,12 +225,22 @@ def make_optimizer(
   factors = config.make_method().rate_factors
   # Without a factor, the state is as it was before there were any.
   by_role = [scale_by_role(factors)] if {*factors.values()} != {1.0} else []
-  return optax.chain(
+  optimizer = optax.chain(
     *transformations,
     call(weight_decay, config),
     call(heavy_ball, config),
     optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
     optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
     *by_role,
-    *([] if config.ema_decay is None else [average_params(config.ema_decay)]),
   )
+  if config.freeze:
+    optimizer = optax.multi_transform(
+      {"trained": optimizer, "frozen": optax.set_to_zero()},
+      lambda params: jax.tree.map(
+        lambda frozen: "frozen" if frozen else "trained",
+        frozen_parameters(params, config.freeze),
+      ),
+    )
+  if config.ema_decay is not None:
+    optimizer = optax.chain(optimizer, average_params(config.ema_decay))
+  return optimizer

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import struct
+from flax import struct, traverse_util
 from jax.sharding import Mesh
 
 from skipinit_jax.training.compilation import compiler_options
@@ -132,12 +132,17 @@ def make_init(
 
   Returns:
     A function of the run's seed, a uint32 scalar, and its learning rate, a float32
-    scalar, that returns a `TrainState`; and that state's sharding.
+    scalar, that returns a `TrainState`; and that state's sharding. A third argument of
+    the function, variables by the model's names, takes the place of initial values.
   """
 
-  def init(seed: jax.Array, learning_rate: jax.Array) -> TrainState:
+  def init(
+    seed: jax.Array, learning_rate: jax.Array, weights: Any = None
+  ) -> TrainState:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    if weights is not None:
+      variables = _replaced(variables, weights)
     params = variables.pop("params")
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -153,3 +158,10 @@ def make_init(
   return jax.jit(
     init, out_shardings=sharding, compiler_options=compiler_options()
   ), sharding
+
+
+def _replaced(variables: Any, weights: Any) -> Any:
+  """Returns variables with other values where there are some."""
+  flat, others = map(traverse_util.flatten_dict, (variables, weights))
+  values = {path: others[path].astype(flat[path].dtype) for path in others}
+  return traverse_util.unflatten_dict(flat | values)

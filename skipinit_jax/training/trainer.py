@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -47,8 +48,13 @@ class Trainer:
     dataset: data.Dataset | data.StreamedDataset,
     model: nn.Module,
     mesh: Mesh,
+    weights: Mapping[str, Any] | None = None,
   ) -> None:
     """Compiles the programs of a configuration, and initializes the state meanwhile.
+
+    Args:
+      weights: variables to begin with in place of their initial values, as
+        `weights.load_weights` reads them.
 
     Raises:
       UsageError: the data set has fewer examples than a batch.
@@ -96,7 +102,7 @@ class Trainer:
       steps = beside.submit(lambda: train_steps.lower(*arguments, 1).compile())
       if config.signal_every_steps:
         signal = beside.submit(lambda: measure.lower(*arguments).compile())
-      self.initial_state: TrainState = init(seed, rate)
+      self.initial_state: TrainState = init(seed, rate, weights)
     self._train_steps = steps.result()
     self._measure = signal.result() if config.signal_every_steps else measure
 

@@ -76,7 +76,12 @@ def make_trainer(config, num_devices=1, num_examples=1472):
 
 
 def make_step(
-  config, num_devices=1, image_shape=(8, 8, 1), steps_per_epoch=23, shapes=False
+  config,
+  num_devices=1,
+  image_shape=(8, 8, 1),
+  steps_per_epoch=23,
+  shapes=False,
+  weights=None,
 ):
   """Returns a configuration's step, to be compiled, and the state that it begins with.
 
@@ -98,7 +103,7 @@ def make_step(
     mixup=config.mixup,
   )
   seed, rate = np.uint32(config.seed), np.float32(config.learning_rate)
-  state = jax.eval_shape(init, seed, rate) if shapes else init(seed, rate)
+  state = jax.eval_shape(init, seed, rate) if shapes else init(seed, rate, weights)
   return step, state, sharding
 
 

@@ -92,7 +92,8 @@ def test_result(finished):
   assert result.device == "2 x cpu"
   assert result.images_per_second > 0
   assert result.seconds_to_first_step > 0
-  assert TrainConfig(**result.config) == dataclasses.replace(CONFIG, l2_exempt=[])
+  lists = {"l2_exempt": [], "freeze": []}
+  assert TrainConfig(**result.config) == dataclasses.replace(CONFIG, **lists)
   for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
     assert result.versions[package] == importlib.metadata.version(package)
   assert read_json(workdir / "result.json") == dataclasses.asdict(result)

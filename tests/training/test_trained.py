@@ -101,7 +101,7 @@ print(load_trained({str(workdir)!r}).variables["params"]["stem"]["kernel"].tolis
 def test_configuration(workdir):
   # A run that was killed has no result, and only that says where the data lay.
   assert load_trained(workdir).config == dataclasses.replace(
-    CONFIG, l2_exempt=["scale", "bias"], data_dir=None
+    CONFIG, l2_exempt=["scale", "bias"], freeze=[], data_dir=None
   )
   write_json(workdir / "result.json", {"config": dataclasses.asdict(CONFIG)})
   assert load_trained(workdir).config.data_dir == "/x"
