@@ -60,7 +60,8 @@ def program_help(
     parts.append(
       _paragraphs(
         "A field that is true or false also takes --config.FIELD and "
-        "--noconfig.FIELD; a tuple is given as --config.FIELD=\"('one', 'two')\"."
+        "--noconfig.FIELD; a tuple is given as --config.FIELD=\"('one', 'two')\"; a "
+        "number may be a power, 2^-4."
       )
     )
   parts.append("--helpfull lists the flags of all libraries too.")

@@ -14,19 +14,28 @@ from typing import Any, TypeVar
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from experiments import help as help_text
 from experiments import start
 from experiments.start import INTERRUPTED_STATUS as INTERRUPTED_STATUS
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import take_as_usual
-from skipinit_jax.files import cache_path
+from skipinit_jax.files import cache_path, local_path
 
 USAGE_ERROR_STATUS = 1
 DIVERGED_STATUS = 3
 LOST_PROCESS_STATUS = 5
 
 _Config = TypeVar("_Config")
+
+_QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
+# 2^-4 and 2⁻⁴: tables print the first, figures the second.
+_POWER = re.compile(
+  r"(?<![\w.^])(?P<base>\d+(\.\d+)?)"
+  r"(?P<exponent>\^[+-]?\d{1,4}|⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})(?![\w.^])"
+)
+_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 _HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
 # What --help shows of --config: the configurations by name, and the default's name.
@@ -81,10 +90,49 @@ def define_path(
 
 
 class _PathParser(flags.ArgumentParser[str]):
-  """Expands ~, which shells leave alone inside a flag."""
+  """Expands ~, so that what is printed says where it is."""
 
   def parse(self, argument: str) -> str:
-    return os.path.expanduser(argument)
+    # A path would take a slash of gs:// away, and make a dot of nothing.
+    return str(local_path(argument)) if argument.startswith("~") else argument
+
+
+def _with_values(text: str) -> str:
+  """Returns a text in which powers, as tables print them, are numbers."""
+  return "".join(
+    part if part[:1] in "'\"" and part else _POWER.sub(_value, part)
+    for part in _QUOTED.split(text)
+  )
+
+
+def _value(power: re.Match[str]) -> str:
+  base, exponent = power["base"], power["exponent"].strip("^").translate(_SUPERSCRIPTS)
+  try:
+    number = float(base) ** int(exponent)
+  except (ArithmeticError, ValueError):
+    return power[0]
+  return str(int(number)) if number.is_integer() and "." not in base else repr(number)
+
+
+class _FloatParser(flags.FloatParser):
+  """Reads 2^-4 too."""
+
+  def convert(self, argument: float | str) -> float:
+    return super().convert(_with_values(str(argument)))
+
+
+class _TupleParser(tuple_parser.TupleParser):
+  """Reads (2^-4, 2^-3) too."""
+
+  def parse(self, argument: Any) -> tuple[Any, ...]:
+    if isinstance(argument, str):
+      argument = _with_values(argument)
+    values: tuple[Any, ...] = super().parse(argument)
+    return values
+
+
+config_flags.register_flag_parser_for_type(float, _FloatParser())
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
 def define_config(

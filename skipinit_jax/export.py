@@ -14,7 +14,6 @@ Weights in safetensors do not age: from them a program can be exported again.
 """
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import local_path
 
 __all__ = [
   "PLATFORMS",
@@ -93,7 +93,7 @@ def save_safetensors(
     for name, value in traverse_util.flatten_dict(variables, sep="/").items()
   }
   # Its own `save_file` makes files that no other user may read.
-  pathlib.Path(path).write_bytes(safetensors.numpy.save(arrays, dict(metadata or {})))
+  local_path(path).write_bytes(safetensors.numpy.save(arrays, dict(metadata or {})))
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     UsageError: the file cannot be read, or is damaged.
   """
   try:
-    arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(path)
+    arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(local_path(path))
   except OSError as error:
     raise UsageError(f"The file {path} cannot be read ({error}).") from None
   except safetensors.SafetensorError as error:

@@ -55,6 +55,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABANDONED_SECONDS = 3600.0
 
 
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a path, in which a ~ at the start is the user's home.
+
+  Shells leave the ~ of a flag or a variable alone, and Python that of a text.
+  """
+  # Unlike `Path.expanduser`, without an error where there is no such home.
+  return pathlib.Path(os.path.expanduser(path))
+
+
 def workdir_path(workdir: str | os.PathLike[str]) -> Path:
   """Returns a workdir as a path: an `epath.Path` if it is in a bucket.
 
@@ -101,7 +110,7 @@ def local_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
       "machine or one mounted on it."
     )
   try:
-    path = pathlib.Path(workdir).absolute()
+    path = local_path(workdir).absolute()
   except FileNotFoundError:
     raise UsageError(
       f"The workdir {workdir} is relative to the current directory, which was removed: "
@@ -124,8 +133,8 @@ def cache_path(*names: str) -> pathlib.Path | None:
     That below $XDG_CACHE_HOME or ~/.cache, which need not exist; None where neither is
     known, as for a user without a home.
   """
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return pathlib.Path(base, "skipinit_jax", *names) if os.path.isabs(base) else None
+  base = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  return base.joinpath("skipinit_jax", *names) if base.is_absolute() else None
 
 
 def check_name(kind: str, name: Any) -> None:

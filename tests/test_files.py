@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from skipinit_jax import data, export, files
+from skipinit_jax.data import prepared
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
   LOCK,
@@ -34,8 +36,31 @@ from skipinit_jax.files import (
   workdir_path,
   write_json,
 )
+from skipinit_jax.studies import storage
+from skipinit_jax.training import TrainConfig
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_home_means_the_same_everywhere(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+  monkeypatch.setenv("TFDS_DATA_DIR", "~/sets")
+  assert files.workdir_path("~/run") == files.local_workdir("~/run") == tmp_path / "run"
+  assert files.cache_path("x") == tmp_path / "cache" / "skipinit_jax" / "x"
+  assert prepared.directory(None) == str(tmp_path / "sets")
+  assert prepared.directory("~/own") == str(tmp_path / "own")
+  assert prepared.directory("gs://bucket/~") == "gs://bucket/~"
+  with pytest.raises(UsageError, match=f"not prepared in {tmp_path / 'own'}"):
+    TrainConfig(dataset="cifar10", data_dir="~/own").load_dataset()
+  export.save_safetensors("~/weights", {"params": {"w": np.ones(2)}})
+  assert (tmp_path / "weights").exists()
+  assert export.load_safetensors("~/weights")["params"]["w"].sum() == 2
+  data.load("digits", cache_dir="~/arrays")
+  assert (tmp_path / "arrays" / "digits.npz").exists()
+  files.write_json("~/a.json", [1])
+  assert files.read_json(tmp_path / "a.json") == [1]
+  assert storage.default_url("~/run").endswith(f"{tmp_path}/run/study.db")
 
 
 def test_json(tmp_path):

@@ -19,7 +19,7 @@ from absl import logging
 
 from skipinit_jax import errors
 from skipinit_jax.data import prepared
-from skipinit_jax.files import cache_path, check_name, write_file
+from skipinit_jax.files import cache_path, check_name, local_path, write_file
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
@@ -213,7 +213,7 @@ def load(
     builder = prepared.open_builder(name, data_dir)
     source = _prepared_source(builder)
     decode = functools.partial(_decode_prepared, builder)
-  cache = cache_path("data") if cache_dir is None else pathlib.Path(cache_dir)
+  cache = cache_path("data") if cache_dir is None else local_path(cache_dir)
   if cache is None:
     train, test = decode()
   else:

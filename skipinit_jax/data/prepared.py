@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import reading
+from skipinit_jax.files import local_path, reading
+
+
+def directory(data_dir: str | None) -> str | None:
+  """Returns where data sets are prepared; None: in ~/tensorflow_datasets.
+
+  Args:
+    data_dir: a directory, or a folder of a bucket; None: the environment variable
+      TFDS_DATA_DIR.
+  """
+  given = data_dir or os.environ.get("TFDS_DATA_DIR")
+  # A path would take a slash of gs:// away.
+  return str(local_path(given)) if given and given.startswith("~") else given or None
 
 
 def open_builder(name: str, data_dir: str | None) -> Any:
@@ -22,8 +34,8 @@ def open_builder(name: str, data_dir: str | None) -> Any:
   """
   import tensorflow_datasets as tfds
 
-  usual = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  root = os.path.expanduser(data_dir or usual)
+  data_dir = directory(data_dir)
+  root = data_dir or str(local_path("~/tensorflow_datasets"))
   with damage_errors(name, os.path.join(root, name)):
     try:
       builder = tfds.builder(name, data_dir=data_dir)

@@ -12,6 +12,7 @@ from skipinit_jax.files import (
   RESULT,
   Path,
   as_type,
+  local_path,
   read_json,
   workdir_path,
   write_json,
@@ -38,7 +39,7 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
     UsageError: the directory holds no results, an unfinished study, or results of
       another version or of an unknown kind of study.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = local_path(workdir)
   path = workdir / RESULTS
   # Unlike `Path.exists`, false also for a path that may not be read.
   if not os.path.exists(path):

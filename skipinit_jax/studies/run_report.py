@@ -1,7 +1,6 @@
 """Reports of single training runs: from a run's workdir to a `Document`."""
 
 import os
-import pathlib
 import shlex
 from collections.abc import Collection
 
@@ -14,6 +13,7 @@ from skipinit_jax.files import (
   RESULT,
   Path,
   as_type,
+  local_path,
   read_json,
   record_errors,
 )
@@ -28,7 +28,7 @@ from skipinit_jax.training.metrics import read_metrics, warn_of_lost_epochs
 def is_run(workdir: str | os.PathLike[str]) -> bool:
   """Tells whether a directory is the workdir of one training run, finished or not."""
   return any(
-    os.path.exists(os.path.join(workdir, name))
+    os.path.exists(local_path(workdir) / name)
     for name in (RESULT, METRICS, CHECKPOINTS)
   )
 
@@ -39,7 +39,7 @@ def read_result(workdir: str | os.PathLike[str]) -> Result:
   Raises:
     UsageError: the run is not finished, or its result is of another version.
   """
-  path = pathlib.Path(workdir, RESULT)
+  path = local_path(workdir) / RESULT
   result = None
   if path.exists():
     with record_errors(path):
@@ -146,7 +146,7 @@ def write_run_report(
       written.
   """
   arguments = ["python", "-m", "experiments.report", f"--workdir={workdir}"]
-  if pathlib.Path(directory) != pathlib.Path(workdir):
+  if local_path(directory) != local_path(workdir):
     arguments.append(f"--output={directory}")
   report = make_run_report(workdir, shlex.join(arguments))
   return document.write(report, directory, formats)

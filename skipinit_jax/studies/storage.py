@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import as_type, from_json, is_locked, to_json
+from skipinit_jax.files import as_type, from_json, is_locked, local_path, to_json
 from skipinit_jax.studies.results import read_run
 from skipinit_jax.studies.study import Interrupted, Key, Run, Search, Study
 from skipinit_jax.training import TrainConfig
@@ -74,7 +74,7 @@ class ClaimedTrial(NamedTuple):
 
 def default_url(workdir: str | os.PathLike[str]) -> str:
   """Returns the URL of a workdir's own storage, an SQLite file."""
-  path = str(pathlib.Path(workdir).resolve() / "study.db")
+  path = str(local_path(workdir).resolve() / "study.db")
   return sqlalchemy.URL.create("sqlite", database=path).render_as_string()
 
 
@@ -148,6 +148,8 @@ class Storage:
       StorageLost: the server went away for a minute, as any method raises it.
     """
     self._name = study_name or study.name
+    if match := re.fullmatch(r"(sqlite\S*?:///)(~.*)", url):
+      url = match[1] + str(local_path(match[2]))
     self._url, self._printable = url, printable_url(url)
     self._in_workdir, self._stopped = in_workdir, stopped
     self._is_open = self.given_up = False

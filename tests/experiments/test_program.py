@@ -4,6 +4,8 @@ import dataclasses
 import re
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from experiments.depth_study import CONFIGS
 from skipinit_jax import methods
@@ -44,6 +46,38 @@ def test_what_is_wrong_is_one_sentence(flags, message, run_program, tmp_path):
   flags = [flag.replace("--workdir=x", f"--workdir={workdir}") for flag in flags]
   assert_one_sentence(run_program(["experiments.train", *flags], status=1), message)
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("text", "value"),
+  [("2^-4", 2**-4), ("2⁻⁴", 2**-4), ("1.5^2", 2.25), ("10^-3", 1e-3), ("1e-3", 1e-3)],
+)
+def test_numbers_are_read_as_tables_print_them(text, value):
+  values = flags.FlagValues()
+  argv = ["program", f"--config.wide_resnet.learning_rate={text}"]
+  argv += [f"--config.wide_resnet.clip_norm={text}", "--config.methods=('a2^3',)"]
+  argv += [f"--config.wide_resnet_search.learning_rates=({text}, 3, 2^-1)"]
+  argv += ["--config.wide_resnet_depths=(2^4, 10)"]
+  config = config_flags.DEFINE_config_dataclass(
+    "config", CONFIGS["demo"](), flag_values=values, sys_argv=argv
+  )
+  values(argv)
+  network = config.value.wide_resnet
+  assert network.learning_rate == network.clip_norm == value
+  assert config.value.wide_resnet_search.learning_rates == (value, 3, 0.5)
+  assert config.value.wide_resnet_depths == (16, 10)
+  assert config.value.methods == ("a2^3",)
+
+
+@pytest.mark.parametrize("text", ["2^", "2^-4^2", "2^99999", "2^x"])
+def test_no_number(text):
+  argv = ["program", f"--config.learning_rate={text}"]
+  values = flags.FlagValues()
+  with pytest.raises(flags.IllegalFlagValueError, match="could not convert string"):
+    config_flags.DEFINE_config_dataclass(
+      "config", TrainConfig(), flag_values=values, sys_argv=argv
+    )
+    values(argv)
 
 
 def test_damaged_data_cache(run_program, tmp_path):

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from skipinit_jax import errors
+from skipinit_jax.data import prepared
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.data.prepare import tfds_files
+from skipinit_jax.files import local_path
 
 __all__ = [
   "NAMES",
@@ -47,7 +49,7 @@ def prepare(
   """
   if name not in NAMES:
     raise errors.unknown_name("dataset of IDX files", name, NAMES)
-  folder = pathlib.Path(source)
+  folder, data_dir = local_path(source), prepared.directory(data_dir)
   if not folder.is_dir():
     raise errors.UsageError(f"Source {str(source)!r} is not a folder.")
   splits = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from skipinit_jax.data import prepared
 from skipinit_jax.data.prepare import tfds_files
 
 __all__ = [
@@ -55,7 +56,8 @@ def prepare(data_dir: str | None = None) -> str:
   Raises:
     UsageError: `data_dir` cannot be written, or holds other files under the name.
   """
-  return tfds_files.write(lambda: _builder(data_dir), SIZES, data_dir)
+  directory = prepared.directory(data_dir)
+  return tfds_files.write(lambda: _builder(directory), SIZES, directory)
 
 
 def _builder(data_dir: str | None) -> Any:
