@@ -116,12 +116,6 @@ def test_layer_scale_by_depth(num_blocks, initial_value):
   assert methods.get("layer_scale").initial_alpha(num_blocks) == initial_value
 
 
-def test_rezero_is_skipinit_with_alpha_0():
-  known = methods.get("skipinit")
-  renamed = {"name": known.name, "title": known.title}
-  assert dataclasses.replace(methods.get("rezero"), **renamed) == known
-
-
 def test_expected_variances():
   """For NF-ResNets see test_normalizer_free.py; others do as their second moments."""
   np.testing.assert_allclose(
@@ -177,13 +171,6 @@ def test_what_cannot_be_a_method_of_its_own_is_refused(changes, message):
   with pytest.raises(UsageError, match=message):
     methods.register(dataclasses.replace(methods.get("skipinit"), **changes))
   assert before == methods.NAMES
-
-
-def test_unknown_name_lists_all():
-  with pytest.raises(UsageError, match="did you mean 'skipinit'") as caught:
-    methods.get("skipnit")
-  for name in methods.NAMES:
-    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize(

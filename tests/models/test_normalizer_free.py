@@ -1,6 +1,5 @@
 """Networks without normalization, against what their papers define them by."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
-from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import WeightStandardizedConv, scaled_relu
 from skipinit_jax.models import (
   BasicBlock,
@@ -126,13 +124,6 @@ def test_the_variance_at_each_block_is_the_expected_one():
   np.testing.assert_allclose(variance, expected, rtol=0.017)
   # All of the second moment is variance: the means of channels do not shift.
   np.testing.assert_allclose(second_moment, variance, rtol=0.014)
-
-
-def test_post_activation_networks_have_no_expected_variance():
-  method = dataclasses.replace(methods.get("skipinit_one"), divide_by_expected_std=True)
-  with pytest.raises(UsageError, match="'skipinit_one' is not defined for a ResNet of"):
-    ResNet(50, 5, method, version=1)
-  ResNet(50, 5, method)
 
 
 def test_division_keeps_the_features_dtype():

@@ -61,16 +61,6 @@ def test_parameters_of_other_methods_by_what_they_add():
   assert count(50, "fixup", 1) == PLAIN_50 + 7 * 16 + 2
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_projection_opens_every_stage_and_stands_nowhere_else(version):
-  params = shapes(50, "skipinit", version)["params"]
-  projections = {name for name in params if "projection" in params[name]}
-  assert projections == {f"stage{stage}_first" for stage in (1, 2, 3, 4)}
-  assert set(params) == projections | {"stem", "head"} | {
-    f"stage{stage}_rest" for stage in (1, 2, 3, 4)
-  }
-
-
 def test_normalizers_of_the_two_versions():
   def names(version):
     params = shapes(50, "batch_norm", version)["params"]

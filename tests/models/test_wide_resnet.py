@@ -72,17 +72,6 @@ def test_stages():
   }
 
 
-def test_only_blocks_of_another_shape_project():
-  model = WideResNet(16, 1, 10, methods.get("skipinit"))
-  params = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))[
-    "params"
-  ]
-  assert {name for name in params if "projection" in params[name]} == {
-    "stage2_first",
-    "stage3_first",
-  }
-
-
 def test_alphas_are_one_over_the_root_of_all_blocks():
   model = WideResNet(22, 1, 10, methods.get("skipinit_inverse_sqrt_depth"))
 

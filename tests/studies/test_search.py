@@ -121,17 +121,6 @@ def test_extends_until_the_best_rate_is_inside(changes, outcome, rounds):
   assert play(dataclasses.replace(CONFIG, **changes), outcome) == rounds
 
 
-def test_runs_that_nobody_asked_for_change_nothing():
-  outcome = peak(-4)
-  # As many as another protocol has left: more seeds, rates far away, other rates.
-  rates = (2**-12, 2**-7, 2**-5, 2**-4, 2**-3, 0.1, 2**2, 2**5)
-  known = {(rate, seed): Outcome(0.99, 0.01) for rate in rates for seed in range(5)}
-  config = dataclasses.replace(CONFIG, num_seeds=2, best_of=2)
-  own = {(2.0**exponent, seed) for exponent in (-5, -4, -3) for seed in (0, 1)}
-  outcomes = known | {run: outcome(*run) for run in own}
-  assert set(wanted_runs(config, outcomes, THRESHOLD)) == own
-
-
 def random_outcomes(rng):
   """A network without any regularity, with a fixed outcome for each rate and seed."""
   kinds = [DIVERGED, Outcome(0.1, 2.3)]

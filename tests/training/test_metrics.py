@@ -118,7 +118,7 @@ def test_lists(tmp_path):
 
 
 def test_resume_has_each_row_once(tmp_path):
-  write_rows(tmp_path, [10, 20, 30, 40])
+  write_rows(tmp_path, [10, 20, 21, 30])
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 20, "kind": "tr')
   write_rows(tmp_path, [30, 40, 50], resume_step=20)
