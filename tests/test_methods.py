@@ -180,8 +180,8 @@ def test_what_cannot_be_a_method_of_its_own_is_refused(changes, message):
     ({"dropout_rate": -0.1}, r"dropout_rate is -0.1"),
     ({"dropout_rate": math.nan}, r"dropout_rate is nan"),
     ({"alpha": math.nan}, r"alpha is nan: it must be a finite number"),
-    ({"alpha": np.float32("inf")}, r"alpha is inf"),
-    ({"sum_scale": math.inf}, r"sum_scale is inf: it must be finite"),
+    ({"alpha": np.float32("inf")}, r"alpha is .*inf"),
+    ({"sum_scale": math.inf}, r"sum_scale is inf: it must be a finite number"),
   ],
 )
 def test_bad_values(changes, message):
