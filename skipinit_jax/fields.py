@@ -28,22 +28,24 @@ def check_types(config: Any, name: str = "") -> None:
   """Checks the types of all fields, those of nested dataclasses too.
 
   Args:
-    config: a dataclass of booleans, numbers, texts, each of them or None, tuples of
-      them, and such dataclasses.
+    config: a dataclass. Checked are booleans, numbers, texts, each of them or None,
+      tuples of them, and dataclasses of such.
     name: what to call it in an error; empty: its fields' names say enough.
 
   Raises:
     UsageError: a value is not what its field's annotation says.
   """
-  hints = typing.get_type_hints(type(config))
+  kind_of_config: Any = type(config)
+  hints = _hints(kind_of_config)
   for field in dataclasses.fields(config):
     place = f"{name}.{field.name}" if name else field.name
     value, kind = getattr(config, field.name), hints[field.name]
     or_none = ""
-    if isinstance(kind, types.UnionType):
+    arguments = typing.get_args(kind)
+    if arguments[1:] == (types.NoneType,):
       if value is None:
         continue
-      kind, or_none = typing.get_args(kind)[0], " or None"
+      kind, or_none = arguments[0], " or None"
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       if not isinstance(value, kind):
         raise UsageError(f"{place} is {value!r}: it must be a {kind.__name__}.")
@@ -58,6 +60,11 @@ def check_types(config: Any, name: str = "") -> None:
           raise UsageError(f"{place} has {each!r}: each must be {_KINDS[element][1]}.")
     elif kind in _KINDS and not _is(value, kind):
       raise UsageError(f"{place} is {value!r}: it must be {_KINDS[kind][1]}{or_none}.")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+  return typing.get_type_hints(kind)
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import require_positive
+from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import FullyConnectedBlock
 from skipinit_jax.models.depth import DepthStack
@@ -45,6 +46,7 @@ class ResidualMLP(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_types(self)
     require_positive(
       depth=self.depth,
       width=self.width,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, require_positive, unknown_name
+from skipinit_jax.fields import check_types
 from skipinit_jax.layers import ScalarBias
 from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
@@ -74,6 +75,7 @@ class ResNet(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_types(self)
     require_positive(num_classes=self.num_classes)
     if self.depth not in STAGE_BLOCKS:
       depths = ", ".join(map(str, STAGE_BLOCKS))

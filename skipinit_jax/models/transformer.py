@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, require_positive
+from skipinit_jax.fields import check_types
 from skipinit_jax.layers import he_normal
 from skipinit_jax.methods import Activation, Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import ResidualBlock
@@ -161,6 +162,7 @@ class VisionTransformer(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_types(self)
     require_positive(
       depth=self.depth,
       width=self.width,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, require_positive
+from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock
 from skipinit_jax.models.depth import apply_stages
@@ -46,6 +47,7 @@ class WideResNet(nn.Module):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    check_types(self)
     require_positive(width=self.width, num_classes=self.num_classes)
     if self.depth < 10 or (self.depth - 4) % 6:
       below = max(10, self.depth - (self.depth - 4) % 6)

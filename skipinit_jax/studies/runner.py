@@ -510,7 +510,7 @@ def run_sequentially(study: Study, workdir: str | os.PathLike[str]) -> StudyResu
   check(study)
   for search in study.searches:
     try:
-      search.config.validate(jax.device_count())
+      search.run_config(search.config.learning_rate, 0).validate(jax.device_count())
     except UsageError as error:
       raise UsageError(f"{search.title}: {error}") from None
   with distributed.share_errors():

@@ -1,6 +1,5 @@
 """Weights to begin training from: those of a run, of an export, or PyTorch's."""
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +82,7 @@ def _is_statistic(name: str) -> bool:
 
 def _read(path: str, model: nn.Module) -> dict[str, Any]:
   """Reads variables, which need not be the model's."""
-  place = workdir_path(os.path.expanduser(path))
+  place = workdir_path(path)
   if not place.exists():
     raise UsageError(f"init_from is {path}: there is no such file or directory.")
   if place.is_dir():
