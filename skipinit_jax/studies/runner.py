@@ -56,6 +56,7 @@ from skipinit_jax.studies.study import (
 )
 from skipinit_jax.training import Result, TrainConfig, distributed, train
 from skipinit_jax.training.metrics import read_metrics
+from skipinit_jax.training.record import jax_settings
 from skipinit_jax.training.stop import StopRequest
 
 _POLL_SECONDS = 1.0
@@ -102,6 +103,7 @@ def run(
   check(study)
   num_workers, devices_per_trial = _resources(num_workers, devices_per_trial)
   threshold = trains_above(study)
+  dataset = study.searches[0].config.load_dataset()
   workdir = local_workdir(workdir)
   lock_path = _lock_path(workdir)
   # Without the database's password, however it was given.
@@ -122,6 +124,7 @@ def run(
       study,
       study_name,
       in_workdir=not storage,
+      record={"data": dataset.record(), "jax": jax_settings()},
       stopped=lambda: stop.requested,
     )
     workers = stack.enter_context(

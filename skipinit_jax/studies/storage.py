@@ -32,6 +32,7 @@ from skipinit_jax.files import as_type, from_json, is_locked, local_path, to_jso
 from skipinit_jax.studies.results import read_run
 from skipinit_jax.studies.study import Interrupted, Key, Run, Search, Study
 from skipinit_jax.training import TrainConfig
+from skipinit_jax.training.config import differences
 
 HEARTBEAT_SECONDS = 10
 # A process that gave no sign of life for so long is taken to be dead.
@@ -132,6 +133,7 @@ class Storage:
     study_name: str | None = None,
     *,
     in_workdir: bool = False,
+    record: Mapping[str, Any] | None = None,
     stopped: Callable[[], bool] = lambda: False,
   ):
     """Opens the storage, and makes the study in it unless it is there.
@@ -140,17 +142,20 @@ class Storage:
       url: SQLAlchemy's URL of a database.
       study_name: its name in the database; None: the name of its kind.
       in_workdir: whether it is the file of one workdir, with all of its trials.
+      record: what decides the results beside the configuration, as nested dicts of
+        plain values; None: not compared.
       stopped: tells whether to wait no longer for a server that is away.
 
     Raises:
       UsageError: the database cannot be reached or used, or its study of this name is
-        of another kind or configuration.
+        of another kind, configuration or record.
       StorageLost: the server went away for a minute, as any method raises it.
     """
     self._name = study_name or study.name
     if match := re.fullmatch(r"(sqlite\S*?:///)(~.*)", url):
       url = match[1] + str(local_path(match[2]))
     self._url, self._printable = url, printable_url(url)
+    self._record = None if record is None else to_json(record)
     self._in_workdir, self._stopped = in_workdir, stopped
     self._is_open = self.given_up = False
     self._read: dict[int, Run] = {}
@@ -247,19 +252,30 @@ class Storage:
     if kind is None and not self._trials():
       self._study.set_user_attr("kind", study.name)
       self._study.set_user_attr("config", study.json_config)
+      self._study.set_user_attr("record", self._record)
     elif kind != study.name:
       raise UsageError(
         f"The study {self._name} in {self._printable} is a "
         f"{kind or 'study of another program'}, not a {study.name}: use another "
         "--workdir or --study_name."
       )
+    known = self._study.user_attrs.get("record")
+    if known and self._record and (found := differences(known, self._record)):
+      raise UsageError(
+        f"The study {self._name} in {self._printable} was made with other data or "
+        f"settings: {', '.join(found)}. Use the same, or another --workdir or "
+        "--study_name."
+      )
+    # A study of an older version has no record.
+    has_record = bool(known) or not self._record
     # All trials of a search have one configuration.
     stored = {key.search: trial for key, trial in self._live().items()}
     for search in study.searches:
       if search.name not in stored:
         continue
       trial = stored[search.name]
-      config = self._attribute(trial, "config", dict[str, Any])
+      fields = self._attribute(trial, "config", dict[str, Any])
+      config = to_json(TrainConfig.stored(fields, has_record))
       for field, value in _identity(search.config).items():
         if config.get(field) != value:
           raise UsageError(

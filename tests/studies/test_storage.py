@@ -324,6 +324,31 @@ def test_another_configuration_is_refused(ask, storage_url, make_study):
   assert asked.states() == {"WAITING": 2}
 
 
+def test_other_data_are_refused(storage_url, make_study):
+  study = make_study()
+  Storage(storage_url, study, record={"data": {"sha256": "a"}})
+  Storage(storage_url, study, record={"data": {"sha256": "a"}})
+  with pytest.raises(UsageError, match=r'settings: data.sha256 is "a" there and "b"'):
+    Storage(storage_url, study, record={"data": {"sha256": "b"}})
+
+
+def test_an_older_study_has_no_record_and_fewer_fields(
+  storage_url, make_study, wanted, monkeypatch
+):
+  study, identity = make_study(), storage_module._identity
+  with monkeypatch.context() as patch:
+    fields = "scale_rate_factor", "label_smoothing"
+    patch.setattr(
+      storage_module,
+      "_identity",
+      lambda config: {k: v for k, v in identity(config).items() if k not in fields},
+    )
+    Storage(storage_url, study).enqueue(wanted(study))
+  Storage(storage_url, study, record={"data": 1})
+  with pytest.raises(UsageError, match=r"have label_smoothing 0.0, this one has 0.5"):
+    Storage(storage_url, make_study(label_smoothing=0.5), record={"data": 1})
+
+
 @pytest.mark.parametrize(
   ("url", "words"),
   [
