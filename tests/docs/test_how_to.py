@@ -47,6 +47,10 @@ CLAIMS = {
   ],
   "how_to/own_method": [],
   "how_to/own_dataset": [("result.test_accuracy", "tells 98 % of", 0.98, 0.05)],
+  "how_to/fine_tuning": [
+    ("from_weights", "it tells 78 % of", 0.78, 0.06),
+    ("from_scratch", "from scratch, 69 %", 0.69, 0.08),
+  ],
   "how_to/resume": [],
   "how_to/transformer": [],
   "getting_started": [("ratio", "prints 0.008. It", 0.008, 0.001)],
