@@ -7,7 +7,7 @@ import safetensors.numpy
 
 from skipinit_jax import convert
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.weights import load_weights
+from skipinit_jax.training import load_weights
 
 torch = pytest.importorskip(
   "torch", reason="needs PyTorch: .venv/bin/pip install torch==2.13.0"

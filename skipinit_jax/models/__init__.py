@@ -12,6 +12,7 @@ from skipinit_jax.models.blocks import (
 from skipinit_jax.models.depth import DepthStack, scan_variables, unroll_variables
 from skipinit_jax.models.residual_mlp import ResidualMLP
 from skipinit_jax.models.resnet import ResNet
+from skipinit_jax.models.stochastic_depth import BranchDrop, branch_drops
 from skipinit_jax.models.transformer import (
   AttentionBlock,
   EncoderBlock,
@@ -25,6 +26,7 @@ __all__ = [
   "AttentionBlock",
   "BasicBlock",
   "BottleneckBlock",
+  "BranchDrop",
   "ConvolutionalBlock",
   "DepthStack",
   "EncoderBlock",
@@ -36,6 +38,7 @@ __all__ = [
   "ResidualMLP",
   "VisionTransformer",
   "WideResNet",
+  "branch_drops",
   "scan_variables",
   "unroll_variables",
 ]

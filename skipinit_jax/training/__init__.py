@@ -22,6 +22,7 @@ from skipinit_jax.training.step import (
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trained import Trained, load_trained
 from skipinit_jax.training.trainer import Trainer
+from skipinit_jax.training.weights import Weights, load_weights
 
 __all__ = [
   "Checkpoints",
@@ -34,10 +35,12 @@ __all__ = [
   "TrainState",
   "Trained",
   "Trainer",
+  "Weights",
   "batch_sharding",
   "compilation",
   "distributed",
   "load_trained",
+  "load_weights",
   "make_evaluate",
   "make_init",
   "make_mesh",

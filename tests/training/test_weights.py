@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -11,8 +12,13 @@ from skipinit_jax import data, export
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import unroll_variables
-from skipinit_jax.training import Checkpoints, TrainConfig, load_trained, loop
-from skipinit_jax.training.weights import load_weights
+from skipinit_jax.training import (
+  Checkpoints,
+  TrainConfig,
+  load_trained,
+  load_weights,
+  loop,
+)
 from tests.training.runs import StopAt, bits, digits, make_step
 
 SOURCE = TrainConfig(model="residual_mlp", depth=3, width=8, method="batch_norm")
@@ -108,6 +114,13 @@ def test_a_new_head_on_frozen_weights(source, tmp_path, capsys, monkeypatch):
   # The average began with these weights too.
   average = load_trained(tmp_path / "run", averaged=True).variables["params"]
   np.testing.assert_allclose(average["stem"]["kernel"], before["stem"]["kernel"])
+
+
+def test_files_of_pytorch_need_pytorch(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  (tmp_path / "a.pth").write_bytes(b"")
+  with pytest.raises(UsageError, match="needs PyTorch"):
+    load_weights(str(tmp_path / "a.pth"), SOURCE.make_model(10), SHAPE)
 
 
 @pytest.mark.parametrize(
