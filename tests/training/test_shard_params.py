@@ -52,7 +52,8 @@ def assert_is_cut(state):
   for tree in (state.params, state.opt_state):
     for path, leaf in jax.tree.leaves_with_path(tree):
       parts = [shard.data.size for shard in leaf.addressable_shards]
-      is_kernel = getattr(path[-1], "key", None) == "kernel"
+      # Adaptive clipping keeps a number for each.
+      is_kernel = leaf.ndim > 1 and getattr(path[-1], "key", None) == "kernel"
       kernels += is_kernel
       assert parts == [leaf.size // 8 if is_kernel else leaf.size] * 8
   # As many in the momentum as in the parameters.
