@@ -47,7 +47,8 @@ def make_small_study(
     )
     for method in methods
   ]
-  return Study(name, protocol, tuple(searches))
+  # Its configuration says nothing of its searches.
+  return Study(name, SearchConfig(), tuple(searches))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import optuna
 import pytest
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.fields import take_as_usual
 from skipinit_jax.files import LOCK, lock, read_json, to_json
 from skipinit_jax.studies import Interrupted, read_results, run, runner, storage
 from skipinit_jax.studies.storage import default_url, run_dir
@@ -126,7 +127,9 @@ def undisturbed(tmp_path_factory):
   )
   workdir = tmp_path_factory.mktemp("undisturbed")
   # On one device each, as the processes have.
-  return run(depth_study(config), workdir, num_workers=1, devices_per_trial=1)
+  # What is left of the preset's other networks has no effect.
+  study = depth_study(take_as_usual(config))
+  return run(study, workdir, num_workers=1, devices_per_trial=1)
 
 
 def test_killed_in_every_way(
