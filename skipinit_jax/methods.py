@@ -82,9 +82,13 @@ def layer_scale_by_depth(num_blocks: int) -> float:
 
 
 batch_normalizer: functools.partial[nn.BatchNorm] = functools.partial(
-  nn.BatchNorm, momentum=0.9, epsilon=1e-5
+  nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False
 )
-"""Batch normalization over the global batch, as the methods here use it."""
+"""Batch normalization over the global batch, as the methods here use it.
+
+Flax's fast variance, the mean square less the squared mean, has nothing left in float32
+where the mean is a thousand times the deviation.
+"""
 
 
 class BlockFields(TypedDict):
@@ -430,7 +434,11 @@ _METHODS: dict[str, Method] = {
       "Batch norm at the output only",
       output_normalizer=batch_normalizer,
     ),
-    Method("layer_norm", "Layer norm", normalizer=nn.LayerNorm),
+    Method(
+      "layer_norm",
+      "Layer norm",
+      normalizer=functools.partial(nn.LayerNorm, use_fast_variance=False),
+    ),
     # Alpha = 0.2, biases and the scale of each output feature are those of the
     # authors' networks. They also clip gradients (Brock et al., ICML 2021), which is
     # a choice of training: adaptive_clip, 0.01 in their paper.
@@ -531,9 +539,9 @@ def with_ghost_batches(method: Method, ghost_batch_size: int) -> Method:
       f"ghost_batch_size is {ghost_batch_size}, but method {method.name!r} has no "
       "batch normalization."
     )
-  # Momentum and epsilon are those of the global batch's normalizer.
+  settings = {name: batch_normalizer.keywords[name] for name in ("momentum", "epsilon")}
   ghost = functools.partial(
-    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **batch_normalizer.keywords
+    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **settings
   )
   changes: dict[str, Any] = {
     name: ghost

@@ -1,6 +1,7 @@
 """Signal propagation in theory and in networks, and a verdict."""
 
 from skipinit_jax.analysis import figures, measure, theory
+from skipinit_jax.analysis.curvature import Sharpness, sharpness
 from skipinit_jax.analysis.diagnose import (
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
@@ -18,10 +19,12 @@ __all__ = [
   "GRADIENT_LIMIT",
   "Diagnosis",
   "Fault",
+  "Sharpness",
   "Signal",
   "diagnose",
   "diagnose_signal",
   "figures",
   "measure",
+  "sharpness",
   "theory",
 ]

@@ -8,7 +8,6 @@ of learning rates or data. Limits are calibrated against short trainings by
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.analysis import measure
-from skipinit_jax.analysis.signal import Signal, to_numpy
+from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
 
 # Each limit is about the geometric middle between the largest value that trains and the
 # smallest that does not, among the tuned cells of `experiments/diagnosis_check.py` and
@@ -177,8 +176,7 @@ def diagnose(
   Raises:
     UsageError: as `measure.signal`.
   """
-  if "train" in inspect.signature(type(model).__call__).parameters:
-    arguments.setdefault("train", True)
+  arguments = training_arguments(model, arguments)
   blocks = blocks or measure.Blocks()
   signal = measure.signal(
     model, variables, batch, blocks=blocks, loss=loss, key=key, **arguments

@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import itertools
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from skipinit_jax.analysis.signal import (
   Signal,
@@ -31,6 +33,7 @@ from skipinit_jax.analysis.signal import (
 )
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.layers import GhostBatchNorm
+from skipinit_jax.layers.normalization import normalize_sub_batches
 from skipinit_jax.models import ResidualBlock
 
 __all__ = [
@@ -119,11 +122,12 @@ def signal(
       block is called several times; or a scan of the network withholds new variables.
   """
   key = jax.random.key(0) if key is None else key
-  return jax.jit(
+  measured = jax.jit(
     lambda variables, inputs, key: _measure(
       model, variables, inputs, blocks, loss, key, arguments
     )
   )(variables, inputs, key)
+  return _with_unknown(measured)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +197,7 @@ def over_seeds(
   signals = jax.jit(
     lambda keys, inputs: jax.lax.map(lambda key: measure_seed(key, inputs), keys)
   )(keys, inputs)
-  return Ensemble(to_numpy(signals))
+  return Ensemble(to_numpy(_with_unknown(signals)))
 
 
 def _measure(
@@ -258,7 +262,7 @@ def _gather(
 
   def stacked(path: Path) -> Any:
     # Leading axes are those of the scans around a block.
-    return statistics[path]["moving_variance"]
+    return statistics[path]["noise_product"]
 
   for _, group in itertools.groupby(
     statistics, lambda path: (id(bodies[path]), stacked(path).shape)
@@ -273,6 +277,13 @@ def _gather(
         names.append(of_path[index])
         order.append(start + position * count + index)
   blocks = [dict(each) for each in statistics.values()]
+  known: dict[str, list[bool]] = {"skip": [], "branch": [], "moving_variance": []}
+  for block in blocks:
+    for name, places in known.items():
+      places += [name in block] * block["noise_product"].size
+    for name in ("skip", "branch"):
+      block.setdefault(name, jax.tree.map(jnp.zeros_like, block["output"]))
+    block.setdefault("moving_variance", jnp.zeros_like(block["noise_product"]))
   if not all("alpha" in block for block in blocks):
     blocks = [block | {"alpha": None} for block in blocks]
   rows = jax.tree.map(
@@ -284,6 +295,10 @@ def _gather(
   def stream(of: Callable[[Mapping[str, Any]], jax.Array]) -> jax.Array:
     return jnp.append(of(rows["input"])[:1], of(rows["output"]))
 
+  def partly(values: jax.Array, name: str) -> Any:
+    places = tuple(known[name][index] for index in order)
+    return values if all(places) else _Partial(values, places)
+
   gradient = rows["gradient"]
   return Signal(
     names=tuple(names),
@@ -291,13 +306,40 @@ def _gather(
     variance=stream(lambda features: features["variance"]),
     cosine=stream(lambda features: features["cosine"]),
     gradient_second_moment=jnp.append(gradient["input"][:1], gradient["output"]),
-    skip_second_moment=rows["skip"]["second_moment"],
-    skip_variance=rows["skip"]["variance"],
-    branch_second_moment=rows["branch"]["second_moment"],
-    branch_variance=rows["branch"]["variance"],
-    moving_variance=rows["moving_variance"],
+    skip_second_moment=partly(rows["skip"]["second_moment"], "skip"),
+    skip_variance=partly(rows["skip"]["variance"], "skip"),
+    branch_second_moment=partly(rows["branch"]["second_moment"], "branch"),
+    branch_variance=partly(rows["branch"]["variance"], "branch"),
+    moving_variance=partly(rows["moving_variance"], "moving_variance"),
     alpha=rows["alpha"],
   )
+
+
+@struct.dataclass
+class _Partial:
+  """Values of which some are not known.
+
+  Not a number says so to users, but in compiled code JAX's search for errors would stop
+  there.
+  """
+
+  values: jax.Array
+  known: tuple[bool, ...] = struct.field(pytree_node=False)
+
+
+def _with_unknown(signal: Signal) -> Signal:
+  """Returns a signal that is not a number where it is not known."""
+
+  def fill(field: Any) -> Any:
+    if not isinstance(field, _Partial):
+      return field
+    known, values = np.array(field.known), field.values
+    if isinstance(values, jax.core.Tracer):
+      # A function of the user's is compiled around it.
+      return jnp.where(known, values, jnp.nan)
+    return np.where(known, jax.device_get(values), np.float32(np.nan))
+
+  return jax.tree.map(fill, signal, is_leaf=lambda leaf: isinstance(leaf, _Partial))
 
 
 class _Finder:
@@ -327,7 +369,8 @@ class _Finder:
     if path in self._active:
       self.transformed.add(path)
     self._paths[path] = None
-    self.bodies[path] = module.scope.root
+    # A scope itself would leak the tracers that it holds.
+    self.bodies[path] = weakref.ref(module.scope.root)
     self._active.append(path)
     output = run(*args, **kwargs)
     self._active.pop()
@@ -430,21 +473,19 @@ class _Recorder:
     self._open.pop()
     y = _probe(_first(output), probe["output"])
 
-    unknown = jnp.full_like(y, jnp.nan)
-    skip = seen.get("skip", x if x.shape == y.shape else unknown)
-    branch = seen.get("branch", y - skip)
-    statistics = {
-      "input": _statistics(x),
-      "output": _statistics(y),
-      "skip": _statistics(skip),
-      "branch": _statistics(branch),
-      "moving_variance": seen.get(
-        "moving_variance", jnp.full_like(probe["noise"], jnp.nan)
-      ),
-      "noise_product": self._noise_product(y, probe["noise"]),
+    if x.shape == y.shape:
+      seen.setdefault("skip", x)
+    if "skip" in seen:
+      seen.setdefault("branch", y - seen["skip"])
+    features = {"input": x, "output": y} | {
+      name: seen.pop(name) for name in ("skip", "branch") if name in seen
     }
-    if "alpha" in seen:
-      statistics["alpha"] = seen["alpha"]
+    statistics = {
+      **{name: _statistics(each) for name, each in features.items()},
+      "noise_product": self._noise_product(y, probe["noise"]),
+      # What is left: a normalizer's variance and alpha, where there are such.
+      **seen,
+    }
     module.put_variable(_COLLECTION, _STATISTICS, statistics)
     return (y, *output[1:]) if isinstance(output, tuple) else y
 
@@ -501,8 +542,8 @@ def _normalizer_variance(
 ) -> jax.Array:
   x = _wide(x)
   if isinstance(module, GhostBatchNorm):
-    x = x.reshape(-1, module.ghost_batch_size, *x.shape[1:])
-    return jax.vmap(_variance)(x).mean()
+    one, zero = jnp.ones(x.shape[-1:]), jnp.zeros(x.shape[-1:])
+    return normalize_sub_batches(x, module.ghost_batch_size, one, zero, 1.0)[2].mean()
   return _variance(x)
 
 

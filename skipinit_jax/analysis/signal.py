@@ -1,10 +1,12 @@
 """The quantities that theory predicts and measurement estimates, block by block."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax import struct
 
 from skipinit_jax.errors import UsageError
@@ -103,6 +105,14 @@ def block_names(path: Sequence[str], length: int | None) -> tuple[str, ...]:
   """
   name = "/".join(path)
   return (name,) if length is None else tuple(f"{name}/{i}" for i in range(length))
+
+
+def training_arguments(
+  model: nn.Module, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a model's arguments; `train`, if it has that, is True unless given."""
+  takes_train = "train" in inspect.signature(type(model).__call__).parameters
+  return ({"train": True} if takes_train else {}) | dict(arguments)
 
 
 def require_two_examples(batch_size: int) -> None:

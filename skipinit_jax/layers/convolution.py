@@ -2,16 +2,19 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import NamedSharding
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-_Pads = tuple[tuple[int, int], ...]
+_NO_PADS = ((0, 0), (0, 0))
 
 
 def conv_general_dilated(
@@ -25,19 +28,22 @@ def conv_general_dilated(
   feature_group_count: int = 1,
   precision: lax.PrecisionLike = None,
   preferred_element_type: jax.typing.DTypeLike | None = None,
+  **options: Any,
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated`, with gradients that CPUs compute fast.
 
   JAX's own gradient of a convolution is a convolution over permuted dimensions.
   XLA:CPU runs those inside a loop (`flax.linen.scan` over depth) in a naive
   implementation, about 13 times slower than outside. Where a program is compiled for a
-  CPU, both gradients are therefore written as convolutions over NHWC images and HWIO
-  kernels, which XLA:CPU recognizes everywhere; on other platforms they are JAX's own.
-  This gives up forward-mode differentiation; a block with `conv=flax.linen.Conv` keeps
-  it.
+  CPU, the derivative is therefore a convolution over permuted dimensions, whose own
+  transposition, the gradient, is one over NHWC images and HWIO kernels, which XLA:CPU
+  recognizes everywhere. Forward-mode derivatives are slow in its place. On other
+  platforms both are JAX's own. As all of it is made of JAX's operations, it is
+  differentiated, batched and sharded as they are.
 
   Convolutions that are not two-dimensional, dense and undilated over NHWC and
-  HWIO always go to `jax.lax`. Arguments that are not listed are as there.
+  HWIO always go to `jax.lax`, and so do those with an `out_sharding`. Arguments that
+  are not listed are as there.
 
   Args:
     lhs: images, [N, H, W, I].
@@ -56,6 +62,7 @@ def conv_general_dilated(
     and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     and feature_group_count == 1
     and preferred_element_type is None
+    and all(option is None for option in options.values())
   )
   if not canonical_form:
     return lax.conv_general_dilated(
@@ -69,6 +76,7 @@ def conv_general_dilated(
       feature_group_count=feature_group_count,
       precision=precision,
       preferred_element_type=preferred_element_type,
+      **options,
     )
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
@@ -80,8 +88,7 @@ def conv_general_dilated(
   pads = (int(top), int(bottom)), (int(left), int(right))
   if rhs.shape[:2] == (1, 1) and strides != (1, 1):
     # So that the gradients never touch the pixels that the strides pass over.
-    lhs = _padded(lhs, pads)[:, :: strides[0], :: strides[1]]
-    strides, pads = (1, 1), ((0, 0), (0, 0))
+    lhs, strides, pads = _every(_padded(lhs, pads), strides), (1, 1), _NO_PADS
   return _conv(lhs, rhs, _Window(strides, pads, precision))
 
 
@@ -89,18 +96,12 @@ class _Window(NamedTuple):
   """How a convolution's window moves, and how precisely it multiplies."""
 
   strides: tuple[int, int]
-  pads: _Pads
+  pads: tuple[tuple[int, int], ...]
   precision: lax.PrecisionLike
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _conv(images: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-  return _conv_by_platform(images, kernel, window)
-
-
-def _conv_by_platform(
-  images: jax.Array, kernel: jax.Array, window: _Window
-) -> jax.Array:
   # The platform is known when the program is compiled, not while it is traced.
   return lax.platform_dependent(
     images,
@@ -110,26 +111,36 @@ def _conv_by_platform(
   )
 
 
-def _forward(
-  images: jax.Array, kernel: jax.Array, window: _Window
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  images = lax.platform_dependent(images, cpu=_materialized, default=lambda x: x)
-  return _conv_by_platform(images, kernel, window), (images, kernel)
-
-
-def _backward(
-  window: _Window, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+@functools.partial(_conv.defjvp, symbolic_zeros=True)
+def _derivative(
+  window: _Window, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
-  gradients: tuple[jax.Array, jax.Array] = lax.platform_dependent(
-    *residuals,
-    cotangent,
-    cpu=functools.partial(_cpu_backward, window),
-    default=functools.partial(_lax_backward, window),
+  images, kernel = primals
+  images = lax.platform_dependent(images, cpu=_materialized, default=lambda x: x)
+  output = _conv(images, kernel, window)
+  tangent = jnp.zeros_like(output)
+  by_images, by_kernel = tangents
+  if not isinstance(by_images, SymbolicZero):
+    tangent += _linear(_cpu_conv_of_images, window, by_images, kernel)
+  if not isinstance(by_kernel, SymbolicZero):
+    tangent += _linear(_cpu_conv_of_kernel, window, images, by_kernel)
+  return output, tangent
+
+
+# Transposes its operands in the backward pass, which otherwise keeps them so.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
+def _linear(
+  cpu_conv: Callable[..., jax.Array],
+  window: _Window,
+  images: jax.Array,
+  kernel: jax.Array,
+) -> jax.Array:
+  return lax.platform_dependent(
+    images,
+    kernel,
+    cpu=functools.partial(cpu_conv, window),
+    default=functools.partial(_lax_conv, window),
   )
-  return gradients
-
-
-_conv.defvjp(_forward, _backward)
 
 
 def _lax_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -143,116 +154,148 @@ def _lax_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Arra
   )
 
 
-def _lax_backward(
-  window: _Window, images: jax.Array, kernel: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  _, transpose = jax.vjp(functools.partial(_lax_conv, window), images, kernel)
-  images_gradient, kernel_gradient = transpose(cotangent)
-  return images_gradient, kernel_gradient
-
-
 def _cpu_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
-  return _plain_conv(images, kernel, *window)
+  if _must_pad_first(images.shape[1:3], kernel.shape[:2], window.pads):
+    images = lax.optimization_barrier(_padded(images, window.pads))
+    window = window._replace(pads=_NO_PADS)
+  return _lax_conv(window, images, kernel)
 
 
-def _cpu_backward(
-  window: _Window, images: jax.Array, kernel: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  strides, pads, precision = window
-  axes = list(
-    zip(
-      images.shape[1:3],
-      kernel.shape[:2],
-      cotangent.shape[1:3],
-      strides,
-      pads,
-      strict=True,
-    )
-  )
+def _cpu_conv_of_images(
+  window: _Window, images: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  """The convolution, whose transposition for the images is in canonical form."""
   # As one convolution, the images' gradient would need zeros between the cotangent's
   # elements, which are multiplied like any other number. But pixels that are congruent
   # modulo the strides, a phase of the images, meet only every stride-th of the
   # kernel's taps: each phase's gradient is a convolution with those, without zeros.
-  phases = []
+  extents = _extents(window, images, kernel)
+  outputs = []
   for first_taps in itertools.product(
-    *(range(min(taps, stride)) for _, taps, _, stride, _ in axes)
+    *map(range, map(min, kernel.shape[:2], window.strides))
   ):
-    part = kernel[first_taps[0] :: strides[0], first_taps[1] :: strides[1]]
-    phase_pads, places = [], []
-    for tap, taps, (size, _, extent, stride, (low, _)) in zip(
-      first_taps, part.shape[:2], axes, strict=True
+    rows, columns = (
+      slice(first, None, stride)
+      for first, stride in zip(first_taps, window.strides, strict=True)
+    )
+    part = kernel[rows, columns]
+    places, pads, transposed_pads = [], [], []
+    for tap, taps, size, extent, stride, (low, _) in zip(
+      first_taps,
+      part.shape[:2],
+      images.shape[1:3],
+      extents,
+      window.strides,
+      window.pads,
+      strict=True,
     ):
       # The first output meets this tap in the phase's pixel `first`; the phase begins
-      # at the images' pixel `start`.
+      # at the images' pixel `start`, and may end beyond them.
       first, start = divmod(tap - low, stride)
       length = -(-size // stride)
-      phase_pads.append((taps - 1 + first, length - extent - first))
-      # Where the phase ends beyond the images, this is negative, and crops.
-      places.append((start, size - start - (length - 1) * stride - 1))
-    flipped = jnp.flip(part, (0, 1)).swapaxes(2, 3)
-    phase = _plain_conv(cotangent, flipped, (1, 1), tuple(phase_pads), precision)
-    phases.append(_padded(phase, places, strides))
-  images_gradient = functools.reduce(jnp.add, phases)
-  # Batch and features trade places on both operands: the batch is summed over.
-  kernel_pads = tuple(
-    (low, taps + (extent - 1) * stride - size - low)
-    for size, taps, extent, stride, (low, _) in axes
-  )
-  kernel_gradient = _plain_conv(
-    images.transpose(3, 1, 2, 0),
-    cotangent.transpose(1, 2, 0, 3),
-    (1, 1),
-    kernel_pads,
-    precision,
-    kernel_dilation=strides,
-  ).transpose(1, 2, 0, 3)
-  return images_gradient, kernel_gradient
+      places.append((-start, start + (length - 1) * stride + 1 - size))
+      pads.append((-first, extent + taps - 1 + first - length))
+      transposed_pads.append((taps - 1 + first, length - extent - first))
+    phase = _every(_padded(images, places), window.strides)
+    crops = None
+    if min(map(min, pads)) < 0 or _must_pad_first(
+      extents, part.shape[:2], transposed_pads
+    ):
+      crops = [(-low, -high) for low, high in transposed_pads]
+      pads = [(taps - 1, taps - 1) for taps in part.shape[:2]]
+    output = lax.conv_general_dilated(
+      phase,
+      part.swapaxes(2, 3),
+      (1, 1),
+      pads,
+      dimension_numbers=("NHWC", "HWOI", "NHWC"),
+      precision=window.precision,
+    )
+    if crops is not None:
+      output = _padded(lax.optimization_barrier(output), crops)
+    outputs.append(output)
+  return functools.reduce(jnp.add, outputs)
 
 
-def _plain_conv(
-  images: jax.Array,
-  kernel: jax.Array,
-  strides: tuple[int, int],
-  pads: _Pads,
-  precision: lax.PrecisionLike,
-  kernel_dilation: tuple[int, int] = (1, 1),
+def _cpu_conv_of_kernel(
+  window: _Window, images: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-  crops = min(map(min, pads)) < 0
-  beyond = any(
-    size <= (taps - 1) * dilation
-    for size, taps, dilation in zip(
-      images.shape[1:3], kernel.shape[:2], kernel_dilation, strict=True
+  """The convolution, whose transposition for the kernel is in canonical form."""
+  extents = _extents(window, images, kernel)
+  # Without the pixels that no window reaches.
+  pads = tuple(
+    (low, taps + (extent - 1) * stride - size - low)
+    for size, taps, extent, stride, (low, _) in zip(
+      images.shape[1:3],
+      kernel.shape[:2],
+      extents,
+      window.strides,
+      window.pads,
+      strict=True,
     )
   )
-  if crops or beyond:
-    # XLA:CPU gets convolutions wrong that crop one side and pad the other, and runs a
-    # window that is larger than the image naively, 14 times slower. Neither happens if
-    # the padding comes first; the barrier keeps XLA from folding it back.
-    images = lax.optimization_barrier(_padded(images, pads))
-    pads = ((0, 0), (0, 0))
+  # In the transposition the cotangent is the window, and its elements lie apart.
+  taps = [
+    (extent - 1) * stride + 1
+    for extent, stride in zip(extents, window.strides, strict=True)
+  ]
+  if _must_pad_first(images.shape[1:3], taps, pads):
+    images, pads = lax.optimization_barrier(_padded(images, pads)), _NO_PADS
+  # Batch and features have traded places, because transposition has them trade once
+  # more: it sums over the batch.
+  sharding = jax.typeof(images).sharding
+  batch, height, width, _ = sharding.spec
+  options: dict[str, Any] = {}
+  if any((batch, height, width)):
+    # An explicit mesh wants to know where the batch goes.
+    spec = jax.P(height, width, batch, None)
+    options["out_sharding"] = NamedSharding(sharding.mesh, spec)
   return lax.conv_general_dilated(
-    images,
-    kernel,
-    strides,
+    images.transpose(3, 1, 2, 0),
+    kernel.transpose(2, 0, 1, 3),
+    window.strides,
     pads,
-    rhs_dilation=kernel_dilation,
-    dimension_numbers=_DIMENSION_NUMBERS,
-    precision=precision,
+    dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    precision=window.precision,
+    **options,
+  ).transpose(2, 0, 1, 3)
+
+
+def _extents(window: _Window, images: jax.Array, kernel: jax.Array) -> tuple[int, ...]:
+  """Returns height and width of the convolution's output."""
+  return tuple(
+    (size + low + high - taps) // stride + 1
+    for size, taps, stride, (low, high) in zip(
+      images.shape[1:3], kernel.shape[:2], window.strides, window.pads, strict=True
+    )
   )
 
 
-def _padded(
-  images: jax.Array, pads: Sequence[tuple[int, int]], strides: tuple[int, int] = (1, 1)
-) -> jax.Array:
-  """Returns the images with zeros around them, and their pixels strides apart."""
-  rows, columns = (
-    (low, high, stride - 1) for (low, high), stride in zip(pads, strides, strict=True)
-  )
+def _must_pad_first(
+  sizes: Sequence[int], taps: Sequence[int], pads: Sequence[tuple[int, int]]
+) -> bool:
+  """Tells whether XLA:CPU must not see a convolution's padding.
+
+  It gets convolutions wrong that crop one side and pad the other, and runs a window
+  that is larger than the image naively, 14 times slower. Neither happens if the padding
+  comes first; a barrier keeps XLA from folding it back.
+  """
+  return min(map(min, pads)) < 0 or any(map(operator.lt, sizes, taps))
+
+
+def _padded(images: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+  """Returns the images with zeros around them."""
+  rows, columns = ((low, high, 0) for low, high in pads)
   none = (0, 0, 0)
-  zero = jnp.zeros((), images.dtype)
-  return lax.pad(images, zero, (none, rows, columns, none))
+  return lax.pad(images, jnp.zeros((), images.dtype), (none, rows, columns, none))
 
 
+def _every(images: jax.Array, strides: tuple[int, int]) -> jax.Array:
+  """Returns the images' pixels strides apart."""
+  return lax.slice(images, (0,) * 4, images.shape, (1, *strides, 1))
+
+
+@jax.custom_jvp
 def _materialized(x: jax.Array) -> jax.Array:
   """Returns x, which XLA:CPU then computes once, however many read it.
 
@@ -263,6 +306,9 @@ def _materialized(x: jax.Array) -> jax.Array:
   """
   one = lax.optimization_barrier(jnp.ones((), x.dtype))
   return x / lax.clamp(one, x, one)
+
+
+_materialized.defjvps(lambda tangent, *_: tangent)
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import NamedSharding
 
 from skipinit_jax.errors import UsageError
 
@@ -48,8 +49,10 @@ class GhostBatchNorm(nn.Module):
       UsageError: the batch N is not a multiple of `ghost_batch_size`.
     """
     features = (x.shape[-1],)
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
-    running_var = self.variable("batch_stats", "var", jnp.ones, features)
+    running_mean = self.variable(
+      "batch_stats", "mean", jnp.zeros, features, jnp.float32
+    )
+    running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
     scale = self.param("scale", nn.initializers.ones, features, self.param_dtype)
     bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
 
@@ -58,6 +61,7 @@ class GhostBatchNorm(nn.Module):
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.use_running_average:
       mean, var = running_mean.value, running_var.value
+      y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
     else:
       # Initialization may pass any batch: it takes shapes only.
       size = x.shape[0] if self.is_initializing() else self.ghost_batch_size
@@ -65,13 +69,42 @@ class GhostBatchNorm(nn.Module):
         raise UsageError(
           f"ghost_batch_size {size} does not divide the batch of {x.shape[0]}."
         )
-      y = y.reshape(-1, size, *x.shape[1:])
-      axes = tuple(range(1, y.ndim - 1))
-      mean = y.mean(axes, keepdims=True)
-      var = jnp.square(y - mean).mean(axes, keepdims=True)
+      y, mean, var = normalize_sub_batches(y, size, scale, bias, self.epsilon)
       if not self.is_initializing():
-        for running, batch in ((running_mean, mean), (running_var, var)):
-          average = batch.reshape(-1, *features).mean(0)
+        for running, average in ((running_mean, mean), (running_var, var)):
           running.value += (1 - self.momentum) * (average - running.value)
-    y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-    return y.reshape(x.shape).astype(self.dtype or x.dtype)
+    return y.astype(self.dtype or x.dtype)
+
+
+def normalize_sub_batches(
+  x: jax.Array, size: int, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalizes sub-batches, each by its own statistics.
+
+  Args:
+    x: features, [N, ..., C].
+    size: examples of a sub-batch, which divide the batch.
+    scale: factor on the normalized features, [C].
+    bias: what is added to them, [C].
+
+  Returns:
+    The features, and means and variances averaged over the sub-batches, [C].
+  """
+
+  def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    y = x.reshape(-1, size, *x.shape[1:])
+    axes = tuple(range(1, y.ndim - 1))
+    mean = y.mean(axes, keepdims=True)
+    var = jnp.square(y - mean).mean(axes, keepdims=True)
+    y = (y - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
+    means, variances = (each.reshape(-1, x.shape[-1]).mean(0) for each in (mean, var))
+    return y.reshape(x.shape), means, variances
+
+  sharding = jax.typeof(x).sharding
+  if any(sharding.spec):
+    # A sub-batch on several devices has no name on an explicit mesh.
+    whole = NamedSharding(sharding.mesh, jax.P())
+    normalize = jax.sharding.auto_axes(normalize, out_sharding=(sharding, whole, whole))
+  return normalize(x, scale, bias)

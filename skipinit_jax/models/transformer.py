@@ -229,6 +229,9 @@ class VisionTransformer(nn.Module):
         f"patch_size is {size}: it does not divide images of {height}x{width} pixels."
       )
     rows, columns = height // size, width // size
-    x = images.reshape(batch, rows, size, columns, size, channels)
+    # One split or merge at a time: more at once are an error on an explicit mesh.
+    x = images.reshape(batch, rows, size, width, channels)
+    x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
     # Counts are written out: the batch of an exported network has no number.
-    return x.swapaxes(2, 3).reshape(batch, rows * columns, size * size * channels)
+    x = x.reshape(batch, rows * columns, size, size, channels)
+    return x.reshape(batch, rows * columns, size * size * channels)

@@ -149,7 +149,8 @@ def make_train_step(
       lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
       state.params,
     )
-    total = (zeros, jnp.zeros(()), jnp.zeros(()), state.model_state)
+    zero = jnp.zeros((), jnp.float32)
+    total = (zeros, zero, zero, state.model_state)
     if accumulation_steps == 1:
       total, _ = accumulate(total, (*batch, 0))
     else:
@@ -280,10 +281,13 @@ def make_evaluate(
         correct=correct & batch.mask,
         top5_correct=in_top5 & batch.mask,
       )
-      return jax.tree.map(lambda total, part: total + part.sum(), sums, parts), None
+      # The dtype of a sum would be wider where JAX computes in 64 bits.
+      return jax.tree.map(
+        lambda total, part: total + part.sum(dtype=total.dtype), sums, parts
+      ), None
 
-    zero = jnp.zeros((), jnp.int32)
-    sums, _ = jax.lax.scan(add, EvalMetrics(zero, jnp.zeros(()), zero, zero), batches)
+    count, loss = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    sums, _ = jax.lax.scan(add, EvalMetrics(count, loss, count, count), batches)
     return sums
 
   return jax.jit(

@@ -1,0 +1,144 @@
+"""JAX's transformations and meshes of whole networks, against the plain gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from skipinit_jax import methods
+from skipinit_jax.analysis import measure
+from skipinit_jax.models import ResidualMLP, VisionTransformer, WideResNet
+
+MODELS = {
+  "wide_resnet": functools.partial(WideResNet, 10, 1, 7),
+  "mlp": functools.partial(ResidualMLP, 3, 8, 7, remat=True),
+  "transformer": functools.partial(VisionTransformer, 1, 8, 7),
+}
+IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+
+
+def build(random_variables, model, name, ghost_batch_size=None):
+  """A network, its parameters, and a scalar function of these and of images."""
+  method = methods.get(name)
+  if ghost_batch_size:
+    method = methods.with_ghost_batches(method, ghost_batch_size)
+  module = MODELS[model](method=method)
+  variables = random_variables(module, IMAGES, train=False)
+  params = variables.pop("params")
+
+  def loss(params, images):
+    logits, state = module.apply(
+      {"params": params, **variables},
+      images,
+      train=True,
+      mutable=list(variables),
+      rngs={"dropout": jax.random.key(0)},
+    )
+    statistics = sum(map(jnp.sum, jax.tree.leaves(state)))
+    return jnp.mean(jnp.sin(logits)) + statistics / 100
+
+  return module, {"params": params, **variables}, loss
+
+
+def assert_close(actual, expected):
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-4 * largest),
+    actual,
+    expected,
+  )
+
+
+@functools.cache
+def mesh(axis_type):
+  return jax.make_mesh((4,), ("data",), (axis_type,), devices=jax.devices()[:4])
+
+
+@pytest.mark.parametrize(
+  ("model", "name", "ghost_batch_size"),
+  [
+    ("wide_resnet", "regularized_skipinit", None),
+    ("wide_resnet", "nf_resnet", None),
+    ("transformer", "batch_norm", None),
+    ("mlp", "fixup_dropout", None),
+    ("mlp", "layer_norm", None),
+    ("mlp", "batch_norm", 2),
+    # A ghost batch on two devices.
+    ("mlp", "batch_norm", 4),
+  ],
+)
+def test_explicit_mesh(random_variables, model, name, ghost_batch_size):
+  module, variables, loss = build(random_variables, model, name, ghost_batch_size)
+  explicit = mesh(AxisType.Explicit)
+  images = jax.device_put(IMAGES, jax.NamedSharding(explicit, jax.P("data")))
+  placed = jax.device_put(variables, jax.NamedSharding(explicit, jax.P()))
+  gradient = jax.jit(jax.value_and_grad(loss))
+  value, actual = gradient(placed["params"], images)
+  expected_value, expected = gradient(variables["params"], IMAGES)
+  np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+  assert_close(actual, expected)
+  signal = measure.signal(module, placed, images, train=True)
+  assert_close(signal, measure.signal(module, variables, IMAGES, train=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables, model):
+  _, variables, loss = build(random_variables, model, "skipinit_biases")
+  params = variables["params"]
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh(AxisType.Auto),
+    in_specs=(jax.P(), jax.P("data")),
+    out_specs=jax.P(),
+  )
+  def gradient(params, images):
+    return jax.grad(lambda *x: jax.lax.pmean(loss(*x), "data"))(params, images)
+
+  assert_close(
+    jax.jit(gradient)(params, IMAGES), jax.jit(jax.grad(loss))(params, IMAGES)
+  )
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "regularized_skipinit"])
+def test_forward_mode_and_curvature(random_variables, name):
+  _, variables, loss = build(random_variables, "wide_resnet", name)
+  params = variables["params"]
+  direction = jax.tree.map(lambda leaf: np.cos(leaf + 1) / 10, params)
+
+  @jax.jit
+  def derivatives(params, direction):
+    gradient = jax.grad(loss)
+    dot = lambda a, b: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))  # noqa: E731
+    along = lambda p: jax.jvp(  # noqa: E731
+      lambda p: loss(p, IMAGES), (p,), (direction,)
+    )[1]
+    return (
+      (along(params), dot(gradient(params, IMAGES), direction)),
+      [
+        jax.jvp(lambda p: gradient(p, IMAGES), (params,), (direction,))[1],
+        jax.grad(along)(params),
+        jax.grad(lambda p: dot(gradient(p, IMAGES), direction))(params),
+      ],
+    )
+
+  (forward, reverse), products = derivatives(params, direction)
+  np.testing.assert_allclose(forward, reverse, rtol=1e-3)
+  for product in products[1:]:
+    assert_close(product, products[0])
+
+
+def test_vmap_over_seeds_and_over_examples(random_variables):
+  _, variables, loss = build(random_variables, "wide_resnet", "skipinit_biases")
+  seeds = [jax.tree.map(lambda x, i=i: x + i / 50, variables["params"]) for i in (0, 1)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+  gradient = jax.grad(loss)
+  single = jax.jit(gradient)
+  over_seeds = jax.jit(jax.vmap(gradient, (0, None)))(stacked, IMAGES)
+  expected = [single(params, IMAGES) for params in seeds]
+  assert_close(over_seeds, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
+  by_example = jax.jit(jax.vmap(gradient, (None, 0)))(seeds[1], IMAGES[:, None])
+  assert_close(jax.tree.map(lambda leaf: leaf.mean(0), by_example), expected[1])
