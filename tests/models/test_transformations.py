@@ -6,11 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType
 
 from skipinit_jax import methods
 from skipinit_jax.analysis import measure
-from skipinit_jax.models import ResidualMLP, VisionTransformer, WideResNet
+from skipinit_jax.models import (
+  BasicBlock,
+  DepthStack,
+  ResidualMLP,
+  VisionTransformer,
+  WideResNet,
+)
 
 MODELS = {
   "wide_resnet": functools.partial(WideResNet, 10, 1, 7),
@@ -61,10 +68,9 @@ def mesh(axis_type):
   ("model", "name", "ghost_batch_size"),
   [
     ("wide_resnet", "regularized_skipinit", None),
-    ("wide_resnet", "nf_resnet", None),
     ("transformer", "batch_norm", None),
     ("mlp", "fixup_dropout", None),
-    ("mlp", "layer_norm", None),
+    ("mlp", "nf_resnet", None),
     ("mlp", "batch_norm", 2),
     # A ghost batch on two devices.
     ("mlp", "batch_norm", 4),
@@ -80,11 +86,12 @@ def test_explicit_mesh(random_variables, model, name, ghost_batch_size):
   expected_value, expected = gradient(variables["params"], IMAGES)
   np.testing.assert_allclose(value, expected_value, rtol=1e-4)
   assert_close(actual, expected)
-  signal = measure.signal(module, placed, images, train=True)
-  assert_close(signal, measure.signal(module, variables, IMAGES, train=True))
+  if model == "mlp":
+    signal = measure.signal(module, placed, images, train=True)
+    assert_close(signal, measure.signal(module, variables, IMAGES, train=True))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["wide_resnet", "mlp"])
 def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables, model):
   _, variables, loss = build(random_variables, model, "skipinit_biases")
   params = variables["params"]
@@ -103,10 +110,16 @@ def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables,
   )
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "regularized_skipinit"])
-def test_forward_mode_and_curvature(random_variables, name):
-  _, variables, loss = build(random_variables, "wide_resnet", name)
-  params = variables["params"]
+def test_forward_mode_and_curvature_of_a_scanned_stack(random_variables):
+  norm = functools.partial(nn.BatchNorm, use_running_average=False)
+  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm), 2)
+  variables = random_variables(stack, IMAGES)
+  params = variables.pop("params")
+
+  def loss(params, images):
+    y, _ = stack.apply({"params": params, **variables}, images, mutable=["batch_stats"])
+    return jnp.mean(jnp.sin(y))
+
   direction = jax.tree.map(lambda leaf: np.cos(leaf + 1) / 10, params)
 
   @jax.jit
