@@ -57,6 +57,7 @@ _FOLDERS = {
   "diagnosis": _diagnosis,
   "performance": _performance,
   "scaling": _scaling,
+  "storm": benchmark.read_tables,
 }
 
 

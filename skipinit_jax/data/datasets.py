@@ -307,7 +307,7 @@ def _decode_prepared(builder: Any) -> tuple[Split, Split]:
         labels[index] = example["label"]
     return Split(images, labels)
 
-  with prepared.damage_errors(builder.name, builder.data_path):
+  with prepared.damage_errors(f"The data set {builder.name!r}", builder.data_path):
     return decode("train"), decode("test")
 
 

@@ -1,12 +1,16 @@
 """Finds what tensorflow-datasets has prepared, or says how to prepare it."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import local_path, reading
+from skipinit_jax.files import local_path
+
+# What says nothing about the bytes.
+_REFUSED = (errno.EACCES, errno.EIO, errno.EMFILE, errno.EPERM, errno.ESTALE)
 
 
 def directory(data_dir: str | None) -> str | None:
@@ -36,7 +40,7 @@ def open_builder(name: str, data_dir: str | None) -> Any:
 
   data_dir = directory(data_dir)
   root = data_dir or str(local_path("~/tensorflow_datasets"))
-  with damage_errors(name, os.path.join(root, name)):
+  with damage_errors(f"The data set {name!r}", os.path.join(root, name)):
     try:
       builder = tfds.builder(name, data_dir=data_dir)
       # Asked of a folder that does not exist, `is_prepared` logs a warning.
@@ -57,23 +61,26 @@ def open_builder(name: str, data_dir: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def damage_errors(name: str, folder: os.PathLike[str] | str) -> Iterator[None]:
+def damage_errors(what: str, folder: os.PathLike[str] | str) -> Iterator[None]:
   """Makes any error in the block a `UsageError`: damaged files raise almost anything.
 
   Args:
-    name: the data set's name.
-    folder: its prepared files, which the block reads.
+    what: what the block reads.
+    folder: the data set's prepared files.
   """
   try:
-    with reading(folder):
-      yield
+    yield
   except UsageError:
     raise
   except Exception as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    # Libraries tell in words alone what the system refused.
+    refused = any(os.strerror(number) in str(error) for number in _REFUSED)
+    remedy = (
+      "it may be intact" if refused else "delete that folder and prepare it again"
+    )
     raise UsageError(
-      f"The prepared files of {name!r} in {folder} are damaged ({reason}): delete that "
-      "folder and prepare it again."
+      f"{what} in {folder} cannot be read ({reason}): {remedy}."
     ) from error
 
 

@@ -308,12 +308,13 @@ def _open(split: StreamedSplit) -> Any:
   """Returns the records of a split, with images as the bytes of their files."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(split.folder)
-  raw = {"image": tfds.decode.SkipDecoding()}
-  records = builder.as_data_source(split.name, decoders=raw)
+  with prepared.damage_errors(f"The {split.name} split", split.folder):
+    builder = tfds.builder_from_directory(split.folder)
+    raw = {"image": tfds.decode.SkipDecoding()}
+    records = builder.as_data_source(split.name, decoders=raw)
   # The first record imports what reading needs, which two threads at a time may not.
   # An error in it comes again in its turn.
-  with contextlib.suppress(RuntimeError):
+  with contextlib.suppress(Exception):
     records[0]
   return records
 
@@ -373,25 +374,21 @@ class _Pieces:
     # Reads ahead.
     reading = _readers().map(lambda number: records[number], numbers)
     for row, (number, window) in enumerate(zip(numbers, windows, strict=False)):
-      where = (
-        f"Record {number} of the {self.split.name} split of {self.dataset.name!r} in "
-        f"{self.split.folder}"
-      )
-      try:
+      where = f"Record {number} of the {self.split.name} split of {self.dataset.name!r}"
+      with prepared.damage_errors(where, self.split.folder):
         record = next(reading)
-      except RuntimeError as error:  # What array_record raises.
-        raise errors.UsageError(
-          f"{where} cannot be read ({str(error).splitlines()[0]}): delete that folder "
-          "and prepare it again."
-        ) from error
+        encoded, label = record["image"], record["label"]
+        if encoded is None:  # What array_record gives of a file that was cut.
+          raise ValueError("it is empty")
       try:
-        images[row] = decode.decode(record["image"], window, self.dataset.image_size)
+        images[row] = decode.decode(encoded, window, self.dataset.image_size)
       except ValueError as error:
         raise errors.UsageError(
-          f"{where} (file {record['file_name'].decode()!r}) is no image that can be "
-          f"decoded ({error}): prepare the data set again from intact files."
+          f"{where} in {self.split.folder} (file {record['file_name'].decode()!r}) is "
+          f"no image that can be decoded ({error}): prepare the data set again from "
+          "intact files."
         ) from error
-      labels[row] = record["label"]
+      labels[row] = label
     return images, labels
 
 

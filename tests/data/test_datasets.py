@@ -250,8 +250,12 @@ def store_as_tfrecord(record):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (truncate, r"fashion_mnist/\S+ are damaged"),
-    (pathlib.Path.unlink, r"fashion_mnist/\S+ are damaged"),
+    (truncate, r"fashion_mnist/\S+ cannot be read .* prepare it again"),
+    (pathlib.Path.unlink, r"fashion_mnist/\S+ cannot be read .* prepare it again"),
+    (
+      lambda record: (record.parent / "dataset_info.json").write_bytes(b""),
+      "fashion_mnist cannot be read .* prepare it again",
+    ),
     (store_as_tfrecord, "not in ArrayRecord format"),
   ],
 )

@@ -1,0 +1,37 @@
+"""The storm: what it counts as survived, and what not."""
+
+import json
+
+import pytest
+
+from benchmarks.storm import Ended
+
+SENTENCE = "error: The file x is damaged.\n"
+
+
+@pytest.mark.parametrize(
+  ("ended", "survived"),
+  [
+    (Ended(0, "Test accuracy"), True),
+    (Ended(1, SENTENCE), True),
+    (Ended(4, ""), False),
+    (Ended(1, ""), False),
+    (Ended(1, 2 * SENTENCE), False),
+    (Ended(-11, ""), False),
+    (Ended(1, f"Traceback (most recent call last):\n{SENTENCE}"), False),
+    (Ended(0, "Traceback (most recent call last):"), False),
+  ],
+)
+def test_one_sentence_or_the_end(ended, survived):
+  assert (ended.fault([0]) is None) == survived
+  assert (ended.fault([0, 4]) is None) == (survived or ended.status == 4)
+
+
+def test_a_short_storm(run_program):
+  # In a process of its own, because it forks.
+  command = ["benchmarks.storm", "--seconds=1", "--seed=3", "--of=run"]
+  done = run_program(command, env={"PYTHONHASHSEED": "0"})
+  assert done.returncode == 0, done.stderr
+  rows = json.loads(done.stdout)["tables"]["what_survives"]
+  assert sum(row["tried"] for row in rows) >= 1
+  assert all(row["survived"] == row["tried"] for row in rows), done.stderr
