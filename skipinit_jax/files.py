@@ -59,9 +59,17 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a path, in which a ~ at the start is the user's home.
 
   Shells leave the ~ of a flag or a variable alone, and Python that of a text.
+
+  Raises:
+    UsageError: the user has no home.
   """
-  # Unlike `Path.expanduser`, without an error where there is no such home.
-  return pathlib.Path(os.path.expanduser(path))
+  # Unlike `Path.expanduser`, without an error where there is no user of a name.
+  expanded = pathlib.Path(os.path.expanduser(path))
+  if expanded.parts[:1] == ("~",):
+    raise UsageError(
+      f"{path} is in your home, and you have none: set HOME, or name it in full."
+    )
+  return expanded
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> Path:
@@ -133,7 +141,9 @@ def cache_path(*names: str) -> pathlib.Path | None:
     That below $XDG_CACHE_HOME or ~/.cache, which need not exist; None where neither is
     known, as for a user without a home.
   """
-  base = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  with contextlib.suppress(UsageError):
+    base = local_path(base)
   return base.joinpath("skipinit_jax", *names) if base.is_absolute() else None
 
 

@@ -191,6 +191,8 @@ def test_no_cache_without_a_home(monkeypatch):
   assert cache_path("data") == pathlib.Path("/home/one/.cache/skipinit_jax/data")
   monkeypatch.setattr(os.path, "expanduser", lambda path: path)
   assert cache_path("data") is None
+  with pytest.raises(UsageError, match=r"^~/run is in your home, and you have none"):
+    workdir_path("~/run")
 
 
 def test_what_killed_writers_left_goes(tmp_path):
