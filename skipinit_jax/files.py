@@ -279,7 +279,11 @@ def as_type(kind: Any, value: Any) -> Any:
         return as_type(each, value)
   elif has_fields:
     hints, required = _fields(origin, arguments)
-    if isinstance(value, dict) and required <= value.keys() <= hints.keys():
+    if isinstance(value, dict):
+      if missing := required - value.keys():
+        raise ValueError(f"the field {min(missing)} is missing")
+      if unknown := value.keys() - hints.keys():
+        raise ValueError(f"there is no field {min(unknown)!r}")
       return origin(**{name: as_type(hints[name], value[name]) for name in value})
   elif origin in (list, tuple) and arguments and isinstance(value, list):
     return [as_type(arguments[0], each) for each in value]

@@ -151,4 +151,6 @@ def command_line(shown: Mapping[str, str] = MappingProxyType({})) -> str:
           arguments[index] = f"{name}={text}"
         elif index + 1 < len(arguments):
           arguments[index + 1] = text
-  return shlex.join(["python", *arguments])
+  # A name of a file that is not UTF-8 can be in an argument, but in no page.
+  line = shlex.join(["python", *arguments])
+  return line.encode(errors="backslashreplace").decode()

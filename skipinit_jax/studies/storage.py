@@ -498,7 +498,7 @@ def printable_url(url: str) -> str:
     ) from None
   host, database = parts.host or "", parts.database or ""
   if parts.drivername == "sqlite":
-    return f"sqlite:///{database}"
+    return sqlalchemy.URL.create("sqlite", database=database).render_as_string()
   # With an @ or a / inside, a password that is not escaped reaches into these.
   named = re.fullmatch(r"[\w.:-]*", host) and re.fullmatch(r"[\w.-]*", database)
   if url.count("@") > 1 or "@" in (url.partition("?")[2]) or not named:

@@ -107,16 +107,13 @@ def what_counts(results):
 def undisturbed(tmp_path_factory):
   """The same study in this process, where nothing is killed."""
   from experiments.depth_study import demo
-  from skipinit_jax.studies import SearchConfig, depth_study
+  from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
 
-  base = demo()
-  config = dataclasses.replace(
-    base,
+  config = DepthStudyConfig(
     methods=("skipinit",),
-    wide_resnet_depths=(),
     residual_mlp_depths=(2,),
     residual_mlp=dataclasses.replace(
-      base.residual_mlp,
+      demo().residual_mlp,
       width=8,
       epochs=EPOCHS,
       eval_every_epochs=50,
@@ -133,7 +130,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_in_every_way(
-  storage_url, undisturbed, start_command, has_ended, tmp_path
+  storage_url, undisturbed, start_command, has_ended, tmp_path, request
 ):
   on_server = not storage_url.startswith("sqlite")
   workdir = tmp_path / "study"
@@ -142,12 +139,18 @@ def test_killed_in_every_way(
   if on_server:
     command.append(f"--storage={url}")
 
-  # A worker dies: the command replaces it.
+  # A worker dies: the command replaces it, as soon as the database is back.
   study = start_command(*command)
   steps = wait_for_progress(study, workdir, [0] * SEEDS)
+  server = request.getfixturevalue("postgresql_server") if on_server else None
+  if server is not None:
+    server.kill()
   workers = study.workers()
   assert len(workers) == 2
   os.kill(workers[0], signal.SIGKILL)
+  if server is not None:
+    time.sleep(1.5)
+    server.start()
   steps = wait_for_progress(study, workdir, steps)
   assert "A worker process died: its trial is retried." in study.output
   # The command dies: its workers save and end by themselves.
