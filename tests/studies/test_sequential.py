@@ -19,7 +19,6 @@ from skipinit_jax.training import TrainConfig
 CONFIG = ImageNetStudyConfig(
   methods=("skipinit",),
   batch_sizes=(32, 64),
-  ghost_batch_size=None,
   train=TrainConfig(
     model="residual_mlp", depth=2, width=8, batch_size=32, epochs=1, learning_rate=0.01
   ),
