@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import os
 import shutil
@@ -310,6 +311,12 @@ def _make_directory(workdir: Path) -> None:
       f"The workdir {workdir} cannot be written ({error.strerror}): use another "
       "--workdir."
     ) from error
+  # Orbax takes the path for a pattern where it joins the parts of a checkpoint.
+  if glob.glob(os.fspath(workdir)) != [os.fspath(workdir)]:
+    raise UsageError(
+      f"The workdir {workdir}, read as a pattern, is not its own name alone: no "
+      "checkpoint could be restored from there. Use one without *, ? and [."
+    )
 
 
 def _check_shared(workdir: Path) -> None:

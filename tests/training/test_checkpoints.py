@@ -370,3 +370,15 @@ def test_damaged_config(workdir, content):
   (workdir / "config.json").write_bytes(content)
   with pytest.raises(UsageError, match=r"config\.json is damaged: remove it if"):
     Checkpoints(workdir, config=CONFIG)
+
+
+@pytest.mark.parametrize(("name", "other"), [("[a]", "b"), ("a?", "ab")])
+def test_a_workdir_that_is_a_pattern_of_others_is_refused(name, other, tmp_path):
+  (tmp_path / other).mkdir()
+  with pytest.raises(UsageError, match="read as a pattern"):
+    Checkpoints(tmp_path / name, config={})
+  # Nothing but its directory is there, and no checkpoint that is none.
+  assert not [*(tmp_path / name).iterdir()]
+  # Alone it is its own name.
+  with Checkpoints(tmp_path / "c?", config={}):
+    pass
