@@ -141,9 +141,11 @@ def _fingerprint(folder: pathlib.Path) -> Any:
 
   def digest() -> str:
     import jax
+    from absl import logging
 
     from skipinit_jax.training import load_trained
 
+    logging.set_verbosity(logging.WARNING)
     leaves = jax.tree.leaves(load_trained(folder).variables)
     return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
@@ -242,6 +243,9 @@ def run(main: Program | Callable[[], int | None]) -> None:
       return _end(status)
 
   start.open_streams()
+  # A cache of programs that cannot be read or written costs time alone, and JAX says
+  # so once for each program.
+  warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation")
   if _HELP_FLAGS.intersection(sys.argv[1:]):
     print(_help())
     return

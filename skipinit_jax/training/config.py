@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import numbers
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -45,6 +44,7 @@ _COUNTS = (
   "image_size",
 )
 _BELOW_ONE = ("momentum", "dropout_rate", "drop_path", "label_smoothing", "ema_decay")
+_LARGEST = float(jnp.finfo(jnp.float32).max)
 _POSITIVE = ("clip_norm", "adaptive_clip", "halve_every_epochs", "growth_per_epoch")
 
 
@@ -306,16 +306,17 @@ class TrainConfig:
         raise unknown_name("role in l2_exempt", role, ROLES)
     for name in (field.name for field in dataclasses.fields(self)):
       value = getattr(self, name)
-      if isinstance(value, int) and value >= 2**31 and name != "seed":
-        raise UsageError(f"{name} is {value}: it must be below 2^31.")
+      bits = 32 if name == "seed" else 31
+      if isinstance(value, int) and value >= 2**bits:
+        raise UsageError(f"{name} is {value}: it must be below 2^{bits}.")
       if name in _COUNTS and value is not None and value < 1:
         raise UsageError(f"{name} is {value}: it must be at least 1.")
-      if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
-        raise UsageError(f"{name} is {value}: it must be finite and not negative.")
+      if isinstance(value, numbers.Real) and not 0 <= float(value) <= _LARGEST:
+        raise UsageError(
+          f"{name} is {value}: it must be finite in float32 and not negative."
+        )
       if name in _POSITIVE and value == 0:
         raise UsageError(f"{name} is 0: it must be above 0.")
-    if self.seed >= 2**32:
-      raise UsageError(f"seed is {self.seed}: it must be below 2^32.")
     if self.warmup_epochs >= self.epochs:
       raise UsageError(
         f"warmup_epochs is {self.warmup_epochs}: it must be below epochs, which is "

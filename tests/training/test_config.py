@@ -77,7 +77,7 @@ NOT_ZERO = [
       (name, value)
       for name in NUMBERS
       if NUMBERS[name] in (float, float | None)
-      for value in (-0.5, math.nan, math.inf)
+      for value in (-0.5, math.nan, math.inf, 1e39)
     ),
   ],
 )
