@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -391,7 +392,10 @@ def blow(
     rng, outcomes = random.Random(f"{seed} {lane}"), []
     while time.monotonic() < deadline:
       what, fault = rng.choice(of), rng.choice(_KINDS)
-      why = fault(Turn(rng, place, lane, what))
+      try:
+        why = fault(Turn(rng, place, lane, what))
+      except Exception:  # What the command left cannot even be compared.
+        why = traceback.format_exc()
       name = fault.__name__.replace("_", " ")
       outcomes.append((what, name, why is None))
       if why is not None:
