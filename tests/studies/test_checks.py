@@ -124,7 +124,7 @@ NO_METHODS = {"methods": (), "methods_without_l2": ()}
     (REGULARIZATION, {"train": TrainConfig(l2=0.0)}, "but train.l2 is 0: name them in"),
     (REGULARIZATION, {"dropout_rates": (0.5, 1)}, r"dropout_rate is 1\.0: it must be"),
     (BRANCH_SCALE, {"train": TrainConfig(alpha=0.5)}, "train.alpha is 0.5, which this"),
-    (BRANCH_SCALE, {"alphas": (-1.0,)}, "alpha is -1.0: it must be finite and not"),
+    (BRANCH_SCALE, {"alphas": (-1.0,)}, "alpha is -1.0: it must be finite"),
     (BRANCH_SCALE, {"depths": (0,)}, "depth is 0: it must be at least 1"),
     (IMAGENET, {"methods": ("batchnorm",)}, "'batchnorm' .did you mean 'batch_norm'"),
     (IMAGENET, {"batch_sizes": (0,)}, "batch_sizes has 0: each must be at least 1"),
