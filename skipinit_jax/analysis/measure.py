@@ -494,7 +494,9 @@ class _Recorder:
 
     def product(y: jax.Array) -> jax.Array:
       y = _wide(y)
-      return (y * jax.random.normal(self.noise_key, y.shape, y.dtype)).sum()
+      # Every block of a scan has this key, and one block's noise is drawn.
+      key = jax.random.clone(self.noise_key)
+      return (y * jax.random.normal(key, y.shape, y.dtype)).sum()
 
     # Noise for every block would take a good part of the time of a forward pass.
     return jax.lax.cond(chosen > 0, product, lambda y: jnp.zeros_like(chosen), y)
@@ -542,8 +544,8 @@ def _normalizer_variance(
 ) -> jax.Array:
   x = _wide(x)
   if isinstance(module, GhostBatchNorm):
-    one, zero = jnp.ones(x.shape[-1:]), jnp.zeros(x.shape[-1:])
-    return normalize_sub_batches(x, module.ghost_batch_size, one, zero, 1.0)[2].mean()
+    one = jnp.ones((1,) * x.ndim)
+    return normalize_sub_batches(x, module.ghost_batch_size, one, one, 1.0)[2].mean()
   return _variance(x)
 
 

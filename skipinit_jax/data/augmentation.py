@@ -49,7 +49,10 @@ def normalize(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
     Images of the same shape, in float32: a network casts them to its own dtype.
   """
   scaled = images.astype(jnp.float32) / 255
-  mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+  axes = tuple(range(images.ndim - 1))
+  mean, std = (
+    jnp.expand_dims(jnp.asarray(each, jnp.float32), axes) for each in (mean, std)
+  )
   return (scaled - mean) / std
 
 

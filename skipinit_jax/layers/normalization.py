@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.layers.scaling import along_features
 
 
 class GhostBatchNorm(nn.Module):
@@ -53,14 +54,21 @@ class GhostBatchNorm(nn.Module):
       "batch_stats", "mean", jnp.zeros, features, jnp.float32
     )
     running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
-    scale = self.param("scale", nn.initializers.ones, features, self.param_dtype)
-    bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
+    scale, bias = (
+      along_features(self.param(name, init, features, self.param_dtype), x)
+      for name, init in (
+        ("scale", nn.initializers.ones),
+        ("bias", nn.initializers.zeros),
+      )
+    )
 
     # Statistics are float32 for any input, as in Flax: squares overflow bfloat16's
     # precision long before the network does.
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.use_running_average:
-      mean, var = running_mean.value, running_var.value
+      mean, var = (
+        along_features(each.value, x) for each in (running_mean, running_var)
+      )
       y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
     else:
       # Initialization may pass any batch: it takes shapes only.
@@ -84,8 +92,8 @@ def normalize_sub_batches(
   Args:
     x: features, [N, ..., C].
     size: examples of a sub-batch, which divide the batch.
-    scale: factor on the normalized features, [C].
-    bias: what is added to them, [C].
+    scale: factor on the normalized features, [1, ..., C].
+    bias: what is added to them, [1, ..., C].
 
   Returns:
     The features, and means and variances averaged over the sub-batches, [C].
@@ -98,7 +106,7 @@ def normalize_sub_batches(
     axes = tuple(range(1, y.ndim - 1))
     mean = y.mean(axes, keepdims=True)
     var = jnp.square(y - mean).mean(axes, keepdims=True)
-    y = (y - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
+    y = (y - mean) * (scale[None] * jax.lax.rsqrt(var + epsilon)) + bias[None]
     means, variances = (each.reshape(-1, x.shape[-1]).mean(0) for each in (mean, var))
     return y.reshape(x.shape), means, variances
 

@@ -17,10 +17,18 @@ def _float32(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns values, a scalar or [C], with as many axes as x, [..., C].
+
+  JAX promotes ranks by itself, but `jax_numpy_rank_promotion` may forbid it.
+  """
+  return values.reshape((1,) * (x.ndim - values.ndim) + values.shape)
+
+
 # Recomputes the cast in the backward pass, which otherwise keeps x twice as large.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
-  return (_float32(x) * scale).astype(x.dtype)
+  return (_float32(x) * along_features(scale, x)).astype(x.dtype)
 
 
 class SkipInit(nn.Module):
@@ -107,7 +115,9 @@ def scaled(scale: nn.Module | None, layer: nn.Module, x: jax.Array) -> jax.Array
   apply = nn.map_variables(
     lambda layer, x: layer(x),
     "params",
-    lambda params: jax.tree.map(lambda leaf: leaf * factors, params),
+    lambda params: jax.tree.map(
+      lambda leaf: leaf * along_features(factors, leaf), params
+    ),
   )
   y: jax.Array = apply(layer, x)
   return y

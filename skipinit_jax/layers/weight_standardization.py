@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.layers.convolution import conv_general_dilated
+from skipinit_jax.layers.scaling import along_features
 
 # The authors' code adds it to the weights' variance times the fan-in.
 _EPSILON = 1e-4
@@ -40,7 +41,7 @@ class _WeightStandardization(nn.Module):
     if name != "kernel":
       return value
     scale = super().param("scale", nn.initializers.ones, value.shape[-1:], value.dtype)
-    return standardize(value) * scale
+    return standardize(value) * along_features(scale, value)
 
 
 class WeightStandardizedConv(_WeightStandardization, nn.Conv):

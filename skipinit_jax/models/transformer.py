@@ -205,7 +205,7 @@ class VisionTransformer(nn.Module):
       x.shape[1:],
       self.param_dtype,
     )
-    x += positions.astype(x.dtype)
+    x += positions.astype(x.dtype)[None]
     block = functools.partial(
       EncoderBlock,
       functools.partial(AttentionBlock, self.width, num_heads=self.num_heads, **fields),

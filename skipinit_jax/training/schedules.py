@@ -41,7 +41,9 @@ def halving(
   halve_every_steps = halve_every_epochs * steps.per_epoch
 
   def schedule(count: jnp.ndarray) -> jnp.ndarray:
-    halvings = 1 + jnp.floor((count - constant_steps) / halve_every_steps)
+    # JAX may be told not to mix dtypes.
+    late = jnp.asarray(count, jnp.float32) - constant_steps
+    halvings = 1 + jnp.floor(late / halve_every_steps)
     return 0.5 ** jnp.maximum(halvings, 0)
 
   return schedule
