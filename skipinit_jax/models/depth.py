@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core.scope import LazyRng
 
 from skipinit_jax.methods import ModuleFactory
 from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
@@ -31,7 +32,8 @@ class DepthStack(nn.Module):
   Attributes:
     block: factory of the block, called as `block(name=...)`; it keeps the shape.
     num_blocks: how many blocks; none returns the input.
-    scan: whether to scan over the blocks, or to write them out.
+    scan: whether to scan over the blocks, or to write them out. Flax's `tabulate` asks
+      XLA for operations, which counts those of one block where they are scanned.
     remat: whether to compute activations again in the backward pass. Blocks that are
       written out keep their inputs. Under `scan`, segments of blocks are computed
       again, so that memory grows with the square root of their number (Chen et al.,
@@ -79,7 +81,7 @@ class DepthStack(nn.Module):
       cut = functools.partial(_reshape_axis, 1, (-1, segment))
       scanned = nn.map_variables(
         scan(
-          nn.remat(scan(_apply_block, length=segment), prevent_cse=False),
+          nn.remat(scan(_ApplyWithKeys(), length=segment), prevent_cse=False),
           length=self.num_blocks // segment,
         ),
         mapped_collections=True,
@@ -87,7 +89,11 @@ class DepthStack(nn.Module):
         trans_out_fn=functools.partial(_reshape_axis, 2, (-1,)),
         mutable=True,
       )
-      own = cut(own)
+      keys = {
+        name: jax.random.split(stream.rng, self.num_blocks)
+        for name, stream in block.scope.rngs.items()
+      }
+      return scanned(block, x, cut((own, keys)))[0]
     return scanned(block, x, own)[0]
 
 
@@ -95,6 +101,40 @@ def _apply_block(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
   argument, drop = own
   with dropping(drop):
     return block(x) if argument is None else block(x, argument), None
+
+
+class _ApplyWithKeys:
+  """Applies a block in a scan within a scan, with the random numbers of one scan.
+
+  Two scans split the keys of random streams otherwise than one, and trace their body
+  more often, while Flax counts the keys drawn in all tracings: a scan's first tracing
+  only finds shapes, and the second one counts on from there.
+  """
+
+  def __init__(self) -> None:
+    self._counts: dict[Any, Any] | None = None
+
+  def __call__(
+    self, block: Any, x: jax.Array, own: tuple[_Own, Mapping[str, jax.Array]]
+  ) -> tuple[jax.Array, None]:
+    arguments, keys = own
+    streams, counts = block.scope.rngs, block.scope.rng_counters
+    for name, key in keys.items():
+      streams[name] = LazyRng(key, streams[name].suffix)
+    if self._counts is not None:
+      counts.clear()
+      counts.update(_copy(self._counts))
+    result = _apply_block(block, x, arguments)
+    if self._counts is None:
+      self._counts = _copy(counts)
+    return result
+
+
+def _copy(counts: Mapping[Any, Any]) -> dict[Any, Any]:
+  return {
+    key: _copy(count) if isinstance(count, Mapping) else count
+    for key, count in counts.items()
+  }
 
 
 def _of_block(own: _Own, blocks: int | slice) -> Any:

@@ -148,12 +148,15 @@ def make_init(
       step=jnp.zeros((), jnp.int32),
       params=params,
       model_state=variables,
-      opt_state=make_optimizer(learning_rate).init(params),
+      # optax takes a number of NumPy's, as it comes without `jax.jit`, for no rate.
+      opt_state=make_optimizer(jnp.asarray(learning_rate)).init(params),
       key_data=jax.random.key_data(run_key),
       sums=EpochMetrics.zero(),
     )
 
-  shapes = jax.eval_shape(init, jnp.uint32(0), jnp.float32(0))
+  shapes = jax.eval_shape(
+    init, *(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.float32))
+  )
   sharding = state_sharding(shapes, mesh, shard_params=shard_params)
   return jax.jit(
     init, out_shardings=sharding, compiler_options=compiler_options()

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -75,7 +75,8 @@ class Trainer:
     seed, rate = np.uint32(config.seed), np.float32(config.learning_rate)
     layout: dict[str, Any] = {"mesh": mesh, "sharding": sharding}
     parts = config.accumulation_steps
-    self._source = make_batch_source(config, dataset, mesh)
+    with jax.transfer_guard_host_to_device("allow"):
+      self._source = make_batch_source(config, dataset, mesh)
     batches = self._source.batches
     train_steps = make_train_steps(
       make_train_step(
@@ -99,10 +100,11 @@ class Trainer:
     # The programs of a deep network take seconds to compile, each on one core.
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
       arguments = jax.eval_shape(init, seed, rate), self._source.data_shapes()
-      steps = beside.submit(lambda: train_steps.lower(*arguments, 1).compile())
+      steps = beside.submit(_compiled, train_steps, *arguments, 1)
       if config.signal_every_steps:
-        signal = beside.submit(lambda: measure.lower(*arguments).compile())
-      self.initial_state: TrainState = init(seed, rate, weights)
+        signal = beside.submit(_compiled, measure, *arguments)
+      with jax.transfer_guard_host_to_device("allow"):
+        self.initial_state: TrainState = init(seed, rate, weights)
     self._train_steps = steps.result()
     self._measure = signal.result() if config.signal_every_steps else measure
 
@@ -120,7 +122,8 @@ class Trainer:
     """
     # Dispatches are not waited for: the devices work while the next batch is read.
     for batch_data, count in self._source.dispatches(int(state.step), num_steps):
-      state, is_finite = self._train_steps(state, batch_data, count)
+      with jax.transfer_guard_host_to_device("allow"):
+        state, is_finite = self._train_steps(state, batch_data, count)
     return state, is_finite
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -160,3 +163,10 @@ class Trainer:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+def _compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
+  """Compiles a function for its arguments, unless JAX is told to compile nothing."""
+  if jax.config.jax_disable_jit:
+    return function
+  return function.lower(*arguments).compile()

@@ -225,6 +225,29 @@ def test_blocks_start_from_different_values():
   assert len({float(kernel[0, 0]) for kernel in kernels}) == 3
 
 
+@pytest.mark.parametrize("num_blocks", [3, 16])
+def test_dropout_has_the_same_masks_under_remat(num_blocks):
+  """Also in segments, which are scans within a scan."""
+  x = np.ones((2, 40), np.float32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(remat):
+    stack = DepthStack(DroppingBlock, num_blocks, remat=remat)
+    return jax.value_and_grad(
+      lambda x: stack.apply({}, x, rngs={"dropout": jax.random.key(1)}).sum()
+    )(x)
+
+  assert_close(gradient(True), gradient(False), 1e-6)
+
+
+class DroppingBlock(nn.Module):
+  """A block whose features tell which of them were dropped in which blocks."""
+
+  @nn.compact
+  def __call__(self, x):
+    return 0.7 * x + nn.Dropout(0.5, deterministic=False)(x)
+
+
 class OwnBlock(nn.Module):
   """A user's block with dropout, a collection of its own and no parameters."""
 

@@ -1,0 +1,98 @@
+"""A run, its measurement and its diagnosis under JAX's switches that find errors."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from skipinit_jax.analysis import diagnose
+from skipinit_jax.training import TrainConfig
+from tests.training.runs import dispatch, make_step, make_trainer
+
+CONFIG = TrainConfig(
+  model="residual_mlp",
+  depth=2,
+  width=4,
+  batch_size=8,
+  learning_rate=0.05,
+  method="regularized_skipinit",
+)
+GHOSTS = dataclasses.replace(
+  CONFIG, method="batch_norm", ghost_batch_size=4, accumulation_steps=2
+)
+# Switches that get along share a lane, because each lane is compiled anew.
+LANES = {
+  "64 bits": (GHOSTS, {"enable_x64": True, "default_matmul_precision": "highest"}),
+  "numbers": (
+    CONFIG,
+    {"debug_nans": True, "debug_infs": True, "debug_key_reuse": True},
+  ),
+  "promotion": (
+    GHOSTS,
+    {"numpy_rank_promotion": "raise", "numpy_dtype_promotion": "strict"},
+  ),
+  "tracing": (
+    CONFIG,
+    {
+      "check_tracer_leaks": True,
+      "enable_checks": True,
+      "legacy_prng_key": "error",
+    },
+  ),
+  "random numbers": (
+    CONFIG,
+    {"default_prng_impl": "rbg", "threefry_partitionable": False},
+  ),
+  "transfers": (CONFIG, {"transfer_guard": "disallow", "log_compiles": True}),
+}
+
+
+def run(config):
+  """Losses in training and evaluation, and the growth of signal and gradient."""
+  with make_trainer(config, num_examples=32) as trainer:
+    state = dispatch(trainer, 2)
+    metrics = trainer.evaluate(state)
+    signal = trainer.measure_signal(state)
+    model = config.make_model(10)
+    variables = {"params": state.params, **state.model_state}
+    with jax.transfer_guard("allow"):
+      images = jax.device_put(np.random.default_rng(0).normal(size=(8, 8, 8, 1)))
+      key = jax.random.key(0)
+      diagnosis = diagnose(model, variables, images.astype(np.float32), key=key)
+  assert diagnosis.healthy
+  assert len(signal.names) == 2
+  losses = [state.sums.loss, metrics["loss"], metrics["top5_accuracy"]]
+  return [*map(float, losses), diagnosis.forward_growth, diagnosis.cosine]
+
+
+@pytest.fixture(scope="module")
+def expected():
+  return {config.method: run(config) for config in (CONFIG, GHOSTS)}
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_same_numbers(expected, lane):
+  config, switches = LANES[lane]
+  with contextlib.ExitStack() as stack:
+    for name, value in switches.items():
+      stack.callback(jax.config.update, f"jax_{name}", jax.config.values[f"jax_{name}"])
+      jax.config.update(f"jax_{name}", value)
+    actual = run(config)
+  if lane in ("64 bits", "random numbers"):
+    # They draw other initial values.
+    assert np.isfinite(actual).all()
+  else:
+    np.testing.assert_allclose(actual, expected[config.method], rtol=1e-4)
+
+
+def test_the_learning_rate_without_jit():
+  with jax.disable_jit():
+    _, state, _ = make_step(dataclasses.replace(CONFIG, depth=1))
+  rates = [
+    leaf
+    for path, leaf in jax.tree.leaves_with_path(state.opt_state)
+    if "learning_rate" in jax.tree_util.keystr(path)
+  ]
+  assert rates == [np.float32(CONFIG.learning_rate)]
