@@ -79,7 +79,7 @@ class DepthStack(nn.Module):
       scanned = scan(nn.remat(_apply_block, prevent_cse=False), length=self.num_blocks)
     else:
       cut = functools.partial(_reshape_axis, 1, (-1, segment))
-      scanned = nn.map_variables(
+      in_segments = nn.map_variables(
         scan(
           nn.remat(scan(_ApplyWithKeys(), length=segment), prevent_cse=False),
           length=self.num_blocks // segment,
@@ -93,7 +93,7 @@ class DepthStack(nn.Module):
         name: jax.random.split(stream.rng, self.num_blocks)
         for name, stream in block.scope.rngs.items()
       }
-      return scanned(block, x, cut((own, keys)))[0]
+      return in_segments(block, x, cut((own, keys)))[0]
     return scanned(block, x, own)[0]
 
 

@@ -167,6 +167,6 @@ class Trainer:
 
 def _compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
   """Compiles a function for its arguments, unless JAX is told to compile nothing."""
-  if jax.config.jax_disable_jit:
+  if jax.config.values["jax_disable_jit"]:
     return function
   return function.lower(*arguments).compile()
