@@ -145,6 +145,7 @@ def cells() -> Iterator[Cell]:
 
 def diagnosis_study(config: DiagnosisConfig) -> Study[Cell]:
   """Returns the study of the cells' trainings."""
+  studies.checks.check_config(config, varied={})
   searches = [
     Search(
       name="/".join(str(value) for value in dataclasses.astuple(cell)),
@@ -167,6 +168,7 @@ studies.register(
     ("network", "part"),
     claims=lambda results: [],
     report=lambda results: StudyReport("Does the diagnosis agree with training?", ""),
+    make=diagnosis_study,
   )
 )
 

@@ -47,9 +47,11 @@ from skipinit_jax import data, methods
 from skipinit_jax.analysis import figures
 from skipinit_jax.analysis.figures import Panel
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import check_types, unusual
 from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualMLP
+from skipinit_jax.studies.checks import check_lists
 
 # A run's final loss is the mean of so many.
 _LAST_STEPS = 20
@@ -84,7 +86,16 @@ class EquivalenceConfig:
   seed: int = 0
 
   def validate(self) -> None:
-    """Raises a UsageError for values that nothing else would check."""
+    """Raises a UsageError for a value that is not allowed, or without effect."""
+    check_types(self)
+    check_lists(self)
+    if self.experiment not in EXPERIMENTS:
+      raise unknown_name("experiment", self.experiment, EXPERIMENTS)
+    if self.experiment != "reparameterization" and "constants" in dict(unusual(self)):
+      raise UsageError(
+        f"constants is {self.constants}: it is for reparameterization, so it must be "
+        "left out."
+      )
     limits = {
       # Batch norm makes 1 and -1 of any two images.
       "batch_size": (3, 2**31),
@@ -325,8 +336,6 @@ CONFIGS: dict[str, Callable[[], EquivalenceConfig]] = {
 
 def main(config: EquivalenceConfig, workdir: str) -> None:
   """Runs an experiment, prints its numbers, and writes them and the figure."""
-  if config.experiment not in EXPERIMENTS:
-    raise unknown_name("experiment", config.experiment, EXPERIMENTS)
   config.validate()
   run, name, x_label = EXPERIMENTS[config.experiment]
   numbers, panels = run(config)

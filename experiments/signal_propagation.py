@@ -27,12 +27,15 @@ from skipinit_jax import analysis, data, document, methods
 from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.fields import check_types, unusual
 from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualBlock, ResidualMLP, ResNet, VisionTransformer
+from skipinit_jax.studies.checks import check_lists
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.config import MODELS
 
+_NETWORK = ("model", "depth", "width", "version", "layers_per_block", "data_dir")
 LINEAR = "linear_mlp"
 NOISE = "noise"
 
@@ -77,17 +80,15 @@ class SignalConfig:
   theory: bool = True
 
   def validate(self) -> None:
-    """Raises a UsageError for names and sizes that nothing else would check."""
+    """Raises a UsageError for a value that is not allowed, or without effect."""
+    check_types(self)
+    check_lists(self)
     for name, known in {
       "model": (*MODELS, LINEAR),
       "dataset": (*data.known_names(), NOISE),
     }.items():
       if getattr(self, name) not in known:
         raise unknown_name(name, getattr(self, name), known)
-    if not self.methods:
-      raise UsageError("methods is empty: name at least one method.")
-    if len(set(self.methods)) < len(self.methods):
-      raise UsageError(f"methods names one twice: {', '.join(self.methods)}.")
     if self.batch_size < 2:
       raise UsageError(
         f"batch_size is {self.batch_size}: a variance over the batch and the "
@@ -95,6 +96,13 @@ class SignalConfig:
       )
     if not 0 <= self.seed < 2**32:
       raise UsageError(f"seed is {self.seed}: it must be in [0, 2^32).")
+    unused = make_train_config(self).unused()
+    for name, _ in unusual(self):
+      if name in unused:
+        raise UsageError(
+          f"{name} is {getattr(self, name)}: it is {unused[name]}, so it must be left "
+          "out."
+        )
 
 
 CONFIGS: dict[str, Callable[[], SignalConfig]] = {
@@ -212,14 +220,18 @@ def make_model(config: SignalConfig, method: Method) -> Any:
       methods.linear(method),
       layers_per_block=config.layers_per_block,
     )
-  return TrainConfig(
-    model=config.model,
-    depth=config.depth,
-    width=config.width,
-    version=config.version,
-    layers_per_block=config.layers_per_block,
-    method=method.name,
-  ).make_model(_NUM_CLASSES)
+  train = make_train_config(config)
+  return dataclasses.replace(train, method=method.name).make_model(_NUM_CLASSES)
+
+
+def make_train_config(config: SignalConfig) -> TrainConfig:
+  """Returns how one would train its networks, linear ones as others."""
+  fields = {name: getattr(config, name) for name in _NETWORK}
+  if config.model == LINEAR:
+    fields["model"] = "residual_mlp"
+  if config.dataset != NOISE:
+    fields["dataset"] = config.dataset
+  return TrainConfig(**fields)
 
 
 def make_images(config: SignalConfig) -> jax.Array:

@@ -283,7 +283,13 @@ def _unwrap(checkpoint: Any) -> dict[str, np.ndarray]:
     name = ".".join(parts)
     if name in weights:
       raise UsageError(f"The PyTorch weights have two arrays {name!r}.")
-    weights[name] = _to_numpy(checkpoint[key])
+    try:
+      weights[name] = _to_numpy(checkpoint[key])
+    except (RuntimeError, TypeError, ValueError) as error:
+      raise UsageError(
+        f"{name!r} of the PyTorch weights is no dense array of numbers "
+        f"({type(error).__name__})."
+      ) from None
   return weights
 
 

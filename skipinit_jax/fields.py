@@ -4,22 +4,22 @@ import copy
 import dataclasses
 import functools
 import inspect
-import numbers
 import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import as_type
 
 _Config = TypeVar("_Config")
 
-# NumPy's numbers are numbers too; its booleans are none, and neither are Python's here.
-_KINDS: dict[Any, tuple[Any, str]] = {
-  bool: (bool, "True or False"),
-  int: (numbers.Integral, "a whole number"),
-  float: (numbers.Real, "a number"),
-  str: (str, "a name"),
+_WORDS: dict[Any, str] = {
+  bool: "True or False",
+  int: "a whole number",
+  float: "a number",
+  str: "a name",
+  types.NoneType: "None",
 }
 _USUAL = "_usual"
 
@@ -28,8 +28,7 @@ def check_types(config: Any, name: str = "") -> None:
   """Checks the types of all fields, those of nested dataclasses too.
 
   Args:
-    config: a dataclass. Checked are booleans, numbers, texts, each of them or None,
-      tuples of them, and dataclasses of such.
+    config: a dataclass. What `as_type` does not check is not checked.
     name: what to call it in an error; empty: its fields' names say enough.
 
   Raises:
@@ -40,26 +39,11 @@ def check_types(config: Any, name: str = "") -> None:
   for field in dataclasses.fields(config):
     place = f"{name}.{field.name}" if name else field.name
     value, kind = getattr(config, field.name), hints[field.name]
-    or_none = ""
-    arguments = typing.get_args(kind)
-    if arguments[1:] == (types.NoneType,):
-      if value is None:
-        continue
-      kind, or_none = arguments[0], " or None"
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-      if not isinstance(value, kind):
-        raise UsageError(f"{place} is {value!r}: it must be a {kind.__name__}.")
+    nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    if nested and isinstance(value, kind):
       check_types(value, place)
-    elif typing.get_origin(kind) is tuple:
-      # A tuple that was kept in JSON is a list.
-      if not isinstance(value, tuple | list):
-        raise UsageError(f"{place} is {value!r}: it must be a tuple{or_none}.")
-      element = typing.get_args(kind)[0]
-      for each in value:
-        if not _is(each, element):
-          raise UsageError(f"{place} has {each!r}: each must be {_KINDS[element][1]}.")
-    elif kind in _KINDS and not _is(value, kind):
-      raise UsageError(f"{place} is {value!r}: it must be {_KINDS[kind][1]}{or_none}.")
+    elif nested or not _is(value, kind):
+      raise UsageError(f"{place} is {value!r}: it must be {_in_words(kind)}.")
 
 
 @functools.cache
@@ -67,11 +51,21 @@ def _hints(kind: Any) -> dict[str, Any]:
   return typing.get_type_hints(kind)
 
 
-def _is(value: Any, kind: type) -> bool:
-  # To Python, True is a whole number.
-  return isinstance(value, _KINDS[kind][0]) and (
-    kind is bool or not isinstance(value, bool)
-  )
+def _is(value: Any, kind: Any) -> bool:
+  try:
+    as_type(kind, value)
+  except ValueError:
+    return False
+  return True
+
+
+def _in_words(kind: Any) -> str:
+  arguments = typing.get_args(kind)
+  if typing.get_origin(kind) is tuple:
+    return f"a tuple, each {_in_words(arguments[0])}"
+  if arguments:
+    return " or ".join(map(_in_words, arguments))
+  return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import filelock
+import numpy as np
 from etils import epath
 
 from skipinit_jax.errors import UsageError
@@ -46,6 +47,11 @@ _SECONDS = 10.0
 # JSON has no such numbers: the strings are those of protocol buffers' JSON format,
 # and Python's own `float` reads them.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# What JSON and arrays can hold: fractions and NumPy's longest numbers are none.
+_TAKEN = {
+  int: (int, np.integer),
+  float: (float, int, np.integer, np.float16, np.float32),
+}
 
 # The last one is for a limit on the size of a file, as by `ulimit -f`.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -72,7 +78,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
   return expanded
 
 
-def workdir_path(workdir: str | os.PathLike[str]) -> Path:
+def workdir_path(workdir: str | os.PathLike[str], what: str = "workdir") -> Path:
   """Returns a workdir as a path: an `epath.Path` if it is in a bucket.
 
   Both have the same methods. But a bucket has no locks, knows a folder only by its
@@ -80,23 +86,24 @@ def workdir_path(workdir: str | os.PathLike[str]) -> Path:
 
   Args:
     workdir: a directory, or gs://BUCKET/FOLDER, neither of which needs to exist.
+    what: what it is to the user.
 
   Raises:
     UsageError: it is another address, or the bucket cannot be used.
   """
   address = os.fspath(workdir)
   if "://" not in address:
-    return local_workdir(workdir)
+    return local_workdir(workdir, what)
   match = _FOLDER.fullmatch(address)
   if match is None:
     raise UsageError(
-      f"The workdir {address} cannot be used: it must be a directory, or a folder of a "
+      f"The {what} {address} cannot be used: it must be a directory, or a folder of a "
       "bucket, gs://BUCKET/FOLDER."
     )
   try:
     _check_bucket(match["bucket"])
   except UsageError as error:
-    raise UsageError(f"The workdir {address} cannot be used: {error}") from None
+    raise UsageError(f"The {what} {address} cannot be used: {error}") from None
   return epath.Path(address)
 
 
@@ -105,7 +112,9 @@ def in_bucket(path: Path) -> bool:
   return not isinstance(path, pathlib.Path)
 
 
-def local_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def local_workdir(
+  workdir: str | os.PathLike[str], what: str = "workdir"
+) -> pathlib.Path:
   """Returns a workdir as an absolute path, for what needs a file system.
 
   Raises:
@@ -114,14 +123,14 @@ def local_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """
   if "://" in os.fspath(workdir):
     raise UsageError(
-      f"The workdir {workdir} is an address: here it must be a directory of this "
+      f"The {what} {workdir} is an address: here it must be a directory of this "
       "machine or one mounted on it."
     )
   try:
     path = local_path(workdir).absolute()
   except FileNotFoundError:
     raise UsageError(
-      f"The workdir {workdir} is relative to the current directory, which was removed: "
+      f"The {what} {workdir} is relative to the current directory, which was removed: "
       "name it in full."
     ) from None
   try:
@@ -129,7 +138,7 @@ def local_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     os.fspath(path).encode()
   except UnicodeEncodeError:
     raise UsageError(
-      f"The workdir {os.fsencode(path)!r} is not UTF-8: use another --workdir."
+      f"The {what} {os.fspath(path)!r} is not UTF-8: use another one."
     ) from None
   return path
 
@@ -265,8 +274,9 @@ def as_type(kind: Any, value: Any) -> Any:
 
   Args:
     kind: a dataclass, str, int, float, bool, None, Any or Literal, or a list, dict or
-      union of these; or a tuple of equal types, which stays a list. Other types are
+      union of these; or a tuple of equal types, which becomes a list. Other types are
       not checked.
+    value: of JSON, or with tuples and NumPy's numbers in it.
 
   Raises:
     ValueError: the value is of another type, or lacks a field or has one too many.
@@ -285,18 +295,18 @@ def as_type(kind: Any, value: Any) -> Any:
       if unknown := value.keys() - hints.keys():
         raise ValueError(f"there is no field {min(unknown)!r}")
       return origin(**{name: as_type(hints[name], value[name]) for name in value})
-  elif origin in (list, tuple) and arguments and isinstance(value, list):
+  elif origin in (list, tuple) and arguments and isinstance(value, list | tuple):
     return [as_type(arguments[0], each) for each in value]
   elif origin is dict and arguments and isinstance(value, dict):
     return {key: as_type(arguments[1], each) for key, each in value.items()}
-  elif origin is float and type(value) in (float, int):
-    with contextlib.suppress(OverflowError):
-      return float(value)
-  elif origin in (str, int, bool, list, tuple, dict, types.NoneType):
+  elif origin in (str, int, float, bool, list, tuple, dict, types.NoneType):
     # To Python, True is a whole number too.
-    if type(value) is origin:
-      return value
-  elif origin is not float and (origin is not typing.Literal or value in arguments):
+    if isinstance(value, _TAKEN.get(origin, origin)) and (
+      origin is bool or not isinstance(value, bool)
+    ):
+      with contextlib.suppress(OverflowError):
+        return float(value) if origin is float else value
+  elif origin is not typing.Literal or value in arguments:
     return value
   raise ValueError(f"{str(value)[:40]!r} is not of type {kind}")
 

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -21,7 +20,8 @@ import numpy as np
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.files import check_name, check_title
+from skipinit_jax.fields import check_types
+from skipinit_jax.files import as_type, check_name, check_title
 from skipinit_jax.layers import (
   Conv,
   GhostBatchNorm,
@@ -182,8 +182,8 @@ class Method:
   bias_rate_factor: float = 1.0
 
   def __post_init__(self) -> None:
+    check_types(self)
     for name in ("dropout_rate", "drop_path"):
-      _check_number(name, getattr(self, name))
       if not 0 <= getattr(self, name) < 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
     _check_number("sum_scale", self.sum_scale)
@@ -341,7 +341,11 @@ class Method:
 
 def _check_number(name: str, value: Any) -> None:
   # An array of JAX cannot be hashed, as the fields of a module have to be.
-  if not isinstance(value, numbers.Real) or not math.isfinite(value):
+  try:
+    finite = math.isfinite(as_type(float, value))
+  except ValueError:
+    finite = False
+  if not finite:
     raise UsageError(f"{name} is {value!r}: it must be a finite number, and no array.")
 
 

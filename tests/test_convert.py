@@ -147,6 +147,7 @@ def without(state_dict, *parts):
     ),
     (lambda s: {"weights": [s]}, r"\(0, 0, 0, 0\) blocks .*, 'weights' is unknown\.$"),
     (lambda s: without(s, "fc.bias"), r": 'fc.bias' is missing\.$"),
+    (lambda s: s | {"bn1.bias": [[1], [2, 3]]}, r"'bn1.bias' .* is no dense array"),
     (lambda s: s | {"module.bn1.bias": 0}, r"two arrays 'bn1.bias'"),
     (lambda s: {"model": [*s]}.get("model"), r"are a list: they must be a dict"),
     # A network of basic blocks: ResNet-34 has as many as ResNet-50.

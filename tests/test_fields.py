@@ -34,7 +34,7 @@ class Outer:
     (lambda: ResidualMLP(2, 8, 10, SKIPINIT, scan=1), "scan is 1: it must be True or"),
     (lambda: VisionTransformer(2, 8, 10, "skipinit"), "it must be a Method"),
     (lambda: fields.check_types(Outer(inner=Inner(2.5))), "inner.size is 2.5: it must"),
-    (lambda: fields.check_types(Outer(sizes=(True,))), "sizes has True: each must be"),
+    (lambda: fields.check_types(Outer(sizes=(True,))), "sizes is (True,): it must"),
   ],
 )
 def test_wrong_type_is_one_sentence(make, message):

@@ -1,6 +1,7 @@
 """The table of methods, against the paper's description of each."""
 
 import dataclasses
+import fractions
 import functools
 import math
 
@@ -155,7 +156,7 @@ def test_register():
     ({"name": "mine"}, "title is 'SkipInit, α = 0', which is that of another method"),
     ({**MINE, "name": "../../../outside"}, "name of a method is '../"),
     ({**MINE, "name": ""}, "name of a method is ''"),
-    ({**MINE, "name": None}, "name of a method is None"),
+    ({**MINE, "name": None}, "name is None: it must be a name"),
     ({**MINE, "name": "é" * 101}, "name of a method is 'é"),
     ({**MINE, "name": "mine\n"}, "name of a method is 'mine"),
     ({**MINE, "title": " "}, "title of a method is ' '"),
@@ -181,6 +182,8 @@ def test_what_cannot_be_a_method_of_its_own_is_refused(changes, message):
     ({"dropout_rate": math.nan}, r"dropout_rate is nan"),
     ({"alpha": math.nan}, r"alpha is nan: it must be a finite number"),
     ({"alpha": np.float32("inf")}, r"alpha is .*inf"),
+    ({"sum_scale": True}, r"sum_scale is True: it must be a number"),
+    ({"alpha": fractions.Fraction(1, 2)}, r"alpha is Fraction"),
     ({"sum_scale": math.inf}, r"sum_scale is inf: it must be a finite number"),
   ],
 )

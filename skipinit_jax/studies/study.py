@@ -19,6 +19,7 @@ from skipinit_jax.studies.statistics import (
   largest_stable_rate,
 )
 from skipinit_jax.training import TrainConfig
+from skipinit_jax.training.optimizer import check_parameters
 
 Labels = TypeVar("Labels")
 
@@ -352,8 +353,11 @@ def check(study: Study[Any]) -> None:
     search.protocol.validate(search.name)
     # Seeds count up from the configuration's: the last one has to be allowed too.
     last_seed = search.protocol.num_seeds - 1
-    search.run_config(search.protocol.learning_rates[0], last_seed).validate()
-    search.config.make_model(num_classes=1)
+    config = search.run_config(search.protocol.learning_rates[0], last_seed)
+    config.validate()
+    model = config.make_model(num_classes=1)
+    # Names of parameters do not depend on the images, here of two patches a side.
+    check_parameters(config, model, (2 * config.patch_size, 2 * config.patch_size, 1))
   names = [search.name for search in study.searches]
   for name in names:
     if names.count(name) > 1:

@@ -12,7 +12,7 @@ from skipinit_jax import data, methods
 from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import call, check_types, taken, unusual
-from skipinit_jax.files import to_json
+from skipinit_jax.files import local_workdir, to_json
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training.optimizer import ROLES, heavy_ball, weight_decay
 from skipinit_jax.training.schedules import SCHEDULES
@@ -206,7 +206,7 @@ class TrainConfig:
     Where the data and the parameters lie, and how often checkpoints are written and
     signals are measured, may change.
     """
-    fields = dataclasses.asdict(self)
+    fields = {**dataclasses.asdict(self), "init_from": _place(self.init_from)}
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
   @classmethod
@@ -221,6 +221,7 @@ class TrainConfig:
       UsageError: this version would not go on as the run began.
     """
     meant = {**cls().identity(), **fields}
+    meant["init_from"] = _place(meant["init_from"])
     if has_record:
       return meant
     # Before there were records, only one schedule had a warm-up.
@@ -354,6 +355,8 @@ class TrainConfig:
         f"{self.accumulation_steps}."
       )
     of_part = " / accumulation_steps" if self.accumulation_steps > 1 else ""
+    if self.mixup and self.batch_size < 2:
+      raise UsageError(f"mixup is {self.mixup}, but a batch of 1 has no other image.")
     if self.signal_every_steps and part < 2:
       raise UsageError(
         f"batch_size{of_part} is {part}: signal_every_steps measures variances over "
@@ -424,6 +427,13 @@ class TrainConfig:
       param_dtype=jnp.dtype(self.param_dtype),
     )
     return made
+
+
+def _place(init_from: Any) -> Any:
+  """Returns the full path where weights are, whatever the directory and the home."""
+  if not isinstance(init_from, str) or "://" in init_from:
+    return init_from
+  return str(local_workdir(init_from, "init_from"))
 
 
 def _load_streamed(

@@ -34,7 +34,7 @@ from skipinit_jax.training.metrics import (
   read_metrics,
   warn_of_lost_epochs,
 )
-from skipinit_jax.training.optimizer import check_freeze
+from skipinit_jax.training.optimizer import check_parameters
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.record import jax_settings, make_record
 from skipinit_jax.training.signal_log import SignalLog
@@ -127,7 +127,7 @@ def train(
   stopwatch = _Stopwatch(config.batch_size)
   first = distributed.is_first()
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  settings = dataclasses.asdict(config)
+  settings = {**dataclasses.asdict(config), **config.identity()}
   for name in ("data_dir", "data_workers"):
     settings.pop(name)
   distributed.check_same({**settings, "versions": versions, "jax": jax_settings()})
@@ -142,7 +142,7 @@ def train(
     )
     total_steps = config.epochs * steps_per_epoch
     check_size(config, model, dataset.image_shape, total_steps, mesh)
-    check_freeze(config, model, dataset.image_shape)
+    check_parameters(config, model, dataset.image_shape)
     record = make_record(config, dataset)
     finished = _finished_result(directory, config, record) if first else None
   distributed.check_same({"record": record})

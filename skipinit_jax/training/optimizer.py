@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.fields import call
+from skipinit_jax.fields import call, unusual
 from skipinit_jax.models.depth import is_stacked
 from skipinit_jax.training.schedules import make_schedule
 
@@ -154,16 +154,33 @@ def frozen_parameters(params: chex.ArrayTree, freeze: Sequence[str]) -> Any:
   return frozen
 
 
-def check_freeze(
+def check_parameters(
   config: "TrainConfig", model: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
-  """Raises a `UsageError` where `config.freeze` does not fit a network's parameters."""
+  """Checks the fields that are for some of a network's parameters.
+
+  Raises:
+    UsageError: `freeze` does not fit them, or a role has a field, and none to train.
+  """
+  roles = {f"{role}_rate_factor": {role} for role in ROLES}
+  roles["l2_exempt"] = {*config.l2_exempt}
+  names = [name for name, _ in unusual(config) if name in roles]
+  if not names and not config.freeze:
+    return
+  images = jnp.zeros((1, *image_shape))
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), images, train=False)["params"]
+  )
+  trained = parameter_roles(params)
   if config.freeze:
-    images = jnp.zeros((1, *image_shape))
-    shapes = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), images, train=False)["params"]
-    )
-    frozen_parameters(shapes, config.freeze)
+    frozen = frozen_parameters(params, config.freeze)
+    trained = jax.tree.map(lambda role, is_: None if is_ else role, trained, frozen)
+  for name in names:
+    if not {*jax.tree.leaves(trained)}.intersection(roles[name]):
+      raise UsageError(
+        f"{name} is {getattr(config, name)}: no such parameter is trained here, so it "
+        "must be left out."
+      )
 
 
 class AveragedParams(NamedTuple):

@@ -78,7 +78,8 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
 def make_schedule(config: "TrainConfig", steps_per_epoch: int) -> optax.Schedule:
   """Returns the configured schedule, of step number, with highest value 1.
 
-  A warm-up multiplies any schedule by what grows linearly from 0 to 1. The schedule
+  A warm-up, of a step at least, multiplies any schedule by what grows linearly from 0
+  to 1. The schedule
   does not wait for its end, but for the cosine, which begins there.
 
   Raises:
@@ -87,7 +88,9 @@ def make_schedule(config: "TrainConfig", steps_per_epoch: int) -> optax.Schedule
   if config.schedule not in SCHEDULES:
     raise unknown_name("schedule", config.schedule, SCHEDULES)
   total = config.epochs * steps_per_epoch
-  warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+  warmup = 0
+  if config.warmup_epochs:
+    warmup = min(max(1, round(config.warmup_epochs * steps_per_epoch)), total - 1)
   steps = Steps(steps_per_epoch, warmup, total)
   schedule: optax.Schedule = call(SCHEDULES[config.schedule], config, steps)
   if not warmup:

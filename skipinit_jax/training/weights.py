@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from skipinit_jax import convert, export
 from skipinit_jax.errors import UsageError, misfit
-from skipinit_jax.files import Path, workdir_path
+from skipinit_jax.files import Path, reading, workdir_path
 from skipinit_jax.models import scan_variables, unroll_variables
 from skipinit_jax.training.trained import load_trained
 
@@ -82,9 +82,10 @@ def _is_statistic(name: str) -> bool:
 
 def _read(path: str, model: nn.Module) -> dict[str, Any]:
   """Reads variables, which need not be the model's."""
-  place = workdir_path(path)
-  if not place.exists():
-    raise UsageError(f"init_from is {path}: there is no such file or directory.")
+  place = workdir_path(path, "init_from")
+  with reading(path):
+    if not path or not place.exists():
+      raise UsageError(f"init_from is {path!r}: there is no such file or directory.")
   if place.is_dir():
     if not (place / _EXPORTED).exists():
       return load_trained(place).variables
@@ -115,7 +116,8 @@ def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
   # What a file that is none of PyTorch's raises depends on its bytes.
   except Exception as error:
-    reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    # Its own text may advise to execute the file.
     raise UsageError(
-      f"init_from is {path}: PyTorch cannot read weights alone from it ({reason})."
+      f"init_from is {path}: PyTorch cannot read weights alone from it "
+      f"({type(error).__name__})."
     ) from None

@@ -47,11 +47,14 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
     ({"model": "wide_restnet"}, "did you mean 'wide_resnet'"),
     ({"model": "wide_resnet", "depth": 17}, "layers, such as 16 or 22"),
     ({"methods": ()}, "methods is empty"),
-    ({"methods": ("skipinit", "skipinit")}, "names one twice"),
+    ({"methods": ("skipinit", "skipinit")}, "names a value twice"),
     ({"num_seeds": 1}, "num_seeds is 1"),
     ({"batch_size": 2000}, "digits has only 1472"),
     ({"batch_size": 2, "methods": ("batch_norm",)}, "fewer than 4"),
     ({"seed": -1}, "seed is -1"),
+    ({"depth": 2.5}, "depth is 2.5: it must be a whole"),
+    ({"version": 1}, "version is 1: it is for model resnet"),
+    ({"data_dir": "x", "dataset": "noise"}, "data_dir is x: it is for dataset"),
   ],
 )
 def test_bad_input(fields, words):

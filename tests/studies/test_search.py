@@ -200,7 +200,7 @@ def test_any_order_of_any_number_of_workers_comes_to_the_same_runs(seed):
     ({"learning_rates": (0.5, 0.0)}, "each must be from 2^-100 to 2^100"),
     ({"learning_rates": (math.nan,)}, "each must be from 2^-100 to 2^100"),
     ({"learning_rates": (1e31,), "extend": False}, "each must be from 2^-100"),
-    ({"learning_rates": ("0.5",)}, "each must be a number"),
+    ({"learning_rates": ("0.5",)}, "a tuple, each a number"),
     ({"learning_rates": (0.125, 0.5)}, "between 0.125 and 0.5 the best rate could be"),
     ({"objective": "training_loss"}, "(did you mean 'train_loss'?)"),
     ({"num_seeds": 0, "best_of": 0}, "num_seeds is 0: it must be at least 1"),

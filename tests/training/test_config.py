@@ -1,6 +1,7 @@
 """Configurations: what is refused, in which sentence, and what a field decides."""
 
 import dataclasses
+import fractions
 import math
 import re
 import typing
@@ -116,6 +117,7 @@ def test_numbers_are_finite_and_not_negative(name, value):
       {"batch_size": 24, "ghost_batch_size": 8, "method": "batch_norm"},
       "ghost_batch_size 8 would cross devices: it neither divides the 12 examples of ",
     ),
+    (1, {"batch_size": 1, "mixup": 0.2}, "mixup is 0.2, but a batch of 1 has no other"),
     (1, {"ghost_batch_size": 8, "method": "skipinit"}, "has no batch normalization."),
     (
       1,
@@ -204,6 +206,7 @@ def test_field_that_any_choice_uses_is_never_without_effect():
     ("seed", "1"),
     ("batch_size", None),
     ("learning_rate", "2^-4"),
+    ("learning_rate", fractions.Fraction(1, 2)),
     ("learning_rate", False),
     ("clip_norm", "1"),
     ("flip", 1),
@@ -293,3 +296,14 @@ def test_identity_is_what_decides_the_result():
     "checkpoint_every_seconds",
     "signal_every_steps",
   }
+
+
+def test_one_place_has_many_names(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  names = ("~/a", "a", f"{tmp_path}/a/")
+  made = [TrainConfig(init_from=name).identity() for name in names]
+  # Also where an older version kept it as it was given.
+  stored = [TrainConfig.stored({"init_from": name}, has_record=True) for name in names]
+  assert all(fields == made[0] for fields in (*made, *stored))
+  assert TrainConfig(init_from="b").identity() != made[0]

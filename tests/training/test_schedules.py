@@ -77,6 +77,11 @@ def test_cosine_with_all_but_one_step_of_warmup():
   assert_factors(factors, schedule="cosine", epochs=2, warmup_epochs=1.9999)
 
 
+def test_no_warmup_is_too_short():
+  factors = {0: 0, 0.01: 1}
+  assert_factors(factors, schedule="constant", epochs=2, warmup_epochs=0.001)
+
+
 @pytest.mark.parametrize("growth", [1.0, 1.5, 0.5])
 def test_exponential_grows_step_by_step(growth):
   factors = {epoch: growth**epoch for epoch in (0, 0.01, 0.5, 1, 3)}

@@ -126,12 +126,16 @@ def test_files_of_pytorch_need_pytorch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"init_from": "{tmp}/none"}, r"init_from is .*/none: there is no such file"),
+    ({"init_from": "{tmp}/none"}, r"init_from is .*/none': there is no such file"),
     ({"init_from": "{tmp}"}, r"There is no checkpoint in "),
     ({"init_from": "{tmp}/file.safetensors"}, r"no safetensors file"),
+    ({"init_from": "x" * 300}, r"xx cannot be read .File name too long"),
+    ({"init_from": "s3://a/b"}, r"The init_from s3://a/b cannot be used"),
     ({"width": 16}, r"do not fit: 'params/head/classifier/kernel' has shape \(8, 10"),
     ({"method": "skipinit"}, r"blocks?.*branch_scale/alpha'.* missing, .*norm1/bias'"),
     ({"depth": 4}, r"'params/stack/block3/dense1/kernel'.* missing\.$"),
+    ({"freeze": ("scale",), "scale_rate_factor": 0.5}, r"0.5: no such parameter is"),
+    ({"method": "unnormalized", "l2_exempt": ("scale",)}, r"l2_exempt is .* no such"),
     ({"freeze": ("nothing",)}, r"freeze is nothing: .* head/classifier/kernel"),
     ({"freeze": ("sca(le",)}, r"freeze is sca\(le: it is no regular expression"),
     ({"freeze": ("kernel", "bias,.*")}, r"freeze is kernel,bias,\.\*: no parameter is"),
