@@ -79,8 +79,7 @@ def make_schedule(config: "TrainConfig", steps_per_epoch: int) -> optax.Schedule
   """Returns the configured schedule, of step number, with highest value 1.
 
   A warm-up, of a step at least, multiplies any schedule by what grows linearly from 0
-  to 1. The schedule
-  does not wait for its end, but for the cosine, which begins there.
+  to 1. The schedule does not wait for its end, but for the cosine, which begins there.
 
   Raises:
     UsageError: the schedule is unknown.
