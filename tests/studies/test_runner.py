@@ -303,28 +303,28 @@ def states(url):
 
 
 def test_trials_share_the_devices(make_study, replace_train, tmp_path):
-  together = threading.Barrier(4)
+  together = threading.Barrier(2)
   groups = []
 
   def train_together(train, config, workdir, *, devices, **fields):
     groups.append(tuple(device.id for device in devices))
-    # Nobody comes past this unless four trials run at the same time.
+    # Nobody comes past this unless two trials run at the same time.
     together.wait(timeout=60)
     return train(config, workdir, devices=devices, **fields)
 
   replace_train(train_together)
-  study = make_study(seeds=8)
-  results = run(study, tmp_path, num_workers=1, devices_per_trial=2)
-  assert seeds(results) == list(range(8))
-  assert {each.device for each in results.runs} == {"2 x cpu"}
-  assert results.devices == ["2 x cpu"]
-  assert len(groups) == 8 and len(set(groups)) == 4
+  study = make_study(seeds=4)
+  results = run(study, tmp_path, num_workers=1, devices_per_trial=4)
+  assert seeds(results) == list(range(4))
+  assert {each.device for each in results.runs} == {"4 x cpu"}
+  assert results.devices == ["4 x cpu"]
+  assert len(groups) == 4 and len(set(groups)) == 2
   used = [device for devices in set(groups) for device in devices]
   assert sorted(used) == [device.id for device in jax.devices()]
   assert read_results(tmp_path) == results
   # One process does not even read what is finished again.
   replace_train(None)
-  assert run(study, tmp_path, num_workers=1, devices_per_trial=2) == results
+  assert run(study, tmp_path, num_workers=1, devices_per_trial=4) == results
 
 
 def test_trials_in_one_process_stop_and_go_on(make_study, replace_train, tmp_path):
