@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 from typing import Any, TypeVar
 
 import jax
@@ -217,9 +216,6 @@ def run(main: Program | Callable[[], int | None]) -> None:
   run_parsed = main.define_flags() if isinstance(main, Program) else main
 
   def guarded(argv: Sequence[str]) -> int | None:
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-      signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       if len(argv) > 1:
         # Up to a colon, behind which a database's password may be.
@@ -230,7 +226,7 @@ def run(main: Program | Callable[[], int | None]) -> None:
         logging.set_verbosity(logging.WARNING)
       _cache_compilations()
       return _end(run_parsed())
-    except (Exception, KeyboardInterrupt, _Terminated) as error:
+    except (Exception, KeyboardInterrupt) as error:
       status = _report(error)
       if jax.distributed.is_initialized():
         if status is None:
@@ -243,6 +239,7 @@ def run(main: Program | Callable[[], int | None]) -> None:
       return _end(status)
 
   start.open_streams()
+  start.end_at_signals()
   # A cache of programs that cannot be read or written costs time alone, and JAX says
   # so once for each program.
   warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation")
@@ -250,14 +247,6 @@ def run(main: Program | Callable[[], int | None]) -> None:
     print(_help())
     return
   app.run(guarded, flags_parser=_parse_flags)
-
-
-class _Terminated(BaseException):
-  """SIGTERM came where nobody saves."""
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-  raise _Terminated
 
 
 def _end(status: int | None) -> int | None:
@@ -311,9 +300,6 @@ def _report(error: BaseException) -> int | None:
   if isinstance(error, KeyboardInterrupt):
     print(start.STOPPED)
     return 128 + signal.SIGINT
-  if isinstance(error, _Terminated):
-    print(start.INTERRUPTED)
-    return INTERRUPTED_STATUS
   status, message = USAGE_ERROR_STATUS, str(error)
   if isinstance(error, jax.errors.JaxRuntimeError):
     if re.search("RESOURCE_EXHAUSTED|Out of memory", message):

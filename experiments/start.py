@@ -3,6 +3,7 @@
 It imports nothing that takes time, so that a signal finds it in place.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 
 INTERRUPTED_STATUS = 4
 _STOPPED_STATUS = 128 + signal.SIGINT
-INTERRUPTED = "Interrupted before the first step: the same command starts again."
+INTERRUPTED = "Interrupted with nothing to save: the same command goes on."
 STOPPED = "Stopped without saving: the same command goes on from the last checkpoint."
 
 
@@ -76,11 +77,17 @@ def open_streams() -> None:
 
 
 def end_at_signals() -> None:
-  """Ends the program at once, with its documented status, while it is imported."""
+  """Ends the program with its documented status, at once, where nobody saves.
+
+  `training.StopRequest` takes the signals for itself meanwhile. An exception would be
+  lost in some of the places where a signal finds Python.
+  """
 
   def end(number: int, _: FrameType | None) -> None:
     stopped = number == signal.SIGINT
-    os.write(1, f"{STOPPED if stopped else INTERRUPTED}\n".encode())
+    with contextlib.suppress(Exception):
+      sys.stdout.flush()
+      os.write(1, f"{STOPPED if stopped else INTERRUPTED}\n".encode())
     os._exit(_STOPPED_STATUS if stopped else INTERRUPTED_STATUS)
 
   signal.signal(signal.SIGTERM, end)
