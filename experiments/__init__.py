@@ -8,3 +8,4 @@ from experiments import start
 if sys.argv[:1] == ["-m"]:
   start.open_streams()
   start.end_at_signals()
+  start.import_jax()

@@ -218,8 +218,8 @@ def run(main: Program | Callable[[], int | None]) -> None:
   def guarded(argv: Sequence[str]) -> int | None:
     try:
       if len(argv) > 1:
-        # Up to a colon, behind which a database's password may be.
-        shown = argv[1].partition(":")[0]
+        # Up to where a database's password may be.
+        shown = re.split("[:=@]", argv[1])[0]
         raise UsageError(f"Unexpected argument {shown!r}: every option is a flag.")
       # Libraries log much at absl's default level that means nothing to a user.
       if not flags.FLAGS["verbosity"].present:
@@ -245,7 +245,7 @@ def run(main: Program | Callable[[], int | None]) -> None:
   warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation")
   if _HELP_FLAGS.intersection(sys.argv[1:]):
     print(_help())
-    return
+    sys.exit(_end(None))
   app.run(guarded, flags_parser=_parse_flags)
 
 

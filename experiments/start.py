@@ -94,3 +94,11 @@ def end_at_signals() -> None:
   # A shell starts what runs in the background with SIGINT ignored.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end)
+
+
+def import_jax() -> None:
+  """Imports JAX, which reads its variables of the environment then."""
+  try:
+    import jax  # noqa: F401
+  except ValueError as error:
+    sys.exit(f"error: JAX cannot start ({error}): correct that variable.")

@@ -189,6 +189,28 @@ def check_title(what: str, title: Any) -> None:
     )
 
 
+def make_directory(workdir: Path) -> None:
+  """Makes a directory of a run or study unless it is there.
+
+  Args:
+    workdir: as `workdir_path` returns it; a folder of a bucket needs none.
+
+  Raises:
+    UsageError: it cannot be made, read or written.
+  """
+  if in_bucket(workdir):
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.R_OK | os.W_OK | os.X_OK):
+      raise PermissionError(None, "Permission denied")
+  except OSError as error:
+    raise UsageError(
+      f"The workdir {workdir} cannot be written ({error.strerror}): use another "
+      "--workdir."
+    ) from error
+
+
 def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
   """Writes a file that is never seen half-written.
 
@@ -207,9 +229,12 @@ def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
     if mode is not None:
       unfinished.chmod(mode)
     os.replace(unfinished, path)
-  except BaseException:
+  except BaseException as error:
     # On a full disk, half a file would take space that others need.
-    unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      unfinished.unlink()
+    if isinstance(error, OSError):
+      error.filename, error.filename2 = os.fspath(path), None
     raise
 
 
@@ -353,25 +378,34 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     UsageError: the file does not exist, cannot be read or is damaged.
   """
   try:
-    with reading(path):
-      return parse_json(workdir_path(path).read_bytes())
-  except ABSENT:
-    raise UsageError(f"There is no file {path}.") from None
+    return _read_json(path)
   except UsageError:
     raise
   except ValueError:
     raise UsageError(f"The file {path} is damaged: it holds no JSON.") from None
 
 
-@contextlib.contextmanager
-def record_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Makes an error of `as_type` in the block a `UsageError`.
+def _read_json(path: str | os.PathLike[str]) -> Any:
+  try:
+    with reading(path):
+      return parse_json(workdir_path(path).read_bytes())
+  except ABSENT as error:
+    reason = "a directory is there" if isinstance(error, IsADirectoryError) else ""
+    raise UsageError(f"There is no file {path}{reason and ': '}{reason}.") from None
 
-  Args:
-    path: the file of a run that the block reads.
+
+@contextlib.contextmanager
+def reading_record(path: str | os.PathLike[str]) -> Iterator[Any]:
+  """Reads a file of a run, of which `as_type` makes something in the block.
+
+  Yields:
+    What `read_json` returns.
+
+  Raises:
+    UsageError: as `read_json` does, or the block raised a ValueError.
   """
   try:
-    yield
+    yield _read_json(path)
   except UsageError:
     raise
   except ValueError as error:

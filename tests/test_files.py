@@ -31,6 +31,7 @@ from skipinit_jax.files import (
   local_workdir,
   lock,
   read_json,
+  reading_record,
   remove_unfinished,
   workdir_errors,
   workdir_path,
@@ -145,6 +146,19 @@ def test_damaged_json(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"result\.json is damaged"):
       read_json(path)
+    with (
+      pytest.raises(UsageError, match="the same command makes it again"),
+      reading_record(path),
+    ):
+      pass
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(UsageError, match=r"result\.json: a directory is there"):
+    read_json(path)
+  with pytest.raises(IsADirectoryError) as caught:
+    write_json(path, {})
+  # Not that of the unfinished file, which nobody knows.
+  assert caught.value.filename == str(path) and [*tmp_path.iterdir()] == [path]
 
 
 def test_what_the_system_says_is_one_sentence():

@@ -14,6 +14,7 @@ from skipinit_jax.files import (
   as_type,
   local_path,
   read_json,
+  reading,
   workdir_path,
   write_json,
 )
@@ -41,8 +42,9 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
   """
   workdir = local_path(workdir)
   path = workdir / RESULTS
-  # Unlike `Path.exists`, false also for a path that may not be read.
-  if not os.path.exists(path):
+  with reading(workdir):
+    exists = path.exists()
+  if not exists:
     raise _no_results(workdir)
   fields = read_json(path)
   try:

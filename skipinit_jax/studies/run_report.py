@@ -14,8 +14,7 @@ from skipinit_jax.files import (
   Path,
   as_type,
   local_path,
-  read_json,
-  record_errors,
+  reading_record,
 )
 from skipinit_jax.studies import figures
 from skipinit_jax.studies.formatting import format_rate
@@ -42,8 +41,8 @@ def read_result(workdir: str | os.PathLike[str]) -> Result:
   path = local_path(workdir) / RESULT
   result = None
   if path.exists():
-    with record_errors(path):
-      result = as_type(Result, read_json(path))
+    with reading_record(path) as fields:
+      result = as_type(Result, fields)
       as_type(TrainConfig, result.config)
   if result is None or result.status == "interrupted":
     raise UsageError(

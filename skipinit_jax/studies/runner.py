@@ -29,7 +29,7 @@ from skipinit_jax import data
 from skipinit_jax.cores import num_cores
 from skipinit_jax.document import command_line
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import LockedError, local_workdir, lock
+from skipinit_jax.files import LockedError, local_workdir, lock, make_directory
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
 from skipinit_jax.studies.results import write_results
@@ -190,14 +190,8 @@ def trains_above(study: Study) -> float:
 
 def _lock_path(workdir: pathlib.Path) -> pathlib.Path:
   path = workdir / "commands" / f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-  except OSError as error:
-    raise UsageError(
-      f"The workdir {workdir} cannot be written ({error.strerror}): use another "
-      "--workdir."
-    ) from None
+  for directory in (workdir, path.parent):
+    make_directory(directory)
   return path
 
 

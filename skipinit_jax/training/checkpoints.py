@@ -28,10 +28,10 @@ from skipinit_jax.files import (
   as_type,
   in_bucket,
   lock,
+  make_directory,
   parse_json,
-  read_json,
   reading,
-  record_errors,
+  reading_record,
   remove_unfinished,
   workdir_path,
   write_json,
@@ -96,14 +96,15 @@ class Checkpoints:
     with contextlib.ExitStack() as stack:
       with distributed.share_errors():
         if distributed.is_first():
-          _make_directory(self._workdir)
+          make_directory(self._workdir)
+          _check_pattern(self._workdir)
           if not in_bucket(self._workdir):
             stack.enter_context(lock(self._workdir / LOCK))
             # Nobody else writes here now.
             for name in (RECORD, CONFIG, RESULT):
               remove_unfinished(self._workdir / name)
           _check_config(self._workdir, config, record, meaning)
-          _make_directory(self._directory)
+          make_directory(self._directory)
       with distributed.share_errors():
         _check_shared(self._workdir)
       self._manager = _open_manager(self._directory, keep)
@@ -299,20 +300,9 @@ def _finished(directory: Path) -> list[int]:
   return sorted((int(path.name) for path in finished), reverse=True)
 
 
-def _make_directory(workdir: Path) -> None:
-  if in_bucket(workdir):
-    return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.R_OK | os.W_OK | os.X_OK):
-      raise PermissionError(None, "Permission denied")
-  except OSError as error:
-    raise UsageError(
-      f"The workdir {workdir} cannot be written ({error.strerror}): use another "
-      "--workdir."
-    ) from error
+def _check_pattern(workdir: Path) -> None:
   # Orbax takes the path for a pattern where it joins the parts of a checkpoint.
-  if glob.glob(os.fspath(workdir)) != [os.fspath(workdir)]:
+  if not in_bucket(workdir) and glob.glob(str(workdir)) != [str(workdir)]:
     raise UsageError(
       f"The workdir {workdir}, read as a pattern, is not its own name alone: no "
       "checkpoint could be restored from there. Use one without *, ? and [."
@@ -364,8 +354,8 @@ def _check_config(
   if not has_record:
     write_json(record_path, record)
     return
-  with record_errors(record_path):
-    known = as_type(dict[str, Any], read_json(record_path))
+  with reading_record(record_path) as fields:
+    known = as_type(dict[str, Any], fields)
   if found := differences(known, record):
     raise UsageError(
       f"The workdir {workdir} was made with other data or settings: "

@@ -18,8 +18,7 @@ from skipinit_jax.files import (
   Path,
   as_type,
   in_bucket,
-  read_json,
-  record_errors,
+  reading_record,
   to_json,
   workdir_errors,
   workdir_path,
@@ -281,13 +280,14 @@ def _finished_result(
   if not (path.exists() if in_bucket(path) else os.path.exists(path)):
     return None
   has_record = record_path.exists()
-  with record_errors(path):
-    result = as_type(Result, read_json(path))
+  with reading_record(path) as fields:
+    result = as_type(Result, fields)
     there = as_type(TrainConfig, TrainConfig.stored(result.config, has_record))
   # If it is of another configuration or other data, `Checkpoints` says what differs.
   same = to_json(there.identity()) == to_json(config.identity())
   if has_record:
-    same = same and read_json(record_path) == to_json(record)
+    with reading_record(record_path) as known:
+      same = same and known == to_json(record)
   if not same or result.status == "interrupted":
     return None
   epochs = config.epochs if result.status == "completed" else 0

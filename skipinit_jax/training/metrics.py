@@ -69,7 +69,8 @@ def warn_of_lost_epochs(
     rows: those that are left.
     epochs: how many have ended.
   """
-  found = {row["epoch"] for row in rows if row["kind"] == "train"}
+  ended = [row.get("epoch") for row in rows if row["kind"] == "train"]
+  found = {epoch for epoch in ended if isinstance(epoch, int | float)}
   lost = [str(epoch) for epoch in range(1, epochs + 1) if epoch not in found]
   if lost:
     logging.warning(

@@ -10,8 +10,7 @@ from skipinit_jax.files import (
   RESULT,
   Path,
   as_type,
-  read_json,
-  record_errors,
+  reading_record,
   workdir_path,
 )
 from skipinit_jax.training.checkpoints import read_latest
@@ -85,7 +84,7 @@ def _read_config(workdir: Path) -> TrainConfig:
   # Only the result says where the data lies. A run that was killed has none.
   result, config = workdir / RESULT, workdir / CONFIG
   path = result if result.exists() else config
-  with record_errors(path):
-    fields = as_type(dict[str, Any], read_json(path))
+  with reading_record(path) as fields:
+    fields = as_type(dict[str, Any], fields)
     made: TrainConfig = as_type(TrainConfig, fields.get("config", fields))
   return made

@@ -29,7 +29,7 @@ def test_help_shows_every_field_with_its_value(run_program):
   [
     (["--workdir=x", "--config.bach_size=3"], "'--config.bach_size' (did you mean"),
     (["--workdir=x", "--noconfig.flipped"], "'--config.flipped' (did you mean"),
-    (["--workdir=x", "run"], "Unexpected argument 'run'"),
+    (["--workdir=x", "run=secret"], "Unexpected argument 'run': every"),
     (["--workdir=x", "--config=mnist"], "Unknown configuration 'mnist'"),
     (["--workdir=x", "--config.epochs=ten"], "--config.epochs=ten: invalid literal"),
     (["--workdir=x", "--config.method=batchnorm"], "(did you mean 'batch_norm'?)"),

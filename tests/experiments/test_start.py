@@ -37,6 +37,14 @@ def test_signals_while_python_starts(number, status, text):
   assert (done.returncode, done.stdout, done.stderr) == (status, f"{text}\n", "")
 
 
+def test_a_variable_that_jax_refuses():
+  environment = os.environ | {"JAX_ENABLE_X64": "banana"}
+  done = python("", env=environment, capture_output=True)
+  assert (done.returncode, done.stdout) == (program.USAGE_ERROR_STATUS, "")
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and "JAX_ENABLE_X64" in line
+
+
 def test_closed_streams_are_opened(tmp_path):
   # What is opened next would otherwise be where libraries print.
   code = f"""
@@ -64,6 +72,15 @@ def test_what_cannot_be_written_is_dropped():
     output.write("unread")
     output.flush()
     assert output.error.errno == errno.EPIPE and not output.is_full
+
+
+def test_help_that_cannot_be_written(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["program", "--help"])
+  monkeypatch.setattr(signal, "signal", lambda *_: None)
+  with open("/dev/full", "w") as full:
+    monkeypatch.setattr(sys, "stdout", start.Output(full))
+    with pytest.raises(SystemExit, match=str(program.USAGE_ERROR_STATUS)):
+      program.run(lambda: None)
 
 
 def test_what_ends_a_program_is_one_sentence(capfd, monkeypatch):

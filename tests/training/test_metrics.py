@@ -157,6 +157,9 @@ def test_damaged_line_costs_its_row_alone(tmp_path, line, caplog):
 
 def test_lost_epochs_are_named(tmp_path, caplog):
   write_rows(tmp_path, [10, 20, 40])
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 50, "kind": "train", "epoch": [5]}\n')
+    file.write('{"step": 50, "kind": "train"}\n')
   warn_of_lost_epochs(tmp_path, read_metrics(tmp_path), 5)
   assert "2 of 5 epochs (3, 5)" in caplog.text
   (tmp_path / "metrics.jsonl").unlink()
