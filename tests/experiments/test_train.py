@@ -78,7 +78,10 @@ def test_says_what_it_came_to(undisturbed):
   assert f"Test accuracy {100 * result['test_accuracy']:.2f} %" in sentence
   assert f"{workdir}/result.json" in files and f"{workdir}/metrics.jsonl" in files
   # Progress in plain lines, since nothing here is a terminal.
-  assert done.stderr.startswith("step 1/276, epoch 1/3, loss ")
+  what, first, *_ = done.stderr.splitlines()
+  size = f"{result['num_parameters']:,} parameters"
+  assert all(word in what for word in ("10-1", "batch_norm", size, "1 x cpu", "digits"))
+  assert first.startswith("step 1/276, epoch 1/3, loss ")
   assert "\033" not in done.stderr
 
 
@@ -93,6 +96,7 @@ def test_killed_twice_and_asked_to_stop(
 
   # Only the end of an epoch and the request save in the first minute.
   process = start_program(command(tmp_path, **FIELDS))
+  assert process.stdout.readline().endswith(": compiling\n")
   assert process.stdout.readline() == f"resumed from step {saved}\n"
   assert process.stdout.readline().startswith("step ")
   process.terminate()
