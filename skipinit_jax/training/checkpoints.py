@@ -97,7 +97,7 @@ class Checkpoints:
       with distributed.share_errors():
         if distributed.is_first():
           make_directory(self._workdir)
-          _check_pattern(self._workdir)
+          _check_name(self._workdir)
           if not in_bucket(self._workdir):
             stack.enter_context(lock(self._workdir / LOCK))
             # Nobody else writes here now.
@@ -300,11 +300,18 @@ def _finished(directory: Path) -> list[int]:
   return sorted((int(path.name) for path in finished), reverse=True)
 
 
-def _check_pattern(workdir: Path) -> None:
+def _check_name(workdir: Path) -> None:
+  """Checks that the arrays of a checkpoint are found where they are written."""
+  name = os.fspath(workdir)
+  if in_bucket(workdir):
+    return
+  # TensorStore takes a backslash for a slash: it would write to another directory.
+  if os.sep == "/" and "\\" in name:
+    raise UsageError(f"The workdir {name} has a backslash: use another --workdir.")
   # Orbax takes the path for a pattern where it joins the parts of a checkpoint.
-  if not in_bucket(workdir) and glob.glob(str(workdir)) != [str(workdir)]:
+  if glob.glob(name) != [name]:
     raise UsageError(
-      f"The workdir {workdir}, read as a pattern, is not its own name alone: no "
+      f"The workdir {name}, read as a pattern, is not its own name alone: no "
       "checkpoint could be restored from there. Use one without *, ? and [."
     )
 
