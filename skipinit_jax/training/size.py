@@ -68,7 +68,7 @@ def check_size(
       f"epochs is {config.epochs}, which are {total_steps:,} steps: they must be below "
       "2^31."
     )
-  memory = _memory(mesh.devices.flat[0])
+  memory = _memory(mesh.local_devices[0])
   # Each parameter has a gradient, and a velocity where there is momentum.
   count = num_parameters(model, image_shape)
   copies = 2 + (config.momentum > 0)
