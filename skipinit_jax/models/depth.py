@@ -32,8 +32,9 @@ class DepthStack(nn.Module):
   Attributes:
     block: factory of the block, called as `block(name=...)`; it keeps the shape.
     num_blocks: how many blocks; none returns the input.
-    scan: whether to scan over the blocks, or to write them out. Flax's `tabulate` asks
-      XLA for operations, which counts those of one block where they are scanned.
+    scan: whether to scan over the blocks, or to write them out. XLA counts the
+      operations of scanned blocks once, and so does Flax's `tabulate`:
+      `model.clone(scan=False).tabulate(..., compute_flops=True)` counts all.
     remat: whether to compute activations again in the backward pass. Blocks that are
       written out keep their inputs. Under `scan`, segments of blocks are computed
       again, so that memory grows with the square root of their number (Chen et al.,
@@ -224,10 +225,12 @@ def scan_variables(variables: Variables) -> dict[str, Any]:
   Returns:
     The variables of the same model with `scan=True`: the same function.
   """
-  names = [f"{_UNROLLED}{index}" for index in range(len(variables))]
-  if names and set(names) == set(variables):
+  # A tuple is what a stack itself has sown, such as its captured output.
+  sown = {key: value for key, value in variables.items() if isinstance(value, tuple)}
+  names = [f"{_UNROLLED}{index}" for index in range(len(variables) - len(sown))]
+  if names and set(names) == variables.keys() - sown.keys():
     blocks = [variables[name] for name in names]
-    return {_SCANNED: jax.tree.map(_stack, *blocks)}
+    return sown | {_SCANNED: jax.tree.map(_stack, *blocks)}
   return {
     key: scan_variables(value) if isinstance(value, Mapping) else value
     for key, value in variables.items()

@@ -22,7 +22,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   # `jax.make_mesh` would order the chips of a TPU slice by their place in it: then no
   # host had consecutive rows of a batch, and ghost batches would depend on the slice.
   ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-  # Convolutions whose gradient swaps batch and features need automatic axes.
+  # `with_sharding_constraint`, by which steps place batches and activations, takes only
+  # automatic axes.
   return Mesh(np.array(ordered), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 

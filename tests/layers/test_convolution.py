@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from jax import lax
 
 from skipinit_jax.layers import Conv, conv_general_dilated
@@ -335,3 +336,15 @@ def test_small_image_is_padded_before_its_convolution():
   compiled = jax.jit(lambda *x: convolve(*x)).lower(*operands).compile().as_text()
   line = next(line for line in compiled.splitlines() if " convolution(" in line)
   assert "window={size=3x3}" in line
+
+
+def test_in_a_convolution_of_nnx():
+  images, _ = arrays((5, 5), (3, 3))
+
+  def gradient(**fields):
+    conv = nnx.Conv(2, 5, (3, 3), strides=2, rngs=nnx.Rngs(0), **fields)
+    return nnx.jit(nnx.grad(lambda conv: jnp.sin(conv(images)).sum()))(conv)
+
+  assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  ours = gradient(conv_general_dilated=conv_general_dilated)
+  jax.tree.map(assert_close, ours, gradient())
