@@ -25,7 +25,12 @@ import sqlalchemy
 from absl import logging
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+  DBAPIError,
+  InterfaceError,
+  NoSuchModuleError,
+  OperationalError,
+)
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import as_type, from_json, is_locked, local_path, to_json
@@ -221,6 +226,12 @@ class Storage:
           if self._in_workdir
           else "use another --storage or --study_name"
         )
+      elif isinstance(cause, NoSuchModuleError):
+        advice = (
+          "--storage begins with a dialect of SQLAlchemy, as postgresql+psycopg://"
+        )
+      elif isinstance(cause, ImportError):
+        advice = "install the driver that --storage names"
       elif not self._is_open:
         advice = "check --storage and that the server runs. Finished trials are kept"
       elif _is_lost(cause):

@@ -129,8 +129,8 @@ class Trainer:
   def evaluate(self, state: TrainState) -> dict[str, float]:
     """Returns loss, accuracy and top-5 accuracy on the whole test set.
 
-    Where the state has a moving average of the parameters, its own follow, with ema_
-    before their names.
+    Where the state has a moving average of the parameters, its own follow, as
+    "ema_loss" and the like.
     """
     states = {"": state} | ({"ema_": ema} if (ema := state.averaged()) else {})
     parts: list[dict[str, EvalMetrics]] = [

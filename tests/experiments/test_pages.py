@@ -7,6 +7,7 @@ import pytest
 
 from experiments import pages
 from skipinit_jax.errors import UsageError
+from skipinit_jax.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -35,8 +36,12 @@ def test_a_page_that_differs(copy):
     pages.fill(copy.parent, check=True)
   assert "0 of 1" in copy.read_text()
   assert pages.fill(copy.parent) == [copy]
+  cells = read_json(ROOT / "results/diagnosis/diagnosis.json")["cells"]
+  judged = [cell for cell in cells if cell["part"] == "judged"]
+  right = sum(cell["healthy"] == cell["trains"] for cell in judged)
   assert copy.read_text() == (
-    "In <!-- results: diagnosis/agreement -->38 of 40<!-- end --> cells.\n"
+    f"In <!-- results: diagnosis/agreement -->{right} of {len(judged)}<!-- end --> "
+    "cells.\n"
   )
   assert pages.fill(copy.parent, check=True) == []
 
