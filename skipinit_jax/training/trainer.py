@@ -100,13 +100,13 @@ class Trainer:
     # The programs of a deep network take seconds to compile, each on one core.
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as beside:
       arguments = jax.eval_shape(init, seed, rate), self._source.data_shapes()
-      steps = beside.submit(_compiled, train_steps, *arguments, 1)
+      compiled_steps = _compile(beside, train_steps, *arguments, 1)
       if config.signal_every_steps:
-        signal = beside.submit(_compiled, measure, *arguments)
+        compiled_measure = _compile(beside, measure, *arguments)
       with jax.transfer_guard_host_to_device("allow"):
         self.initial_state: TrainState = init(seed, rate, weights)
-    self._train_steps = steps.result()
-    self._measure = signal.result() if config.signal_every_steps else measure
+    self._train_steps = compiled_steps()
+    self._measure = compiled_measure() if config.signal_every_steps else measure
 
   def train_steps(
     self, state: TrainState, num_steps: int
@@ -165,8 +165,16 @@ class Trainer:
     self.close()
 
 
-def _compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
-  """Compiles a function for its arguments, unless JAX is told to compile nothing."""
-  if jax.config.values["jax_disable_jit"]:
-    return function
-  return function.lower(*arguments).compile()
+def _compile(
+  beside: concurrent.futures.Executor, function: jax.stages.Wrapped, *arguments: Any
+) -> Callable[[], Callable[..., Any]]:
+  """Compiles a function for its arguments, unless JAX is told to compile nothing.
+
+  Returns:
+    A function that waits for the compiled one.
+  """
+  # Both are for this thread: JAX's context managers, in which a caller may be, hold for
+  # theirs alone.
+  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    return lambda: function
+  return beside.submit(function.lower(*arguments).compile).result

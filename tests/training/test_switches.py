@@ -9,7 +9,7 @@ import pytest
 
 from skipinit_jax.analysis import diagnose
 from skipinit_jax.training import TrainConfig
-from tests.training.runs import dispatch, make_step, make_trainer
+from tests.training.runs import dispatch, make_trainer
 
 CONFIG = TrainConfig(
   model="residual_mlp",
@@ -21,6 +21,10 @@ CONFIG = TrainConfig(
 )
 GHOSTS = dataclasses.replace(
   CONFIG, method="batch_norm", ghost_batch_size=4, accumulation_steps=2
+)
+# Few shapes, and a stack whose initial values do not depend on how often it is traced.
+SMALL = dataclasses.replace(
+  CONFIG, method="skipinit", depth=1, width=10, batch_size=10, scan=False
 )
 # Switches that get along share a lane, because each lane is compiled anew.
 LANES = {
@@ -39,13 +43,27 @@ LANES = {
       "check_tracer_leaks": True,
       "enable_checks": True,
       "legacy_prng_key": "error",
+      "check_static_indices": True,
     },
   ),
   "random numbers": (
     CONFIG,
-    {"default_prng_impl": "rbg", "threefry_partitionable": False},
+    {
+      "default_prng_impl": "rbg",
+      "threefry_partitionable": False,
+      "enable_custom_prng": True,
+    },
   ),
-  "transfers": (CONFIG, {"transfer_guard": "disallow", "log_compiles": True}),
+  "transfers": (
+    CONFIG,
+    {
+      "transfer_guard": "disallow",
+      "log_compiles": True,
+      "disallow_mesh_context_manager": True,
+    },
+  ),
+  # Without jit: each operation is a program, and small ones are cached too.
+  "operations": (SMALL, {"persistent_cache_min_compile_time_secs": 0.0}),
 }
 
 
@@ -53,6 +71,12 @@ def run(config):
   """Losses in training and evaluation, and the growth of signal and gradient."""
   with make_trainer(config, num_examples=32) as trainer:
     state = dispatch(trainer, 2)
+    (rate,) = (
+      leaf
+      for path, leaf in jax.tree.leaves_with_path(state.opt_state)
+      if "learning_rate" in jax.tree_util.keystr(path)
+    )
+    assert float(rate) == np.float32(config.learning_rate)
     metrics = trainer.evaluate(state)
     signal = trainer.measure_signal(state)
     model = config.make_model(10)
@@ -62,20 +86,22 @@ def run(config):
       key = jax.random.key(0)
       diagnosis = diagnose(model, variables, images.astype(np.float32), key=key)
   assert diagnosis.healthy
-  assert len(signal.names) == 2
+  assert len(signal.names) == config.depth
   losses = [state.sums.loss, metrics["loss"], metrics["top5_accuracy"]]
   return [*map(float, losses), diagnosis.forward_growth, diagnosis.cosine]
 
 
 @pytest.fixture(scope="module")
 def expected():
-  return {config.method: run(config) for config in (CONFIG, GHOSTS)}
+  return {config.method: run(config) for config in (CONFIG, GHOSTS, SMALL)}
 
 
 @pytest.mark.parametrize("lane", LANES)
 def test_same_numbers(expected, lane):
   config, switches = LANES[lane]
   with contextlib.ExitStack() as stack:
+    # As a context manager, which holds for this thread alone.
+    stack.enter_context(jax.disable_jit(lane == "operations"))
     for name, value in switches.items():
       stack.callback(jax.config.update, f"jax_{name}", jax.config.values[f"jax_{name}"])
       jax.config.update(f"jax_{name}", value)
@@ -85,14 +111,3 @@ def test_same_numbers(expected, lane):
     assert np.isfinite(actual).all()
   else:
     np.testing.assert_allclose(actual, expected[config.method], rtol=1e-4)
-
-
-def test_the_learning_rate_without_jit():
-  with jax.disable_jit():
-    _, state, _ = make_step(dataclasses.replace(CONFIG, depth=1))
-  rates = [
-    leaf
-    for path, leaf in jax.tree.leaves_with_path(state.opt_state)
-    if "learning_rate" in jax.tree_util.keystr(path)
-  ]
-  assert rates == [np.float32(CONFIG.learning_rate)]
