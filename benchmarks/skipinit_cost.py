@@ -3,18 +3,21 @@
 Deep Wide-ResNets on images of 8x8, with SkipInit, without normalization and scalar, and
 with batch norm, here and in PyTorch, by `benchmarks.side_by_side`; and the memory of
 the activations of this package's compiled steps. Here the scalar is also measured
-behind the last layer of its branch, where `layers.scaled` would have left it.
+behind the last layer of its branch, where `layers.scaled` would have left it, and batch
+norm with its variance in one pass, which is wrong where a mean is large.
 
 Example:
   python -m benchmarks.skipinit_cost
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 from absl import flags
 
 from benchmarks import benchmark, peer_jax, side_by_side
+from benchmarks.compiled_step import ONE_PASS
 from benchmarks.peer import Case
 
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each method.", lower_bound=1)
@@ -26,8 +29,13 @@ _BEHIND = "skipinit_behind"
 _LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
 
 
-def _compare(batch_size: int) -> list[dict[str, Any]]:
-  """Returns a row for each library, and one for the scalar behind the last layer."""
+def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Compares the methods at one batch size.
+
+  Returns:
+    A row for each library and one for the scalar behind the last layer; and one of
+    batch norm's variance.
+  """
   ours, torch = _LIBRARIES
   peers = {
     (library.name, method): dataclasses.replace(
@@ -35,7 +43,10 @@ def _compare(batch_size: int) -> list[dict[str, Any]]:
       name=f"{library.name}, {method}",
       options={**library.options, "method": method},
     )
-    for library, names in ((ours, (*_METHODS, _BEHIND)), (torch, _METHODS))
+    for library, names in (
+      (ours, (*_METHODS, _BEHIND, ONE_PASS.name)),
+      (torch, _METHODS),
+    )
     for method in names
   }
   case = dataclasses.replace(_CASE, batch_size=batch_size)
@@ -62,7 +73,16 @@ def _compare(batch_size: int) -> list[dict[str, Any]]:
         "batch norm / SkipInit": round(batch_norm["median"] / skipinit["median"], 2),
       }
     )
-  return rows
+  two_passes, one_pass = (
+    measured[peers[ours.name, method].name].step_seconds
+    for method in ("batch_norm", ONE_PASS.name)
+  )
+  return rows, {
+    "batch": batch_size,
+    "seconds a step, two passes": two_passes,
+    "one pass": one_pass,
+    "two passes / one pass": round(two_passes["median"] / one_pass["median"], 2),
+  }
 
 
 def _activation_megabytes(method: str) -> float:
@@ -72,11 +92,17 @@ def _activation_megabytes(method: str) -> float:
 
 def measure() -> dict[str, Any]:
   """Returns the JSON object."""
-  rows = [row for batch_size in _BATCH_SIZES for row in _compare(batch_size)]
+  rows, variance = zip(*map(_compare, _BATCH_SIZES), strict=True)
   activations = {
     method: _activation_megabytes(method) for method in (*_METHODS, _BEHIND)
   }
-  return {"tables": {"skipinit_cost": rows, "activations": [{"": "MB", **activations}]}}
+  return {
+    "tables": {
+      "skipinit_cost": [*itertools.chain(*rows)],
+      "variance": variance,
+      "activations": [{"": "MB", **activations}],
+    }
+  }
 
 
 if __name__ == "__main__":
