@@ -22,7 +22,32 @@ _SCANNED = "blocks"
 _UNROLLED = "block"
 
 
-class DepthStack(nn.Module):
+class Stacked(nn.Module):
+  """A module with a field `scan`, whose summary counts what all its blocks compute."""
+
+  @nn.nowrap
+  def tabulate(
+    self,
+    *args: Any,
+    compute_flops: bool = False,
+    compute_vjp_flops: bool = False,
+    **kwargs: Any,
+  ) -> str:
+    """Returns Flax's table of the module, its blocks written out if FLOPs are asked.
+
+    XLA counts the operations of a loop's body once, however often it runs.
+    """
+    counted = compute_flops or compute_vjp_flops
+    return nn.Module.tabulate(
+      self.clone(scan=False) if counted else self,
+      *args,
+      compute_flops=compute_flops,
+      compute_vjp_flops=compute_vjp_flops,
+      **kwargs,
+    )
+
+
+class DepthStack(Stacked):
   """Equal blocks, one after the other.
 
   Under `scan` the blocks are one `flax.linen.scan`: program size and compile time
@@ -32,9 +57,8 @@ class DepthStack(nn.Module):
   Attributes:
     block: factory of the block, called as `block(name=...)`; it keeps the shape.
     num_blocks: how many blocks; none returns the input.
-    scan: whether to scan over the blocks, or to write them out. XLA counts the
-      operations of scanned blocks once, and so does Flax's `tabulate`:
-      `model.clone(scan=False).tabulate(..., compute_flops=True)` counts all.
+    scan: whether to scan over the blocks, or to write them out. A network of your own
+      around a stack writes them out for FLOPs in `tabulate`, as `tabulate` here does.
     remat: whether to compute activations again in the backward pass. Blocks that are
       written out keep their inputs. Under `scan`, segments of blocks are computed
       again, so that memory grows with the square root of their number (Chen et al.,

@@ -11,12 +11,12 @@ from skipinit_jax.errors import require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import FullyConnectedBlock
-from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.depth import DepthStack, Stacked
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(Stacked):
   """Pre-activation residual network of fully connected blocks of constant width.
 
   Attributes:

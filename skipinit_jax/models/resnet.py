@@ -12,7 +12,7 @@ from skipinit_jax.fields import check_types
 from skipinit_jax.layers import ScalarBias
 from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
-from skipinit_jax.models.depth import apply_stages
+from skipinit_jax.models.depth import Stacked, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
@@ -38,7 +38,7 @@ def _symmetric_conv(
   return module
 
 
-class ResNet(nn.Module):
+class ResNet(Stacked):
   """ResNet-50, 101, 152 or 200 of bottleneck blocks, with a stem for large images.
 
   Version 1 is post-activation (He et al., CVPR 2016), version 2 pre-activation

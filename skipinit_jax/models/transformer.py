@@ -12,7 +12,7 @@ from skipinit_jax.fields import check_types
 from skipinit_jax.layers import he_normal
 from skipinit_jax.methods import Activation, Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import ResidualBlock
-from skipinit_jax.models.depth import DepthStack
+from skipinit_jax.models.depth import DepthStack, Stacked
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
@@ -118,7 +118,7 @@ class EncoderBlock(nn.Module):
     return self.mlp(name="mlp")(x)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Stacked):
   """Transformer encoder on the patches of images (Dosovitskiy et al., ICLR 2021).
 
   Each patch becomes a token by one linear layer, to which a learned embedding of its

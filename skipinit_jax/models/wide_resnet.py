@@ -11,12 +11,12 @@ from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock
-from skipinit_jax.models.depth import apply_stages
+from skipinit_jax.models.depth import Stacked, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
 
-class WideResNet(nn.Module):
+class WideResNet(Stacked):
   """Wide-ResNet of pre-activation basic blocks, with a stem for small images.
 
   Zagoruyko & Komodakis (BMVC 2016): a 3x3 stem of 16 features and three stages of
