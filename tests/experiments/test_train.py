@@ -96,7 +96,8 @@ def test_killed_twice_and_asked_to_stop(
 
   # Only the end of an epoch and the request save in the first minute.
   process = start_program(command(tmp_path, **FIELDS))
-  assert process.stdout.readline().endswith(": compiling\n")
+  # Orbax may have a word to say about what a killed save has left.
+  assert any(line.endswith(": compiling\n") for line in process.stdout)
   assert process.stdout.readline() == f"resumed from step {saved}\n"
   assert process.stdout.readline().startswith("step ")
   process.terminate()
