@@ -316,7 +316,7 @@ def test_workers_end_with_the_program(sent, folders, tmp_path, child_environment
     assert len(workers) == 2 and all(map(is_running, workers))
     # Ctrl-C goes to all processes.
     (os.killpg if sent == signal.SIGINT else os.kill)(program.pid, sent)
-    _, messages = program.communicate(timeout=60)
+    _, messages = program.communicate(timeout=200)
     deadline = time.monotonic() + 30
     while any(map(is_running, workers)) and time.monotonic() < deadline:
       time.sleep(0.05)

@@ -121,10 +121,7 @@ def test_every_method_in_every_model(model, name):
       ("resnet_v2", {"depth": depth}, f"depth is {depth}: .*50, 101, 152, 200")
       for depth in (18, 51, -50)
     ),
-    *(
-      ("resnet_v2", {"version": each}, rf"version.*{each!r}")
-      for each in (0, 3, "2")
-    ),
+    *(("resnet_v2", {"version": each}, rf"version.*{each!r}") for each in (0, 3, "2")),
     *(
       (model, {field: 0}, f"{field} is 0")
       for model, fields in (
