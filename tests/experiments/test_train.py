@@ -14,7 +14,7 @@ from skipinit_jax.training import Checkpoints, TrainConfig
 from tests.training.runs import make_step, rows_of
 
 # Normalization, dropout and augmentation are everything that a state can hold. The
-# steps are slow enough for a signal to find the program amid an epoch.
+# epochs are enough for a fast machine to save, and be killed, amid one.
 FIELDS = {
   "method": "batch_norm",
   "dropout_rate": 0.1,
@@ -22,9 +22,10 @@ FIELDS = {
   "flip": True,
   "depth": 10,
   "batch_size": 16,
-  "epochs": 3,
+  "epochs": 8,
 }
 STEPS_PER_EPOCH = 92
+NUM_STEPS = FIELDS["epochs"] * STEPS_PER_EPOCH
 
 
 def command(workdir, **fields):
@@ -81,7 +82,7 @@ def test_says_what_it_came_to(undisturbed):
   what, first, *_ = done.stderr.splitlines()
   size = f"{result['num_parameters']:,} parameters"
   assert all(word in what for word in ("10-1", "batch_norm", size, "1 x cpu", "digits"))
-  assert first.startswith("step 1/276, epoch 1/3, loss ")
+  assert first.startswith(f"step 1/{NUM_STEPS}, epoch 1/8, loss ")
   assert "\033" not in done.stderr
 
 
@@ -104,7 +105,7 @@ def test_killed_twice_and_asked_to_stop(
   output, _ = process.communicate(timeout=200)
   assert process.returncode == 4
   stopped = committed_steps(tmp_path)[-1]
-  assert saved < stopped < 3 * STEPS_PER_EPOCH
+  assert saved < stopped < NUM_STEPS
   assert f"Interrupted and saved at step {stopped}: the same command" in output
   result = read_json(tmp_path / "result.json")
   assert (result["status"], result["step"]) == ("interrupted", stopped)
