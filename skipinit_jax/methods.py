@@ -95,6 +95,7 @@ class BlockFields(TypedDict):
   """The fields of `models.ResidualBlock` that a method decides."""
 
   normalizer: ModuleFactory | None
+  last_normalizer: ModuleFactory | None
   branch_scale: ModuleFactory | None
   sum_scale: float
   use_bias: bool
@@ -124,6 +125,10 @@ class Method:
       `functools.partial` does not set it already.
     output_normalizer: likewise, of one module before the classifier; None: `normalizer`
       where the network has not normalized its output yet.
+    zero_last_scale: whether the last normalizer of each branch has a scale that starts
+      at zero, so that the branch does too (Goyal et al., 2017). It is the one behind
+      the last layer, which blocks of version 1 have in any case. Before an activation
+      it would not learn: ReLU has no gradient at zero.
     alpha: the initial value of the scale at the end of each branch, or a function of
       the number of residual blocks; None: no scale.
     learnable_alpha: whether alpha is a parameter.
@@ -160,6 +165,7 @@ class Method:
   title: str
   normalizer: ModuleFactory | None = None
   output_normalizer: ModuleFactory | None = None
+  zero_last_scale: bool = False
   alpha: float | Callable[[int], float] | None = None
   learnable_alpha: bool = True
   branch_scale: ModuleFactory = SkipInit
@@ -187,6 +193,10 @@ class Method:
       if not 0 <= getattr(self, name) < 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
     _check_number("sum_scale", self.sum_scale)
+    if self.zero_last_scale and self.normalizer is None:
+      raise UsageError(
+        f"zero_last_scale is True, but method {self.name!r} has no normalizer."
+      )
     if self.alpha is not None and not callable(self.alpha):
       _check_number("alpha", self.alpha)
     for role, factor in self.rate_factors.items():
@@ -216,6 +226,11 @@ class Method:
     _check_number(f"alpha of {num_blocks} blocks", alpha)
     return alpha
 
+  def initial_factor(self, num_blocks: int) -> float:
+    """Returns the factor on each branch at initialization: alpha, one or zero."""
+    alpha = self.initial_alpha(num_blocks)
+    return 0.0 if self.zero_last_scale else 1.0 if alpha is None else alpha
+
   def block_fields(
     self, *, num_blocks: int, train: bool, dtype: DType, param_dtype: DType
   ) -> BlockFields:
@@ -226,12 +241,15 @@ class Method:
       train: whether normalizers use the statistics of the batch.
 
     Raises:
-      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
+      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so; or a
+        scale is to start at zero, and `normalizer` has no field for it.
     """
+    normalizer = bind_normalizer(
+      self.normalizer, train=train, dtype=dtype, param_dtype=param_dtype
+    )
     return {
-      "normalizer": bind_normalizer(
-        self.normalizer, train=train, dtype=dtype, param_dtype=param_dtype
-      ),
+      "normalizer": normalizer,
+      "last_normalizer": self._bind_last_normalizer(normalizer),
       "branch_scale": self._bind_branch_scale(num_blocks, param_dtype),
       "sum_scale": self.sum_scale,
       "use_bias": self.use_bias,
@@ -270,6 +288,19 @@ class Method:
       "last_kernel_init": self.last_init or kernel_init,
       "scalar_biases": self.scalar_biases,
     }
+
+  def _bind_last_normalizer(
+    self, normalizer: ModuleFactory | None
+  ) -> ModuleFactory | None:
+    if normalizer is None or not self.zero_last_scale:
+      return None
+    factory = _bind(normalizer, {"scale_init": nn.initializers.zeros})
+    if "scale_init" not in factory.keywords:
+      raise UsageError(
+        f"zero_last_scale is True, but the normalizer of method {self.name!r} has no "
+        "field `scale_init`: give it one."
+      )
+    return factory
 
   def _bind_branch_scale(
     self, num_blocks: int, param_dtype: DType
@@ -403,6 +434,13 @@ _METHODS: dict[str, Method] = {
   method.name: method
   for method in (
     _batch_norm,
+    # Flax's example, torchvision and timm begin so by default or by a flag.
+    dataclasses.replace(
+      _batch_norm,
+      name="batch_norm_zero_scale",
+      title="Batch norm, scale 0",
+      zero_last_scale=True,
+    ),
     _skipinit,
     Method(
       "skipinit_inverse_sqrt_depth", "SkipInit, α = 1/√d", alpha=inverse_sqrt_depth

@@ -42,6 +42,7 @@ FIXUP = {
 # For alpha: its value in a network of 25 blocks.
 PROPERTIES = {
   "batch_norm": {"normalizer": nn.BatchNorm},
+  "batch_norm_zero_scale": {"normalizer": nn.BatchNorm, "zero_last_scale": True},
   "skipinit": {"alpha": 0.0},
   "skipinit_inverse_sqrt_depth": {"alpha": 0.2},
   "skipinit_one": {"alpha": 1.0},
@@ -69,6 +70,7 @@ PROPERTIES = {
 PLAIN = {
   "normalizer": None,
   "output_normalizer": None,
+  "zero_last_scale": False,
   "alpha": None,
   "learnable_alpha": True,
   "branch_scale": SkipInit,
@@ -185,6 +187,7 @@ def test_what_cannot_be_a_method_of_its_own_is_refused(changes, message):
     ({"sum_scale": True}, r"sum_scale is True: it must be a number"),
     ({"alpha": fractions.Fraction(1, 2)}, r"alpha is Fraction"),
     ({"sum_scale": math.inf}, r"sum_scale is inf: it must be a finite number"),
+    ({"zero_last_scale": True}, "zero_last_scale is True, but .* has no normalizer"),
   ],
 )
 def test_bad_values(changes, message):

@@ -25,6 +25,7 @@ class GhostBatchNorm(nn.Module):
     ghost_batch_size: examples of a sub-batch; it must divide the batch.
     momentum: decay of the running statistics.
     epsilon: added to the variance.
+    scale_init: initializer of the scale.
     dtype: dtype of the result; None keeps the input's.
     param_dtype: dtype of scale and bias.
   """
@@ -33,6 +34,7 @@ class GhostBatchNorm(nn.Module):
   ghost_batch_size: int
   momentum: float = 0.99
   epsilon: float = 1e-5
+  scale_init: jax.nn.initializers.Initializer = nn.initializers.ones
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
@@ -57,7 +59,7 @@ class GhostBatchNorm(nn.Module):
     scale, bias = (
       along_features(self.param(name, init, features, self.param_dtype), x)
       for name, init in (
-        ("scale", nn.initializers.ones),
+        ("scale", self.scale_init),
         ("bias", nn.initializers.zeros),
       )
     )

@@ -31,6 +31,8 @@ class ResidualBlock(nn.Module, kw_only=True):
   Attributes:
     normalizer: factory of the normalizers, called as `normalizer(name=...)`, such
       as `functools.partial(nn.BatchNorm, use_running_average=False)`; None: none.
+    last_normalizer: likewise, of one behind the branch's last layer; None: none, and in
+      blocks of version 1 `normalizer`.
     branch_scale: factory of the module that multiplies the branch by alpha, such as
       `SkipInit`; None: alpha is one. See `layers.scaled`.
     sum_scale: a constant factor on the sum of shortcut and branch.
@@ -40,6 +42,7 @@ class ResidualBlock(nn.Module, kw_only=True):
   """
 
   normalizer: ModuleFactory | None = None
+  last_normalizer: ModuleFactory | None = None
   branch_scale: ModuleFactory | None = None
   sum_scale: float = 1.0
   use_bias: bool = False
@@ -50,8 +53,22 @@ class ResidualBlock(nn.Module, kw_only=True):
     """Returns x behind a normalizer of this name; without normalization, x."""
     return self.normalizer(name=name)(x) if self.normalizer is not None else x
 
-  def scale(self, layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Returns alpha times what the branch's last layer makes of x."""
+  def scale(
+    self,
+    layer: Any,
+    x: jax.Array,
+    normalizer: ModuleFactory | None = None,
+    name: str = "last_norm",
+  ) -> jax.Array:
+    """Returns alpha times what the branch's last layer makes of x, normalized.
+
+    Args:
+      normalizer: of the layer's output, where there is no `last_normalizer`.
+      name: the name of either.
+    """
+    normalizer = self.last_normalizer or normalizer
+    if normalizer is not None:
+      x, layer = layer(x), normalizer(name=name)
     alpha = self.branch_scale(name="branch_scale") if self.branch_scale else None
     return scaled(alpha, layer, x)
 
@@ -97,9 +114,15 @@ class ActivatedBlock(ResidualBlock, kw_only=True):
     x = self.activation(self.bias(x, f"activation_bias{index}"))
     return self.bias(x, f"layer_bias{index}")
 
-  def scale(self, layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Returns alpha times what the branch's last layer makes of x, and its bias."""
-    return self.bias(super().scale(layer, x), "branch_bias")
+  def scale(
+    self,
+    layer: Any,
+    x: jax.Array,
+    normalizer: ModuleFactory | None = None,
+    name: str = "last_norm",
+  ) -> jax.Array:
+    """Returns what `ResidualBlock.scale` does, plus the branch's bias."""
+    return self.bias(super().scale(layer, x, normalizer, name), "branch_bias")
 
 
 class ConvolutionalBlock(ActivatedBlock):
@@ -217,9 +240,8 @@ class PostActivationBottleneckBlock(ConvolutionalBlock):
     y = self.convolution(self.features, 3, self.strides, name="conv2")(y)
     y = self.activate(y, 3)
     last = self.convolution(4 * self.features, 1, name="conv3", last=True)
-    if self.normalizer is not None:
-      y, last = last(y), self.normalizer(name="norm4")
-    return self.activation(self.merge(shortcut, self.scale(last, y)))
+    branch = self.scale(last, y, self.normalizer, "norm4")
+    return self.activation(self.merge(shortcut, branch))
 
 
 class FullyConnectedBlock(ActivatedBlock):

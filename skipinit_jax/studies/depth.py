@@ -35,6 +35,7 @@ class DepthStudyConfig:
 
   methods: tuple[str, ...] = (
     "batch_norm",
+    "batch_norm_zero_scale",
     "skipinit_inverse_sqrt_depth",
     "skipinit",
     "skipinit_one",
@@ -212,6 +213,7 @@ def depth_claims(results: Results) -> list[Finding]:
   # The last one is a reviewer's question.
   for name in (
     "batch_norm",
+    "batch_norm_zero_scale",
     "skipinit",
     "skipinit_inverse_sqrt_depth",
     "output_batch_norm",

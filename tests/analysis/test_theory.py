@@ -107,6 +107,17 @@ class TestClosedForms:
     np.testing.assert_array_equal(signal.branch_second_moment, 0)
     assert np.isnan(signal.moving_variance).all()
 
+  def test_batch_norm_of_scale_zero_is_the_identity_but_for_transitions(self):
+    signal = predict("batch_norm_zero_scale", 6, transitions={4}, cosine=0.2)
+    np.testing.assert_array_equal(signal.branch_second_moment, 0)
+    # A transition's projection takes normalized features.
+    np.testing.assert_allclose(signal.second_moment, 1, rtol=1e-4)
+    np.testing.assert_allclose(signal.cosine[:4], 0.2)
+    np.testing.assert_allclose(signal.moving_variance, signal.variance[:-1])
+    # What enters the transition has variance 0.8 over the batch.
+    assert signal.gradient_second_moment[4] == 1
+    np.testing.assert_allclose(signal.gradient_second_moment[3], 1 / 0.8, rtol=1e-4)
+
   @pytest.mark.parametrize(
     ("name", "plain"),
     [("skipinit_biases", "skipinit"), ("output_batch_norm", "unnormalized")],

@@ -103,6 +103,7 @@ class ByHand:
     return self.bias(self.activation(x), f"layer_bias{index}")
 
   def end(self, branch):
+    branch = self.norm(branch, "last_norm")
     alpha = self.get("branch_scale", {"alpha": 1.0})["alpha"]
     return self.bias(branch * alpha, "branch_bias")
 
@@ -146,6 +147,7 @@ KINDS = {
   "fixup": {"scalar_biases": True, "branch_scale": SkipInit},
   "everything": {
     "normalizer": BatchNorm,
+    "last_normalizer": BatchNorm,
     "scalar_biases": True,
     "branch_scale": functools.partial(SkipInit, 0.5),
     "use_bias": True,
@@ -255,6 +257,29 @@ def test_skipinit_block_starts_as_its_shortcut(block, normalizer):
   variables["params"]["branch_scale"]["alpha"] = SkipInit.initial_value
   expected = nn.relu(x) if block == "post" else x
   np.testing.assert_array_equal(apply(module, variables, x), expected)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "fully_connected"])
+def test_a_last_scale_of_zero_makes_the_shortcut_and_learns(block):
+  factory, features, x = FullyConnectedBlock, 6, images(6)[:, 0, 0]
+  if block != "fully_connected":
+    factory, _, features, inputs = BLOCKS[block]
+    x = images(inputs)
+  zero = functools.partial(BatchNorm, scale_init=nn.initializers.zeros)
+  module = factory(features, normalizer=BatchNorm, last_normalizer=zero)
+  variables = random_variables(module, x)
+  last = variables["params"]["norm4" if block == "post" else "last_norm"]
+  last.update(scale=0 * last["scale"], bias=0 * last["bias"])
+  expected = nn.relu(x) if block == "post" else x
+  np.testing.assert_array_equal(apply(module, variables, x), expected)
+  weights = np.random.default_rng(1).normal(size=x.shape)
+
+  def product(scale):
+    last["scale"] = scale
+    return (apply(module, variables, x) * weights).sum()
+
+  # Before an activation it would have no gradient at zero.
+  assert np.all(jax.grad(product)(last["scale"]))
 
 
 @pytest.mark.parametrize("block", [*BLOCKS, "fully_connected"])

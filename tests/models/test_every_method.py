@@ -188,6 +188,14 @@ def branch_scale(method, num_blocks=4, param_dtype=jnp.float32):
   return fields["branch_scale"]
 
 
+def test_a_normalizer_without_a_scale_cannot_start_at_zero():
+  method = dataclasses.replace(
+    methods.get("batch_norm_zero_scale"), normalizer=Halve, name="halve"
+  )
+  with pytest.raises(UsageError, match="normalizer of method 'halve' has no field"):
+    shapes(MODELS["mlp"][0](method=method))
+
+
 class ChannelScale(nn.Module):
   """A user's scale of a branch that can do nothing else."""
 

@@ -110,9 +110,8 @@ def _layer(
   )
 
 
-def _activate(method: Method) -> tuple[kernel.Operation, ...]:
-  """Returns the normalization and the activation before each layer of a branch."""
-  activates = method.activation in _RELU_GAINS
+def _activate(method: Method, *, activates: bool) -> tuple[kernel.Operation, ...]:
+  """Returns the normalization, and the activation if any, before or behind a layer."""
   relu = (kernel.ReLU(),) if activates else ()
   if method.normalizer is None:
     return relu
@@ -140,13 +139,14 @@ class _Layers(NamedTuple):
 def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
   """Returns a network's blocks: pre-activation, wired as those of `models.blocks`.
 
-  Before each of the branch's layers stand normalization and activation. Where there
-  is a projection, it takes the activated input, as the branch's first layer does.
-  Scalar and other biases start at zero, and dropout and a normalizer of the output act
-  behind the last block: neither changes the blocks.
+  Before each of the branch's layers stand normalization and activation, and behind the
+  last one the normalizer whose scale starts at zero, if there is one. Where there is a
+  projection, it takes the activated input, as the branch's first layer does. Scalar
+  and other biases start at zero, and dropout and a normalizer of the output act behind
+  the last block: neither changes the blocks.
   """
-  activate = _activate(method)
-  alpha = method.initial_alpha(len(all_layers))
+  activate = _activate(method, activates=method.activation in _RELU_GAINS)
+  last = _activate(method, activates=False) if method.zero_last_scale else ()
   variances: Sequence[float] = [1.0] * len(all_layers)
   if method.divide_by_expected_std:
     variances = method.expected_variances(
@@ -161,8 +161,8 @@ def _blocks(method: Method, all_layers: Sequence[_Layers]) -> tuple[Block, ...]:
     shared = projection is not None
     blocks.append(
       Block(
-        branch=tuple(branch) if shared else (*activate, *branch),
-        alpha=1.0 if alpha is None else alpha,
+        branch=(*branch, *last) if shared else (*activate, *branch, *last),
+        alpha=method.initial_factor(len(all_layers)),
         sum_scale=method.sum_scale,
         trunk=activate if shared else (),
         shortcut=() if projection is None else (_divided(projection, variance),),

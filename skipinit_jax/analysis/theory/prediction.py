@@ -69,7 +69,8 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
     gradients grow towards the input as ((1 + d alpha^2) / (1 + l alpha^2))^1.47 (and
     its mth power for branches of m layers).
   - Fixup: the last layer of each branch is zero, and so is the branch: m_l = m_0, g_l
-    = 1.
+    = 1. Batch normalization whose last scale in each branch is zero does the same:
+    normalization then has no part in it, but for the transitions below.
   - A transition behind normalization forgets the stream's scale: with He
     initialization its skip path starts at second moment one. Without normalization the
     skip path keeps that scale.
