@@ -52,6 +52,7 @@ from skipinit_jax.files import write_json
 from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualMLP
 from skipinit_jax.studies.checks import check_lists
+from skipinit_jax.training.size import check_network
 
 # A run's final loss is the mean of so many.
 _LAST_STEPS = 20
@@ -218,6 +219,7 @@ def train(
   with jax.enable_x64(dtype == "float64"), np.errstate(over="ignore"):
     sizes = config.depth, config.width, dataset.num_classes
     model = ResidualMLP(*sizes, method, dtype=dtype, param_dtype=dtype)
+    check_network(model, dataset.image_shape, jnp.dtype(dtype).itemsize)
     images, held_out = (
       data.augmentation.normalize(jnp.asarray(pixels), dataset.mean, dataset.std)
       for pixels in (dataset.train.images, dataset.test.images[:64])

@@ -34,6 +34,7 @@ from skipinit_jax.models import ResidualBlock, ResidualMLP, ResNet, VisionTransf
 from skipinit_jax.studies.checks import check_lists
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.config import MODELS
+from skipinit_jax.training.size import check_network
 
 _NETWORK = ("model", "depth", "width", "version", "layers_per_block", "data_dir")
 LINEAR = "linear_mlp"
@@ -196,6 +197,8 @@ def measure_networks(config: SignalConfig) -> dict[str, figures.Curve]:
   # All models first: one that does not exist is found before any work.
   models = {name: make_model(config, methods.get(name)) for name in config.methods}
   images = make_images(config)
+  for model in models.values():
+    check_network(model, images.shape[1:], images.dtype.itemsize)
   curves = {}
   for name, model in models.items():
     predicted = predict(model, images) if config.theory else None

@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
+
 from skipinit_jax.document import Figure, Finding, Section
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import take_as_usual, unusual
@@ -20,6 +23,7 @@ from skipinit_jax.studies.statistics import (
 )
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.optimizer import check_parameters
+from skipinit_jax.training.size import check_network
 
 Labels = TypeVar("Labels")
 
@@ -356,8 +360,12 @@ def check(study: Study[Any]) -> None:
     config = search.run_config(search.protocol.learning_rates[0], last_seed)
     config.validate()
     model = config.make_model(num_classes=1)
-    # Names of parameters do not depend on the images, here of two patches a side.
-    check_parameters(config, model, (2 * config.patch_size, 2 * config.patch_size, 1))
+    # The images, here of two patches a side, add little to the parameters.
+    image_shape = (2 * config.patch_size, 2 * config.patch_size, 1)
+    size = jnp.dtype(config.param_dtype).itemsize
+    shards = jax.device_count() if config.shard_params else 1
+    check_network(model, image_shape, size / shards)
+    check_parameters(config, model, image_shape)
   names = [search.name for search in study.searches]
   for name in names:
     if names.count(name) > 1:

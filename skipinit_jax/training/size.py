@@ -68,26 +68,49 @@ def check_size(
       f"epochs is {config.epochs}, which are {total_steps:,} steps: they must be below "
       "2^31."
     )
-  memory = _memory(mesh.local_devices[0])
   # Each parameter has a gradient, and a velocity where there is momentum.
-  count = num_parameters(model, image_shape)
   copies = 2 + (config.momentum > 0)
-  parameters = count * copies * jnp.dtype(config.param_dtype).itemsize
+  size = copies * jnp.dtype(config.param_dtype).itemsize
   if config.shard_params:
-    parameters //= mesh.size
+    size /= mesh.size
+  device = mesh.local_devices[0]
+  check_network(model, image_shape, size, device)
   rows = config.batch_size // (config.accumulation_steps * mesh.size)
   height, width, channels = image_shape
   padded = (height + 2 * config.crop_padding, width + 2 * config.crop_padding, channels)
-  images = rows * math.prod(padded)
-  for needed, what, remedy in (
-    (parameters, f"The network has {count:,} parameters", "depth or width"),
-    (images, f"A step has {rows:,} uint8 images of shape {padded}", "image or batch"),
-  ):
-    if needed > memory:
-      raise UsageError(
-        f"{what}, which take at least {needed / 2**30:,.1f} GiB in training, and a "
-        f"device here has {memory / 2**30:,.1f} GiB of memory: use a smaller {remedy}."
-      )
+  what = f"A step has {rows:,} uint8 images of shape {padded}"
+  _check_fits(rows * math.prod(padded), what, "image or batch", device)
+
+
+def check_network(
+  model: Network,
+  image_shape: tuple[int, ...],
+  bytes_per_parameter: float,
+  device: jax.Device | None = None,
+) -> None:
+  """Checks that a device can hold a network's parameters.
+
+  Args:
+    image_shape: height, width and channels.
+    device: the first one where it is None.
+
+  Raises:
+    UsageError: it cannot.
+  """
+  count = num_parameters(model, image_shape)
+  what = f"The network has {count:,} parameters"
+  _check_fits(count * bytes_per_parameter, what, "depth or width", device)
+
+
+def _check_fits(
+  needed: float, what: str, remedy: str, device: jax.Device | None
+) -> None:
+  memory = _memory(device or jax.local_devices()[0])
+  if needed > memory:
+    raise UsageError(
+      f"{what}, which take at least {needed / 2**30:,.1f} GiB, and a device here has "
+      f"{memory / 2**30:,.1f} GiB of memory: use a smaller {remedy}."
+    )
 
 
 def _memory(device: jax.Device) -> float:

@@ -111,6 +111,7 @@ def test_decay_root_solves_the_equation(rate, momentum, l2):
     ({"experiment": "weight_decy"}, "did you mean 'weight_decay'"),
     ({"learning_rate": float("nan")}, "learning_rate has nan"),
     ({"constants": (3.0, 0.0)}, "constants has 0"),
+    ({"width": 2**31 - 1}, "use a smaller depth or width"),
     ({"constants": ()}, "constants is empty"),
     ({"experiment": "weight_decay", "constants": (2.0,)}, "for reparameterization"),
     ({"steps": 50.0}, "steps is 50.0: it must be a whole"),

@@ -51,6 +51,8 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
     ({"num_seeds": 1}, "num_seeds is 1"),
     ({"batch_size": 2000}, "digits has only 1472"),
     ({"batch_size": 2, "methods": ("batch_norm",)}, "fewer than 4"),
+    ({"width": 2**31 - 1}, "use a smaller depth or width"),
+    ({"depth": 10**8}, "use a smaller depth or width"),
     ({"seed": -1}, "seed is -1"),
     ({"depth": 2.5}, "depth is 2.5: it must be a whole"),
     ({"version": 1}, "version is 1: it is for model resnet"),
