@@ -8,6 +8,7 @@ once: by its first trial that did not fail.
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import math
 import os
@@ -411,6 +412,13 @@ class Storage:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
       optuna.storages.fail_stale_trials(self._study)
+    # Optuna waits for ever for a trial that another hand set to running, without a
+    # sign of life.
+    oldest = datetime.datetime.now() - datetime.timedelta(seconds=GRACE_SECONDS)
+    for trial in self._trials(TrialState.RUNNING):
+      started = trial.datetime_start
+      if "host" not in trial.user_attrs and (started is None or started < oldest):
+        self._end(trial._trial_id, TrialState.FAIL, "no process says that it runs it")
 
   @_patient
   def fail_abandoned(self) -> None:
@@ -418,7 +426,7 @@ class Storage:
     for trial in self._trials(TrialState.RUNNING):
       lock = trial.user_attrs.get("lock", "")
       here = trial.user_attrs.get("host") == socket.gethostname()
-      if here and os.path.exists(lock) and not is_locked(lock):
+      if here and os.path.exists(str(lock)) and not is_locked(lock):
         self._end(trial._trial_id, TrialState.FAIL, "its process died")
 
   @_patient

@@ -248,6 +248,21 @@ def test_without_a_sign_of_life_a_trial_fails_and_its_late_result_counts_not(
   assert silent.runs()[keys[0]].test_accuracy == 0.9
 
 
+def test_trials_that_nobody_runs_fail(ask, monkeypatch):
+  asked = ask(seeds=2)
+  storage = asked.open()
+  claimed = storage.claim(asked.keys, UNLOCKED)
+  by_hand = next(trial for trial in trials(asked.url) if trial.state.name == "WAITING")
+  running = optuna.trial.TrialState.RUNNING
+  storage._storage.set_trial_state_values(by_hand._trial_id, running)
+  storage.fail_stale()
+  assert asked.states() == {"RUNNING": 2}
+  monkeypatch.setattr(storage_module, "GRACE_SECONDS", 0)
+  storage.fail_stale()
+  states = {trial._trial_id: trial.state.name for trial in trials(asked.url)}
+  assert states == {claimed.trial_id: "RUNNING", by_hand._trial_id: "FAIL"}
+
+
 def test_trials_of_a_dead_process_fail_at_once(ask, tmp_path, monkeypatch):
   asked = ask(seeds=4)
   storage = asked.open()
