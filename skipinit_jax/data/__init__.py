@@ -1,12 +1,13 @@
 """Data sets and augmentation, and pipelines for sets in memory and in files."""
 
-from skipinit_jax.data import augmentation, in_memory, prepare, streaming
+from skipinit_jax.data import augmentation, image_folder, in_memory, prepare, streaming
 from skipinit_jax.data.datasets import (
   NAMES,
   PREPARED_NAMES,
   STREAMED_NAMES,
   Dataset,
   Split,
+  is_streamed,
   known_names,
   load,
   register,
@@ -23,7 +24,9 @@ __all__ = [
   "StreamedDataset",
   "StreamedSplit",
   "augmentation",
+  "image_folder",
   "in_memory",
+  "is_streamed",
   "known_names",
   "load",
   "prepare",

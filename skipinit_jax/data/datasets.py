@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +19,23 @@ import numpy as np
 from absl import logging
 
 from skipinit_jax import errors
-from skipinit_jax.data import prepared
-from skipinit_jax.files import cache_path, check_name, local_path, write_file
+from skipinit_jax.data import image_folder, prepared
+from skipinit_jax.files import (
+  cache_path,
+  check_name,
+  local_path,
+  local_workdir,
+  write_file,
+)
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
-STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos")
+STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos", image_folder.NAME)
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
 PREPARED_NAMES: tuple[str, ...] = tuple(
-  name for name in (*_NUM_CLASSES, *STREAMED_NAMES) if name != "digits"
+  name
+  for name in (*_NUM_CLASSES, *STREAMED_NAMES)
+  if name not in ("digits", image_folder.NAME)
 )
 """The names of the data sets that are read from files of tensorflow-datasets."""
 
@@ -37,13 +46,15 @@ _TITLES = {
   "cifar100": "CIFAR-100",
   "imagenet2012": "ImageNet",
   "sample_photos": "sample photographs",
+  image_folder.NAME: "a folder of images",
 }
 
 NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
 """The names of this package's data sets."""
 
-# Data sets of users, as functions that make them.
+# Data sets of users, as functions that make them and as folders of images.
 _registered: dict[str, Callable[[], "Dataset"]] = {}
+_folders: dict[str, pathlib.Path] = {}
 
 # 23 batches of 64; the other 325 digits are the test set.
 _DIGITS_TRAIN_EXAMPLES = 1472
@@ -82,7 +93,7 @@ class Dataset:
   """A data set in memory, with the statistics that normalize its images.
 
   Attributes:
-    name: one of `known_names()` that is not in `STREAMED_NAMES`.
+    name: one of `known_names()` that is not streamed.
     num_classes: labels lie in [0, num_classes).
     train: the training examples.
     test: the test examples.
@@ -139,7 +150,7 @@ class Dataset:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def register(name: str, make: Callable[[], Dataset]) -> None:
+def register(name: str, make: Callable[[], Dataset] | str | os.PathLike[str]) -> None:
   """Adds a data set of your own, so that programs and studies find it by its name.
 
   A study's worker processes import the module that was started, so register there, at
@@ -147,17 +158,21 @@ def register(name: str, make: Callable[[], Dataset]) -> None:
 
   Args:
     name: what `dataset` names in every configuration.
-    make: returns the data set. It is called once in each process that trains.
+    make: returns the data set, and is called once in each process that trains; or a
+      folder of class folders of images, which is streamed: see `image_folder`.
 
   Raises:
-    UsageError: another data set has the name, a folder cannot have it, or `make` is no
-      function.
+    UsageError: another data set has the name, a folder cannot have it, or `make` is
+      neither a function nor a path.
   """
   check_name("data set", name)
   if name in known_names():
     raise errors.UsageError(f"name is {name!r}, which is that of another data set.")
+  if isinstance(make, str | os.PathLike):
+    _folders[name] = local_workdir(make, "folder of a data set")
+    return
   if not callable(make):
-    raise errors.UsageError(f"make is {make!r}: it must be a function.")
+    raise errors.UsageError(f"make is {make!r}: it must be a function or a path.")
   _registered[name] = functools.cache(functools.partial(_make, name, make))
 
 
@@ -168,7 +183,17 @@ def title(name: str) -> str:
 
 def known_names() -> tuple[str, ...]:
   """Returns the names of all data sets: `NAMES` and those that were registered."""
-  return (*NAMES, *_registered)
+  return (*NAMES, *_registered, *_folders)
+
+
+def folder(name: str) -> pathlib.Path | None:
+  """Returns the folder that was registered under a name; None: none was."""
+  return _folders.get(name)
+
+
+def is_streamed(name: str) -> bool:
+  """Tells whether `streaming.load` takes a data set, and not `load`."""
+  return name in STREAMED_NAMES or name in _folders
 
 
 def load(
@@ -182,7 +207,7 @@ def load(
   order. A registered one comes from its function.
 
   Args:
-    name: one of `known_names()` that is not in `STREAMED_NAMES`.
+    name: one of `known_names()` that is not streamed.
     data_dir: where tensorflow-datasets prepared the set; by default the
       environment variable TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: where the decoded arrays are kept; by default skipinit_jax/data in
@@ -199,9 +224,9 @@ def load(
   """
   if name in _registered:
     return _registered[name]()
-  if name not in NAMES:
+  if name not in known_names():
     raise errors.unknown_name("dataset", name, known_names())
-  if name in STREAMED_NAMES:
+  if is_streamed(name):
     raise errors.UsageError(
       f"Dataset {name!r} is streamed, but is needed in memory here: choose one of "
       f"{', '.join(_NUM_CLASSES)}."

@@ -95,18 +95,16 @@ def _remedy(name: str, root: str) -> str:
     )
   if name == "sample_photos":
     return f"run `{prepare} --data_dir={root}`"
-  remedy = (
-    'run `python -c "import tensorflow_datasets as tfds; '
-    f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
-    '.download_and_prepare()"` with internet access and TensorFlow installed'
-  )
   if name == "imagenet2012":
-    remedy = (
-      "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which "
-      "https://image-net.org/download-images gives to registered users, into "
-      f"{root}/downloads/manual, and {remedy}"
+    return (
+      f"run `{prepare} --source=DIR --data_dir={root}`, where DIR holds train and val "
+      "with a folder of JPEG files for each class"
     )
-  return remedy
+  archive = name.replace("cifar", "cifar-")
+  return (
+    f"run `{prepare} --source={archive}-binary.tar.gz --data_dir={root}` with that "
+    f"file of https://www.cs.toronto.edu/~kriz/{archive}-binary.tar.gz"
+  )
 
 
 def is_random_access(builder: Any) -> bool:

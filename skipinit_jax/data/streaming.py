@@ -34,7 +34,8 @@ from etils import epath
 
 from skipinit_jax import errors
 from skipinit_jax.cores import num_cores
-from skipinit_jax.data import datasets, decode, in_memory, prepared
+from skipinit_jax.data import datasets, decode, image_folder, in_memory, prepared
+from skipinit_jax.data.image_folder import FolderSplit
 
 __all__ = [
   "StreamedDataset",
@@ -104,13 +105,22 @@ class StreamedSplit:
       "sha256": digest.hexdigest()[:16],
     }
 
+  def open(self) -> Any:
+    """Returns the records by their numbers, with images as the bytes of their files."""
+    import tensorflow_datasets as tfds
+
+    with prepared.damage_errors(f"The {self.name} split", self.folder):
+      builder = tfds.builder_from_directory(self.folder)
+      raw = {"image": tfds.decode.SkipDecoding()}
+      return builder.as_data_source(self.name, decoders=raw)
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
   """A data set in files, whose batches are decoded as they are needed.
 
   Attributes:
-    name: one of `datasets.STREAMED_NAMES`.
+    name: one that `datasets.is_streamed`.
     num_classes: labels lie in [0, num_classes).
     image_size: height and width of the images in batches.
     train: the training examples.
@@ -120,8 +130,8 @@ class StreamedDataset:
   name: str
   num_classes: int
   image_size: int
-  train: StreamedSplit
-  test: StreamedSplit
+  train: StreamedSplit | FolderSplit
+  test: StreamedSplit | FolderSplit
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -150,10 +160,11 @@ def load(
   """Finds the files of a data set; never downloads one.
 
   Args:
-    name: one of `datasets.STREAMED_NAMES`.
+    name: one that `datasets.is_streamed`.
     data_dir: where tensorflow-datasets, or `experiments.prepare_data`, prepared the
       set; by default the environment variable TFDS_DATA_DIR or
-      ~/tensorflow_datasets.
+      ~/tensorflow_datasets. The folder itself of `image_folder`, which needs no
+      preparation; a registered folder has its own.
     image_size: height and width of the images in batches.
 
   Returns:
@@ -161,17 +172,26 @@ def load(
 
   Raises:
     UsageError: the name is not that of a streamed set; the set is not prepared in
-      `data_dir` or lacks a split; or the image size is not positive.
+      `data_dir` or lacks a split; a folder is no such folder; or the image size is not
+      positive.
   """
-  if name not in datasets.NAMES:
-    raise errors.unknown_name("dataset", name, datasets.NAMES)
-  if name not in datasets.STREAMED_NAMES:
+  if name not in datasets.known_names():
+    raise errors.unknown_name("dataset", name, datasets.known_names())
+  if not datasets.is_streamed(name):
     raise errors.UsageError(
       f"Dataset {name!r} is in memory, at its own image size, and not streamed: only "
-      f"{', '.join(datasets.STREAMED_NAMES)} are."
+      f"{', '.join(datasets.STREAMED_NAMES)} and registered folders are."
     )
-  if image_size < 1:
-    raise errors.UsageError(f"image_size is {image_size}: it must be at least 1.")
+  errors.require_positive(image_size=image_size)
+  if name == image_folder.NAME and not data_dir:
+    raise errors.UsageError(
+      f"data_dir is missing: dataset {name!r} is the folder of that name, with train "
+      "and val in it."
+    )
+  folder = datasets.folder(name) or (data_dir if name == image_folder.NAME else None)
+  if folder is not None:
+    train, test = image_folder.load(folder, f"The folder of dataset {name!r},")
+    return StreamedDataset(name, len(train.classes), image_size, train, test)
   builder = prepared.open_builder(name, data_dir)
   sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
   for split in ("train", _TEST_SPLIT):
@@ -180,13 +200,12 @@ def load(
         f"Dataset {name!r} in {builder.data_path} has no {split} examples: delete that "
         "folder and prepare it again."
       )
-  folder = str(builder.data_path)
   return StreamedDataset(
     name=name,
     num_classes=builder.info.features["label"].num_classes,
     image_size=image_size,
-    train=StreamedSplit(folder, "train", sizes["train"]),
-    test=StreamedSplit(folder, _TEST_SPLIT, sizes[_TEST_SPLIT]),
+    train=StreamedSplit(str(builder.data_path), "train", sizes["train"]),
+    test=StreamedSplit(str(builder.data_path), _TEST_SPLIT, sizes[_TEST_SPLIT]),
   )
 
 
@@ -304,14 +323,9 @@ def _order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def _open(split: StreamedSplit) -> Any:
-  """Returns the records of a split, with images as the bytes of their files."""
-  import tensorflow_datasets as tfds
-
-  with prepared.damage_errors(f"The {split.name} split", split.folder):
-    builder = tfds.builder_from_directory(split.folder)
-    raw = {"image": tfds.decode.SkipDecoding()}
-    records = builder.as_data_source(split.name, decoders=raw)
+def _open(split: StreamedSplit | FolderSplit) -> Any:
+  """Returns the records of a split."""
+  records = split.open()
   # The first record imports what reading needs, which two threads at a time may not.
   # An error in it comes again in its turn.
   with contextlib.suppress(Exception):
@@ -339,7 +353,7 @@ class _Pieces:
   """
 
   dataset: StreamedDataset
-  split: StreamedSplit
+  split: StreamedSplit | FolderSplit
   batch_size: int
   first_row: int
   rows: int
@@ -385,8 +399,8 @@ class _Pieces:
       except ValueError as error:
         raise errors.UsageError(
           f"{where} in {self.split.folder} (file {record['file_name'].decode()!r}) is "
-          f"no image that can be decoded ({error}): prepare the data set again from "
-          "intact files."
+          f"no image that can be decoded ({error}): replace that file, and prepare the "
+          "data set again if it was prepared."
         ) from error
       labels[row] = label
     return images, labels
@@ -500,7 +514,7 @@ def _held_signals() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _prepare_worker(split: StreamedSplit, index: int, count: int) -> None:
+def _prepare_worker(split: StreamedSplit | FolderSplit, index: int, count: int) -> None:
   """Runs in each worker process before it decodes."""
   del index, count
   threading.Thread(target=_end_with_parent, daemon=True).start()

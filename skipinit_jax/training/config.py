@@ -54,9 +54,10 @@ class TrainConfig:
 
   Attributes:
     dataset: digits, fashion_mnist, cifar10, cifar100, one of `data.register`; or
-      imagenet2012 or sample_photos, which are streamed from their files and always
-      cropped and flipped at random, as `data.streaming` says.
-    data_dir: where tensorflow-datasets keeps its files; None: its own default.
+      imagenet2012, sample_photos or image_folder, which are streamed from their files
+      and always cropped and flipped at random, as `data.streaming` says.
+    data_dir: where tensorflow-datasets keeps its files; None: its own default; for
+      image_folder the folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
     data_workers: processes that decode a streamed set, on each host; None: one for
       every two cores; 0: none but the program's own.
     image_size: height and width of the images of a streamed set; None: 224.
@@ -443,6 +444,10 @@ def _load_streamed(
   return streaming.load(name, data_dir=data_dir, **size)
 
 
+def _load_folder(name: str, image_size: int | None) -> data.StreamedDataset:
+  return _load_streamed(name, None, image_size)
+
+
 def _load_prepared(name: str, data_dir: str | None) -> data.Dataset:
   return data.load(name, data_dir=data_dir)
 
@@ -453,8 +458,9 @@ def _load(name: str) -> data.Dataset:
 
 def _data_takers(name: str) -> tuple[Any, ...]:
   """Returns the loader of a data set, and what else takes fields for it."""
-  if name in data.STREAMED_NAMES:
-    return _load_streamed, streaming.num_workers
+  if data.is_streamed(name):
+    load = _load_folder if name not in data.NAMES else _load_streamed
+    return load, streaming.num_workers
   return _load_prepared if name in data.PREPARED_NAMES else _load, augmentation.augment
 
 

@@ -156,8 +156,8 @@ def test_arrays_that_are_no_data_set_are_refused(registered, changes, message):
       "fashion_mnist",
       "prepare_data --dataset=fashion_mnist --source=DIR --data_dir={}",
     ),
-    ("cifar10", "tfds.builder('cifar10', data_dir='{}', file_format='array_record')"),
-    ("imagenet2012", "{}/downloads/manual"),
+    ("cifar10", "--dataset=cifar10 --source=cifar-10-binary.tar.gz --data_dir={}"),
+    ("imagenet2012", "prepare_data --dataset=imagenet2012 --source=DIR --data_dir={}"),
     ("sample_photos", "prepare_data --dataset=sample_photos --data_dir={}"),
   ],
 )

@@ -1,6 +1,22 @@
 import numpy as np
+import pytest
 
 from skipinit_jax import data
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["cifar10"], "--source is missing: the archive of the binary version."),
+    (["imagenet2012", "--source=/none"], "Source /none needs the folders train and v"),
+    (["cifar100", "--source=/none"], "Source /none cannot be read (No such file"),
+  ],
+)
+def test_bad_flags_are_one_sentence(run_program, flags, message):
+  done = run_program(
+    ["experiments.prepare_data", f"--dataset={flags[0]}", *flags[1:]], status=1
+  )
+  assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
 def test_prepares_what_load_reads(run_program, tmp_path):

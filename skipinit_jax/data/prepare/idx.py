@@ -5,8 +5,6 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -55,58 +53,7 @@ def prepare(
   splits = {
     split: _read_split(folder, prefix) for split, prefix in _FILE_PREFIXES.items()
   }
-
-  def make_builder() -> Any:
-    builder = _builder(name, splits, data_dir)
-    _check(splits, builder.info.features, folder)
-    return builder
-
-  sizes = {split: examples.num_examples for split, examples in splits.items()}
-  return tfds_files.write(make_builder, sizes, data_dir)
-
-
-def _builder(name: str, splits: dict[str, Split], data_dir: str | None) -> Any:
-  """Returns the builder that tensorflow-datasets has, but of the examples here."""
-  import tensorflow_datasets as tfds
-  from PIL import Image
-
-  registered: Any = tfds.builder_cls(name)
-
-  class Builder(registered, skip_registration=True):  # type: ignore[call-arg]
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-      del dl_manager  # Nothing is downloaded.
-      return {split: self._generate_examples(split) for split in splits}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-      # The order in the files depends on the keys. These are those of the original.
-      for key in range(splits[split].num_examples):
-        # An encoded image: to encode an array, it would import TensorFlow.
-        image = Image.fromarray(splits[split].images[key, :, :, 0])
-        yield key, {"image": image, "label": int(splits[split].labels[key])}
-
-  Builder.name = name
-  return Builder(data_dir=data_dir)
-
-
-def _check(splits: dict[str, Split], features: Any, folder: pathlib.Path) -> None:
-  """Raises a UsageError unless the examples have the data set's features."""
-  shape, num_classes = features["image"].shape, features["label"].num_classes
-  for name, split in splits.items():
-    images, labels = split.images, split.labels
-    if images.shape[1:] != shape:
-      raise errors.UsageError(
-        f"The {name} images in {folder} have shape {images.shape[1:]}, not {shape}."
-      )
-    if len(images) != len(labels):
-      raise errors.UsageError(
-        f"The {name} files in {folder} hold {len(images)} images but {len(labels)} "
-        "labels."
-      )
-    if len(labels) == 0 or labels.max() >= num_classes:
-      raise errors.UsageError(
-        f"The {name} labels in {folder} are not between 0 and {num_classes - 1}, or "
-        "there are none."
-      )
+  return tfds_files.write_arrays(name, splits, data_dir=data_dir, where=f"in {folder}")
 
 
 def _read_split(folder: pathlib.Path, prefix: str) -> Split:

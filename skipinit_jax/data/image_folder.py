@@ -1,0 +1,225 @@
+"""Folders of class folders of images, as people have them.
+
+    flowers/train/daisy/1.jpg    flowers/val/daisy/8.jpg
+    flowers/train/tulip/2.png    flowers/val/tulip/9.jpg
+
+A class is a folder in `train`, and its label the folder's place in sorted order. The
+folder to evaluate on is called `val`, `validation` or `test`, the first there is. Files
+count by their suffix, in folders of class folders too, and all else is passed over.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
+
+from skipinit_jax.errors import UsageError
+from skipinit_jax.files import local_path
+
+__all__ = [
+  "NAME",
+  "SUFFIXES",
+  "FolderSplit",
+  "load",
+]
+
+NAME = "image_folder"
+"""The data set whose folder is `data_dir`."""
+
+SUFFIXES: tuple[str, ...] = (
+  ".jpg",
+  ".jpeg",
+  ".png",
+  ".webp",
+  ".bmp",
+  ".gif",
+  ".ppm",
+  ".pgm",
+  ".tif",
+  ".tiff",
+)
+"""What the names of images end with, in small or capital letters."""
+
+_TEST_FOLDERS = ("val", "validation", "test")
+
+
+class Example(NamedTuple):
+  """An image's file, its name from the split's folder on, and its label."""
+
+  path: str
+  name: str
+  label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplit:
+  """A split in a folder of class folders.
+
+  Attributes:
+    folder: the folder of the class folders.
+    name: the folder's own name, such as "val".
+    classes: the class folders' names, in the order of the labels.
+    num_examples: how many images it holds.
+  """
+
+  folder: str
+  name: str
+  classes: tuple[str, ...]
+  num_examples: int
+
+  @classmethod
+  def of(cls, folder: pathlib.Path, classes: tuple[str, ...]) -> Self:
+    """Returns the split in a folder.
+
+    Raises:
+      UsageError: a class folder has no images.
+    """
+    split = cls(str(folder), folder.name, classes, len(_examples(str(folder), classes)))
+    labels = {example.label for example in split.examples()}
+    there = [name for name in classes if (folder / name).is_dir()]
+    empty = [name for name in there if classes.index(name) not in labels]
+    if empty:
+      others = f" and {len(empty) - 1} more class folders" if empty[1:] else ""
+      raise UsageError(
+        f"There are no images in {folder / empty[0]}{others}: fill or remove them; "
+        f"names of images end with {', '.join(SUFFIXES)}."
+      )
+    return split
+
+  def record(self) -> dict[str, Any]:
+    """Returns what tells its files from others: their names and sizes, no content."""
+    digest, total = hashlib.sha256(), 0
+    for example in self.examples():
+      size = os.path.getsize(example.path)
+      digest.update(f"{example.name}\0{size}\n".encode(errors="surrogateescape"))
+      total += size
+    return {
+      "num_examples": self.num_examples,
+      "bytes": total,
+      "sha256": digest.hexdigest()[:16],
+    }
+
+  def examples(self) -> tuple[Example, ...]:
+    """Returns the images in the order of their classes and names."""
+    return _examples(self.folder, self.classes)
+
+  def open(self) -> "_Records":
+    """Returns the images by their numbers, as bytes, with their labels and names."""
+    return _Records(self.examples())
+
+
+class _Records:
+  """Reads the files of examples."""
+
+  def __init__(self, examples: tuple[Example, ...]):
+    self._examples = examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, number: int) -> dict[str, Any]:
+    path, name, label = self._examples[number]
+    return {"image": read(path), "label": label, "file_name": os.fsencode(name)}
+
+
+def read(path: str) -> bytes:
+  """Returns the bytes of an image's file; a UsageError says where they are not."""
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UsageError(f"The image {path} cannot be read ({error.strerror}).") from None
+
+
+def load(
+  folder: str | os.PathLike[str], what: str = "The data set"
+) -> tuple[FolderSplit, FolderSplit]:
+  """Finds the images to train on and those to evaluate on.
+
+  Args:
+    folder: the folder with `train` and one of `val`, `validation` and `test`.
+    what: what the folder is to the user.
+
+  Raises:
+    UsageError: a folder is missing or cannot be read, has no class folders or an empty
+      one, or the folder to evaluate on has a class that `train` has not.
+  """
+  train_folder, test_folder = find(folder, what)
+  train = FolderSplit.of(train_folder, classes := class_folders(train_folder))
+  unknown = [name for name in class_folders(test_folder) if name not in {*classes}]
+  if unknown:
+    raise UsageError(
+      f"{test_folder} has the class {unknown[0]!r}, which {train_folder} has not."
+    )
+  return train, FolderSplit.of(test_folder, classes)
+
+
+def find(
+  folder: str | os.PathLike[str], what: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns the folder to train on and the one to evaluate on.
+
+  Raises:
+    UsageError: one is missing.
+  """
+  root = local_path(folder)
+  train = root / "train"
+  test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+  if not train.is_dir() or test is None:
+    raise UsageError(
+      f"{what} {root} needs the folders train and val (or validation, or test), each "
+      "with a folder of images for each class."
+    )
+  return train, test
+
+
+def class_folders(folder: pathlib.Path) -> tuple[str, ...]:
+  """Returns the sorted names of the class folders.
+
+  Raises:
+    UsageError: there are none, or the folder cannot be read.
+  """
+  names = sorted(
+    entry.name for entry in _scan(folder) if entry.is_dir() and entry.name[0] != "."
+  )
+  if not names:
+    raise UsageError(
+      f"{folder} has no class folders: put each image into a folder that is named "
+      "after its class."
+    )
+  return tuple(names)
+
+
+def images(folder: str | os.PathLike[str]) -> Iterator[str]:
+  """Yields the paths of a folder's images, sorted in each folder.
+
+  Raises:
+    UsageError: a folder cannot be read.
+  """
+  for entry in sorted(_scan(folder), key=lambda entry: entry.name):
+    if entry.name.startswith("."):
+      continue
+    if entry.is_dir():
+      yield from images(entry.path)
+    elif entry.name.lower().endswith(SUFFIXES):
+      yield entry.path
+
+
+def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+  try:
+    with os.scandir(folder) as entries:
+      return [*entries]
+  except OSError as error:
+    raise UsageError(f"{folder} cannot be read ({error.strerror}).") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(folder: str, classes: tuple[str, ...]) -> tuple[Example, ...]:
+  return tuple(
+    Example(path, os.path.relpath(path, folder), label)
+    for label, name in enumerate(classes)
+    if os.path.isdir(os.path.join(folder, name))
+    for path in images(os.path.join(folder, name))
+  )
