@@ -58,7 +58,6 @@ format: $(INSTALLED)
 # Pins what setup.py asks for, for every platform and Python version at once. Keeps
 # the versions that the file already has; `make lock UPGRADE=--upgrade` takes new ones.
 lock: $(INSTALLED)
-	$(PIP) install --quiet uv
 	$(VENV)/bin/uv pip compile setup.py --extra tests --universal \
 	  --python-version 3.11 --no-annotate --quiet $(UPGRADE) \
 	  --custom-compile-command "make lock" --output-file requirements.lock

@@ -3,8 +3,69 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 README = Path(__file__).with_name("README.md")
+
+# What a network of one's own needs: the floors are what Colab has, and older.
+_CORE = [
+  "absl-py>=2.0",
+  "chex>=0.1.88",
+  "flax>=0.10.7",
+  "jax>=0.6.2",
+  "numpy>=1.26",
+  "optax>=0.2.4",
+]
+
+# Tables, figures and pages of them.
+_FIGURES = ["jinja2>=3.1", "matplotlib>=3.10", "rich>=14", "tabulate>=0.9"]
+
+# Runs, on digits and on what tensorflow-datasets prepared.
+_TRAIN = [
+  # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
+  'array_record>=0.8; sys_platform != "win32"',
+  "etils[epath,epy]>=1.13",
+  "filelock>=3.20",
+  # tensorflow-datasets imports it without requiring it.
+  "importlib_resources>=6.4",
+  "ml-collections>=1.1",
+  "orbax-checkpoint>=0.12.4",
+  # tensorflow-datasets decodes images with it without requiring it.
+  "pillow>=11",
+  "rich>=14",
+  "scikit-learn>=1.6",
+  "tensorboardX>=2.6.4",
+  "tensorflow-datasets>=4.9.10",
+]
+
+# Runs on photographs, which are decoded meanwhile.
+_PHOTOS = [
+  *_TRAIN,
+  "grain>=0.2.18",
+  # Resizes images three times as fast as Pillow.
+  "opencv-python-headless>=4.13",
+  # Decodes JPEG files twice as fast as Pillow.
+  "simplejpeg>=1.9",
+]
+
+# Searches over many runs, and their reports.
+_STUDIES = [
+  *_TRAIN,
+  *_FIGURES,
+  "optuna>=4.9",
+  # Of optuna's storages, whose errors and transactions studies handle. 2.1 is the
+  # first that escapes a file's path in a URL.
+  "sqlalchemy>=2.1",
+]
+
+# Networks as files.
+_EXPORT = [
+  # jax.export writes and reads files with it without requiring it.
+  "flatbuffers>=25",
+  "safetensors>=0.8",
+]
+
+_ALL = sorted({*_PHOTOS, *_STUDIES, *_EXPORT})
 
 # Lets several machines share a study.
 _POSTGRESQL = ["psycopg[binary]>=3.2"]
@@ -16,7 +77,29 @@ _DOCS = [
   "myst-nb>=1.4",
   "nbclient>=0.11",
   "sphinx>=9",
+  "sphinx-copybutton>=0.5.2",
 ]
+
+# These write the pages of a checkout.
+_PAGES = {"concepts.py", "pages.py"}
+
+
+class BuildPy(build_py):
+  """Takes the programs into the package, which a checkout has beside it.
+
+  On their own they would be a top-level package called `experiments`.
+  """
+
+  def run(self) -> None:
+    """Copies the package and the programs."""
+    super().run()
+    if not self.editable_mode:
+      folder = Path(self.build_lib, "skipinit_jax", "programs", "experiments")
+      folder.mkdir(parents=True, exist_ok=True)
+      for path in Path("experiments").glob("*.py"):
+        if path.name not in _PAGES:
+          self.copy_file(str(path), str(folder / path.name))
+
 
 setup(
   name="skipinit_jax",
@@ -43,53 +126,24 @@ setup(
     "Programming Language :: Python :: 3 :: Only",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Typing :: Typed",
   ],
-  # Programs, benchmarks and tests run from a checkout. Installed, they would be
-  # top-level packages called `experiments` and `tests`.
   packages=find_packages(include=["skipinit_jax", "skipinit_jax.*"]),
+  cmdclass={"build_py": BuildPy},
+  entry_points={"console_scripts": ["skipinit-jax = skipinit_jax.__main__:main"]},
   package_data={"skipinit_jax": ["py.typed", "document/report.html"]},
   zip_safe=False,
   python_requires=">=3.11",
-  install_requires=[
-    "absl-py>=2.3",
-    # Reads the files that tensorflow-datasets writes. It has no wheel for Windows.
-    'array_record>=0.8; sys_platform != "win32"',
-    "chex>=0.1.90",
-    "etils[epath,epy]>=1.13",
-    "filelock>=3.20",
-    # jax.export writes and reads files with it without requiring it.
-    "flatbuffers>=25",
-    "flax>=0.12.7",
-    "grain>=0.2.18",
-    # tensorflow-datasets imports it without requiring it.
-    "importlib_resources>=6.4",
-    "jax>=0.10",
-    "jinja2>=3.1",
-    "matplotlib>=3.10",
-    "ml-collections>=1.1",
-    "numpy>=2.1",
-    # Resizes images three times as fast as Pillow.
-    "opencv-python-headless>=4.13",
-    "optax>=0.2.6",
-    "optuna>=4.9",
-    "orbax-checkpoint>=0.12.4",
-    # tensorflow-datasets decodes images with it without requiring it.
-    "pillow>=11",
-    "rich>=14",
-    "safetensors>=0.8",
-    "scikit-learn>=1.6",
-    # Decodes JPEG files twice as fast as Pillow.
-    "simplejpeg>=1.9",
-    # Of optuna's storages, whose errors and transactions studies handle. 2.1 is the
-    # first that escapes a file's path in a URL.
-    "sqlalchemy>=2.1",
-    "tabulate>=0.9",
-    "tensorboardX>=2.6.4",
-    "tensorflow-datasets>=4.9.10",
-  ],
+  install_requires=_CORE,
   extras_require={
+    "train": _TRAIN,
+    "figures": _FIGURES,
+    "studies": _STUDIES,
+    "photos": _PHOTOS,
+    "export": _EXPORT,
+    "all": _ALL,
     # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
     "cuda": ["jax[cuda]"],
     "tpu": ["jax[tpu]"],
@@ -102,6 +156,7 @@ setup(
     "torch": ["torch==2.13.0"],
     "docs": _DOCS,
     "tests": [
+      *_ALL,
       *_DOCS,
       *_POSTGRESQL,
       "mypy>=1.18",
@@ -111,6 +166,8 @@ setup(
       "ruff>=0.14",
       # Builds the package: the wheel in tests/test_packaging.py, .venv in Makefile.
       "setuptools>=77",
+      # Installs the core alone in seconds, for tests, and makes the lock.
+      "uv>=0.9",
     ],
   },
 )

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -13,15 +14,17 @@ from typing import Any, TypeVar
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
-from ml_collections.config_flags import tuple_parser
 
 from experiments import help as help_text
 from experiments import start
 from experiments.start import INTERRUPTED_STATUS as INTERRUPTED_STATUS
-from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.errors import UsageError, extra, unknown_name
 from skipinit_jax.fields import take_as_usual
 from skipinit_jax.files import cache_path, local_path
+
+with extra("train"):
+  from ml_collections import config_flags
+  from ml_collections.config_flags import tuple_parser
 
 USAGE_ERROR_STATUS = 1
 DIVERGED_STATUS = 3
@@ -38,6 +41,8 @@ _POWER = re.compile(
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 _HELP_FLAGS = {"--help", "-help", "--helpshort", "-helpshort", "-h", "-?"}
+# A wheel has the programs within the package, and runs them by a command of its own.
+_IN_WHEEL = pathlib.Path(__file__).parents[1].name == "programs"
 # What --help shows of --config: the configurations by name, and the default's name.
 _configs: Mapping[str, Callable[[], Any]] = {}
 _default_config = ""
@@ -292,7 +297,15 @@ def _help() -> str:
   named = [argument.partition("config=")[2] for argument in sys.argv[1:]]
   name = next((each for each in named if each in _configs), _default_config)
   documentation = sys.modules["__main__"].__doc__ or ""
-  return help_text.program_help(documentation, [*own_flags.values()], _configs, name)
+  return _as_called(
+    help_text.program_help(documentation, [*own_flags.values()], _configs, name)
+  )
+
+
+def _as_called(text: str) -> str:
+  """Returns a text with the programs' commands as they are called here."""
+  command = "skipinit-jax " if _IN_WHEEL else "python -m experiments."
+  return text.replace("python -m experiments.", command)
 
 
 def _report(error: BaseException) -> int | None:
@@ -327,7 +340,7 @@ def _report(error: BaseException) -> int | None:
     )
   elif not isinstance(error, UsageError):
     return None
-  print(f"error: {message}", file=sys.stderr)
+  print(f"error: {_as_called(message)}", file=sys.stderr)
   return status
 
 

@@ -1,10 +1,13 @@
 """Errors that a user can correct."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
+  "MissingPackageError",
   "UsageError",
+  "extra",
   "misfit",
   "require_positive",
   "unknown_name",
@@ -23,6 +26,28 @@ class UsageError(ValueError):
   The message is one sentence that names the argument, its value and what is
   allowed. Programs print it alone, without a traceback, and exit with status 1.
   """
+
+
+class MissingPackageError(UsageError, ImportError):
+  """A package that an extra of this one installs, and that is not installed."""
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+  """Says which extra installs what the block imports, where that is missing.
+
+  Args:
+    name: the extra, by its name in setup.py, such as "train".
+
+  Raises:
+    MissingPackageError: the block imports a package that is not installed.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    raise MissingPackageError(
+      f"{error.name} is not installed: pip install 'skipinit_jax[{name}]' brings it."
+    ) from None
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:

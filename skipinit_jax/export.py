@@ -20,13 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 from skipinit_jax.files import local_path
 
 __all__ = [
@@ -87,6 +85,8 @@ def save_safetensors(
       over the blocks; `models.unroll_variables` makes them single ones.
     metadata: texts by name, for the file's header.
   """
+  with extra("export"):
+    import safetensors.numpy
   arrays = {
     # safetensors writes the memory as it lies, whatever the strides.
     name: np.ascontiguousarray(value)
@@ -121,6 +121,8 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   Raises:
     UsageError: the file cannot be read, or is damaged.
   """
+  with extra("export"):
+    import safetensors.numpy
   try:
     arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(local_path(path))
   except OSError as error:

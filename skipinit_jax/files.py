@@ -18,15 +18,16 @@ import time
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import filelock
 import numpy as np
-from etils import epath
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 
-Path: TypeAlias = pathlib.Path | epath.Path
+if TYPE_CHECKING:
+  from etils import epath
+
+Path: TypeAlias = Union[pathlib.Path, "epath.Path"]
 """A path in a file system, or in a bucket."""
 
 CONFIG = "config.json"
@@ -104,6 +105,8 @@ def workdir_path(workdir: str | os.PathLike[str], what: str = "workdir") -> Path
     _check_bucket(match["bucket"])
   except UsageError as error:
     raise UsageError(f"The {what} {address} cannot be used: {error}") from None
+  from etils import epath
+
   return epath.Path(address)
 
 
@@ -456,6 +459,8 @@ def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]
     LockedError: another process or thread holds the lock.
     UsageError: the file cannot be written.
   """
+  with extra("train"):
+    import filelock
   try:
     # Whoever closes a run may be another thread than the one that opened it.
     return filelock.FileLock(path, thread_local=False).acquire(timeout=0)
@@ -472,6 +477,8 @@ def lock(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
   """Tells whether a `lock` is held; where that cannot be known, that it is."""
+  with extra("train"):
+    import filelock
   try:
     with filelock.FileLock(path).acquire(timeout=0):
       return False
@@ -518,8 +525,8 @@ def _check_bucket(name: str) -> None:
     from google.cloud import storage
   except ImportError:
     raise UsageError(
-      "install the extra `gcs` for buckets (pip install --editable '.[gcs]'), or name "
-      "a directory as --workdir."
+      "pip install 'skipinit_jax[gcs]' brings what buckets need, or name a directory "
+      "as --workdir."
     ) from None
   # TensorStore writes files too, which a remembered list would not have.
   fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -2,10 +2,12 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
   assert folders == {"skipinit_jax", f"{project}-{version}.dist-info"}
   assert "skipinit_jax/py.typed" in names
   assert "skipinit_jax/document/report.html" in names
+  assert "skipinit_jax/programs/experiments/train.py" in names
   assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
   modules = {
     path.relative_to(ROOT).as_posix() for path in (ROOT / "skipinit_jax").rglob("*.py")
@@ -59,19 +62,84 @@ def test_installed_wheel_imports_and_loads_digits(wheel: Path, tmp_path: Path) -
 import importlib, importlib.util, pkgutil, sys
 sys.path.insert(0, {str(site)!r})
 import skipinit_jax
+import skipinit_jax.__main__ as command
+assert command.FOLDER.parts[-2:] == ("skipinit_jax", "programs")
 assert skipinit_jax.__file__.startswith({str(site)!r}), skipinit_jax.__file__
 for module in pkgutil.walk_packages(skipinit_jax.__path__, "skipinit_jax."):
   importlib.import_module(module.name)
 assert importlib.util.find_spec("experiments") is None
 from skipinit_jax import data
 data.load("digits")
+sys.argv = ["skipinit-jax", "train", "--help"]
+command.main()
 """
-  subprocess.run(
+  done = subprocess.run(
     [sys.executable, "-I", "-c", program],
     cwd=tmp_path,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     check=True,
+    stdout=subprocess.PIPE,
+    text=True,
   )
+  assert "skipinit-jax train --workdir=/tmp/run" in done.stdout
+
+
+def test_core_alone_runs_the_snippets_of_the_readme(
+  wheel: Path, tmp_path: Path, child_environment: Callable[..., dict[str, str]]
+) -> None:
+  uv, python = Path(sys.executable).with_name("uv"), tmp_path / "core/bin/python"
+  if not uv.exists():
+    pytest.skip("uv is not installed")
+  subprocess.run(
+    [uv, "venv", "-q", "-p", sys.executable, tmp_path / "core"], check=True
+  )
+  pins = ["--constraint", str(ROOT / "requirements.lock")]
+  done = subprocess.run(
+    [uv, "pip", "install", "-q", "-p", python, *pins, wheel],
+    capture_output=True,
+    text=True,
+  )
+  if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
+    pytest.skip("the registry of packages cannot be reached")
+  assert done.returncode == 0, done.stderr
+  installed = {path.name for path in python.parents[1].glob("lib/*/site-packages/*")}
+  assert not installed & {"filelock", "matplotlib", "optuna", "sklearn", "cv2", "grain"}
+
+  readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  (snippet,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+  program = f"""
+import skipinit_jax
+{snippet.replace("WideResNet(100, 2,", "WideResNet(10, 1,")}
+verdict = skipinit_jax.analysis.diagnose(model, variables, images + jax.random.normal(
+  jax.random.key(1), images.shape))
+assert verdict.healthy, verdict.text
+for use in (
+  lambda: skipinit_jax.studies,
+  lambda: skipinit_jax.data.load("digits"),
+  lambda: skipinit_jax.analysis.figures.ratio_figure([]),
+):
+  try:
+    use()
+  except skipinit_jax.errors.MissingPackageError as error:
+    print(error)
+"""
+  environment = child_environment()
+  done = subprocess.run(
+    [python, "-I", "-c", program], env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines() == [
+    f"{name} is not installed: pip install 'skipinit_jax[{extra}]' brings it."
+    for name, extra in (
+      ("optuna", "studies"),
+      ("scikit-learn", "train"),
+      ("matplotlib", "figures"),
+    )
+  ]
+  command = [python.with_name("skipinit-jax"), "train", f"--workdir={tmp_path / 'run'}"]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (1, "")
+  assert re.fullmatch(r"error: .*'skipinit_jax\[train\]' brings it\.\n", done.stderr)
 
 
 def test_lock_pins_everything_that_is_required(wheel: Path) -> None:

@@ -10,6 +10,7 @@ from skipinit_jax.analysis.measure import Ensemble
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.analysis.theory import path_weights
 from skipinit_jax.document import drawing
+from skipinit_jax.errors import extra
 
 __all__ = [
   "SIGNAL_QUANTITIES",
@@ -106,7 +107,8 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     panels: from left to right, two in a row.
     x_label: what x is in all of them.
   """
-  from matplotlib.ticker import MaxNLocator
+  with extra("figures"):
+    from matplotlib.ticker import MaxNLocator
 
   titles = [panel.title for panel in panels]
   figure, drawn = drawing.new_panels(titles, x_label, margin=0.9, height=2.5)
@@ -330,8 +332,9 @@ def _color_scale(
   values: np.ndarray, *, around_zero: bool
 ) -> "tuple[Normalize, Colormap]":
   """Returns the colors of values."""
-  from matplotlib import colormaps
-  from matplotlib.colors import LogNorm, Normalize
+  with extra("figures"):
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
 
   values = values[np.isfinite(values)]
   if around_zero:

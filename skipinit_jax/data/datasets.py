@@ -232,7 +232,8 @@ def load(
       f"{', '.join(_NUM_CLASSES)}."
     )
   if name == "digits":
-    source = f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"
+    with errors.extra("train"):
+      source = f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"
     decode = _decode_digits
   else:
     builder = prepared.open_builder(name, data_dir)

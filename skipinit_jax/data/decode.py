@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
-import simplejpeg
+
+from skipinit_jax.errors import extra
 
 # The crop's share of the image's area, and its width divided by its height.
 _AREA = (0.08, 1.0)
@@ -90,6 +90,9 @@ def decode(encoded: bytes, choose_window: ChooseWindow, size: int) -> np.ndarray
   Raises:
     ValueError: the file is damaged or no image.
   """
+  with extra("photos"):
+    import cv2
+    import simplejpeg
   try:
     height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
     window = choose_window(height, width)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 from skipinit_jax.files import local_path
 
 # What says nothing about the bytes.
@@ -36,7 +36,8 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     UsageError: the set is not prepared there, with the command that prepares it, is
       not in ArrayRecord format, or its files are damaged or cannot be read.
   """
-  import tensorflow_datasets as tfds
+  with extra("train"):
+    import tensorflow_datasets as tfds
 
   data_dir = directory(data_dir)
   root = data_dir or str(local_path("~/tensorflow_datasets"))

@@ -27,7 +27,6 @@ from concurrent import futures
 from multiprocessing import resource_tracker
 from typing import Any
 
-import cv2
 import numpy as np
 from absl import flags
 from etils import epath
@@ -464,7 +463,8 @@ def _assemble(
 ) -> Generator[Any, None, None]:
   """Yields the batches that the pieces make up; None: without end."""
   # Imports orbax too, which takes a second.
-  import grain
+  with errors.extra("photos"):
+    import grain
 
   if not flags.FLAGS.is_parsed():
     # Grain reads flags of its own, which a notebook or a test has not parsed.
@@ -519,6 +519,8 @@ def _prepare_worker(split: StreamedSplit | FolderSplit, index: int, count: int) 
   del index, count
   threading.Thread(target=_end_with_parent, daemon=True).start()
   # There is a worker for each core.
+  import cv2
+
   cv2.setNumThreads(1)
   _open(split)
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skipinit_jax.errors import extra
+
 # matplotlib takes most of a second to import.
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -31,7 +33,8 @@ _WIDTH = 6.4
 
 def new_figure(height: float) -> "Figure":
   """Returns an empty figure, so many inches high."""
-  from matplotlib.figure import Figure
+  with extra("figures"):
+    from matplotlib.figure import Figure
 
   return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
 

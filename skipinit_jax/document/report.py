@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from skipinit_jax.document import tables
 from skipinit_jax.document.document import Document, Figure, Table
-from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.errors import UsageError, extra, unknown_name
 from skipinit_jax.files import Path, workdir_path, write_file
 
 FORMATS = ("md", "png")
@@ -106,7 +106,8 @@ def _draw(figure: Figure, kind: str = "png") -> bytes:
 
 
 def _html(document: Document, images: Mapping[str, bytes]) -> str:
-  import jinja2
+  with extra("figures"):
+    import jinja2
 
   config = json.dumps(document.config, indent=2, ensure_ascii=False, default=str)
   environment = jinja2.Environment(

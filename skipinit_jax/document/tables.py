@@ -4,12 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import TextIO
 
-import rich.box
-import rich.console
-import rich.table
-import rich.text
-
 from skipinit_jax.document.document import Entry, Finding, Table
+from skipinit_jax.errors import extra
 
 # Such as -1,000, 2^-5, 1.5e-3, 93.5±0.1 and 12 %.
 _NUMBER = re.compile(r"[-+]?\.?\d[\d.,]*(e[-+]?\d+|\^-?\d+)?( ?± ?[\d.]+)?( ?%)?")
@@ -36,7 +32,8 @@ def markdown_file(table: Table) -> str:
 
 def latex(table: Table) -> str:
   """Returns the table as LaTeX's `tabular`, to stand in a `table` of a paper."""
-  import tabulate
+  with extra("figures"):
+    import tabulate
 
   text = tabulate.tabulate(
     [[entry.text for entry in row] for row in entries(table)],
@@ -56,6 +53,11 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
     table: with its title above and its note below.
     file: where to; None is standard output.
   """
+  with extra("figures"):
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
   # Text, where a string would be read as markup: "[bold]" is a legal entry.
   view = rich.table.Table(
     title=rich.text.Text(table.title),

@@ -21,24 +21,26 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-import optuna
-import sqlalchemy
 from absl import logging
-from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import (
-  DBAPIError,
-  InterfaceError,
-  NoSuchModuleError,
-  OperationalError,
-)
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 from skipinit_jax.files import as_type, from_json, is_locked, local_path, to_json
 from skipinit_jax.studies.results import read_run
 from skipinit_jax.studies.study import Interrupted, Key, Run, Search, Study
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.config import differences
+
+with extra("studies"):
+  import optuna
+  import sqlalchemy
+  from optuna.distributions import FloatDistribution, IntDistribution
+  from optuna.trial import FrozenTrial, TrialState
+  from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+  )
 
 HEARTBEAT_SECONDS = 10
 # A process that gave no sign of life for so long is taken to be dead.

@@ -11,7 +11,7 @@ from typing import IO, Any, Self
 import numpy as np
 from absl import logging
 
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 from skipinit_jax.files import (
   ABSENT,
   METRICS,
@@ -218,9 +218,10 @@ class _TensorBoard:
   def __init__(self, directory: Path, first_step: int):
     """Opens a file of events; TensorBoard hides older ones from `first_step` on."""
     # Imported here: a study only reads metrics.
-    from tensorboardX import summary
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    with extra("train"):
+      from tensorboardX import summary
+      from tensorboardX.event_file_writer import EventsWriter
+      from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     self._summary, self._event = summary, Event
     self._seconds = _BUCKET_SECONDS if in_bucket(directory) else 1.0

@@ -6,8 +6,11 @@ import sys
 import time
 from typing import Self, TextIO
 
-import rich.console
-import rich.progress
+from skipinit_jax.errors import extra
+
+with extra("train"):
+  import rich.console
+  import rich.progress
 
 # A log has at most so many plain lines, however long the run, and so many seconds
 # between two of them.

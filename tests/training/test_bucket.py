@@ -181,7 +181,7 @@ def test_no_credentials(objects, monkeypatch, tmp_path):
 
 def test_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
-  with pytest.raises(UsageError, match=r"install the extra `gcs`"):
+  with pytest.raises(UsageError, match=r"skipinit_jax\[gcs\]"):
     files.workdir_path("gs://elsewhere/run")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from skipinit_jax.data import prepared
 from skipinit_jax.data.prepare import tfds_files
+from skipinit_jax.errors import extra
 
 __all__ = [
   "NAME",
@@ -100,8 +101,9 @@ def _builder(data_dir: str | None) -> Any:
 
 def _examples(split: str) -> Iterator[dict[str, Any]]:
   """Yields the examples of a split, its classes in turn."""
-  from PIL import Image
-  from sklearn import datasets
+  with extra("train"):
+    from PIL import Image
+    from sklearn import datasets
 
   photographs = {name: datasets.load_sample_image(name) for name in _PHOTOGRAPHS}
   rng = np.random.default_rng((_SEED, list(SIZES).index(split)))

@@ -34,7 +34,8 @@ def write(
   Raises:
     UsageError: `data_dir` cannot be written, or holds other files for the data set.
   """
-  import tensorflow_datasets as tfds
+  with errors.extra("train"):
+    import tensorflow_datasets as tfds
 
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()

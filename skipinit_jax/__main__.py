@@ -1,0 +1,52 @@
+"""Runs a program: `skipinit-jax NAME ...` as `python -m experiments.NAME ...`.
+
+A checkout has the folder of programs beside the package, a wheel within it.
+"""
+
+import ast
+import pathlib
+import runpy
+import sys
+
+from skipinit_jax.errors import MissingPackageError, UsageError, unknown_name
+
+_PACKAGE = pathlib.Path(__file__).parent
+_WITHIN = _PACKAGE / "programs"
+FOLDER = _WITHIN if _WITHIN.is_dir() else _PACKAGE.parent
+"""What has the folder `experiments`, to be on Python's path."""
+
+
+def _programs() -> dict[str, str]:
+  """Returns the first line that each program says of itself, by its name."""
+  texts = {
+    path.stem: path.read_text("utf-8")
+    for path in sorted((FOLDER / "experiments").glob("*.py"))
+  }
+  return {
+    name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    for name, text in texts.items()
+    if "  program.run(" in text.partition('if __name__ == "__main__":')[2]
+  }
+
+
+def main() -> None:
+  """Runs the program that the first argument names."""
+  name, *arguments = sys.argv[1:] or ["--help"]
+  programs = _programs()
+  if name in ("--help", "-h"):
+    print("skipinit-jax NAME FLAGS...; skipinit-jax NAME --help lists the flags.\n")
+    print(*(f"  {each:22}{text}" for each, text in programs.items()), sep="\n")
+    return
+  try:
+    if name not in programs:
+      raise unknown_name("program", name, programs)
+    sys.path.insert(0, str(FOLDER))
+    # As Python's own -m: `experiments` takes the streams and signals at that.
+    sys.argv = ["-m", *arguments]
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+  except (MissingPackageError, UsageError) as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  main()
