@@ -111,7 +111,7 @@ def fashion_mnist_cpu() -> DepthStudyConfig:
 
 
 def fashion_mnist() -> DepthStudyConfig:
-  """The published protocol on Fashion-MNIST, for a GPU or TPU."""
+  """Our reading of the paper's protocol, on Fashion-MNIST, for a GPU or TPU."""
   return _published(protocols.fashion_mnist())
 
 

@@ -7,7 +7,7 @@ from skipinit_jax.training import TrainConfig
 
 
 def cifar10() -> TrainConfig:
-  """Wide-ResNet 16-2 on CIFAR-10; ../README.md says what the protocol is."""
+  """Wide-ResNet 16-2 on CIFAR-10; docs/training.md says what the protocol is."""
   return TrainConfig(
     dataset="cifar10",
     crop_padding=4,

@@ -51,7 +51,8 @@ class SignalConfig:
     depth: layers; blocks of a fully connected network.
     width: factor on the features of a wide_resnet, features of a fully connected
       network.
-    version: 1 (post-activation) or 2 (pre-activation), of a resnet.
+    version: 1 (post-activation) or 2 (pre-activation), of a resnet; None: the method's
+      own, or else 2.
     layers_per_block: layers of one branch of a fully connected network.
     methods: names in `skipinit_jax.methods.NAMES`.
     dataset: digits, fashion_mnist, cifar10, cifar100, or noise: Gaussian 8x8 images.
@@ -65,7 +66,7 @@ class SignalConfig:
   model: str = "residual_mlp"
   depth: int = 50
   width: int = 128
-  version: int = 2
+  version: int | None = None
   layers_per_block: int = 1
   methods: tuple[str, ...] = (
     "batch_norm",

@@ -3,7 +3,7 @@
     model, variables = from_torchvision(safetensors.numpy.load_file(path))
     logits = model.apply(variables, images, train=False)
 
-The layout is that of torchvision's `resnet50`, `resnet101` and `resnet152`: its
+The layout is that of torchvision's `resnet18` to `resnet152`: its
 names, kernels OIHW and dense weights [outputs, inputs]. PyTorch is not needed.
 """
 
@@ -23,7 +23,7 @@ from skipinit_jax import methods
 from skipinit_jax.errors import UsageError, misfit
 from skipinit_jax.methods import bind_normalizer
 from skipinit_jax.models.depth import scan_variables, unroll_variables
-from skipinit_jax.models.resnet import STAGE_BLOCKS, ResNet
+from skipinit_jax.models.resnet import BASIC_DEPTHS, STAGE_BLOCKS, ResNet
 
 __all__ = [
   "from_torchvision",
@@ -99,18 +99,23 @@ def from_torchvision(
     `model.clone(remat=True)` and the like.
 
   Raises:
-    UsageError: the arrays are not those of a bottleneck ResNet: a name is missing or
-      unknown, or a shape does not fit.
+    UsageError: the arrays are not those of a ResNet: a name is missing or unknown, or a
+      shape does not fit.
   """
   weights = _unwrap(state_dict)
   counts = tuple(
     len({key.split(".")[1] for key in weights if re.match(rf"layer{s}\.\d+\.", key)})
     for s in (1, 2, 3, 4)
   )
-  depth = min(STAGE_BLOCKS, key=lambda depth: math.dist(STAGE_BLOCKS[depth], counts))
+  # Blocks of the basic kind have no third convolution.
+  basic = any(".conv2." in key for key in weights) and not any(
+    ".conv3." in key for key in weights
+  )
+  depths = [depth for depth in STAGE_BLOCKS if (depth in BASIC_DEPTHS) == basic]
+  depth = min(depths, key=lambda depth: math.dist(STAGE_BLOCKS[depth], counts))
   blocks = ""
   if counts != STAGE_BLOCKS[depth]:
-    known = ", ".join(f"{each} (ResNet-{d})" for d, each in STAGE_BLOCKS.items())
+    known = ", ".join(f"{STAGE_BLOCKS[d]} (ResNet-{d})" for d in depths)
     blocks = (
       f" (they have {counts} blocks in layer1 to layer4; convertible are {known})"
     )

@@ -132,10 +132,12 @@ class Method:
     alpha: the initial value of the scale at the end of each branch, or a function of
       the number of residual blocks; None: no scale.
     learnable_alpha: whether alpha is a parameter.
+    branch_factor: a constant factor on each branch, beside alpha.
     branch_scale: factory of the module at the end of each branch that multiplies it by
       alpha at initialization: `SkipInit`, one scalar. It is given `initial_value`, and
-      `learnable` and `param_dtype`, each if it accepts it. In its place, a module of
-      one's own may learn another scale; call its parameter `alpha` or `scale`.
+      `learnable` and `param_dtype`, each if it accepts it; and `factor`, if
+      `branch_factor` is not one. In its place, a module of one's own may learn another
+      scale; call its parameter `alpha` or `scale`.
     sum_scale: a constant factor on the sum of shortcut and branch.
     divide_by_expected_std: whether each branch takes its input divided by the
       standard deviation that is expected there: see `expected_variances`.
@@ -150,11 +152,13 @@ class Method:
     scalar_biases: whether Fixup's scalar biases stand before each convolution and
       each activation and at the end of each branch.
     use_bias: whether convolutions (but the stem) and dense layers have biases.
+    stem_bias: whether the stem has one.
     dropout_rate: share of the features dropped before the classifier.
     drop_path: the probability with which training leaves out the last block's branch,
       example by example; it grows linearly with depth (stochastic depth, Huang et al.,
       ECCV 2016).
-    resnet_version: the version of ResNet that its authors define it for; None: any.
+    resnet_version: the version of ResNet that its authors define it for, which a ResNet
+      then has unless told otherwise; None: any, and by default 2.
     kernel_rate_factor: factor on the learning rate of kernels: see
       `training.parameter_roles`.
     scale_rate_factor: likewise of scales, such as alpha.
@@ -168,6 +172,7 @@ class Method:
   zero_last_scale: bool = False
   alpha: float | Callable[[int], float] | None = None
   learnable_alpha: bool = True
+  branch_factor: float = 1.0
   branch_scale: ModuleFactory = SkipInit
   sum_scale: float = 1.0
   divide_by_expected_std: bool = False
@@ -180,6 +185,7 @@ class Method:
   classifier_init: Initializer | None = None
   scalar_biases: bool = False
   use_bias: bool = False
+  stem_bias: bool = False
   dropout_rate: float = 0.0
   drop_path: float = 0.0
   resnet_version: int | None = None
@@ -192,7 +198,8 @@ class Method:
     for name in ("dropout_rate", "drop_path"):
       if not 0 <= getattr(self, name) < 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
-    _check_number("sum_scale", self.sum_scale)
+    for name in ("sum_scale", "branch_factor"):
+      _check_number(name, getattr(self, name))
     if self.zero_last_scale and self.normalizer is None:
       raise UsageError(
         f"zero_last_scale is True, but method {self.name!r} has no normalizer."
@@ -227,9 +234,11 @@ class Method:
     return alpha
 
   def initial_factor(self, num_blocks: int) -> float:
-    """Returns the factor on each branch at initialization: alpha, one or zero."""
+    """Returns the factor on each branch at initialization."""
+    if self.zero_last_scale:
+      return 0.0
     alpha = self.initial_alpha(num_blocks)
-    return 0.0 if self.zero_last_scale else 1.0 if alpha is None else alpha
+    return self.branch_factor * (1.0 if alpha is None else alpha)
 
   def block_fields(
     self, *, num_blocks: int, train: bool, dtype: DType, param_dtype: DType
@@ -241,8 +250,8 @@ class Method:
       train: whether normalizers use the statistics of the batch.
 
     Raises:
-      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so; or a
-        scale is to start at zero, and `normalizer` has no field for it.
+      UsageError: alpha is to be constant or to have a factor, and `branch_scale` has no
+        field for it; or a scale is to start at zero, and `normalizer` has none.
     """
     normalizer = bind_normalizer(
       self.normalizer, train=train, dtype=dtype, param_dtype=param_dtype
@@ -274,7 +283,7 @@ class Method:
       train: whether normalizers use the statistics of the batch.
 
     Raises:
-      UsageError: alpha is to be constant, and `branch_scale` cannot keep it so.
+      UsageError: as `block_fields`.
     """
     kernel_init = self.kernel_init
     if self.branch_init is not None and branch_layers > 1:
@@ -306,17 +315,24 @@ class Method:
     self, num_blocks: int, param_dtype: DType
   ) -> ModuleFactory | None:
     alpha = self.initial_alpha(num_blocks)
+    factor = {} if self.branch_factor == 1 else {"factor": self.branch_factor}
     if alpha is None:
-      return None
+      if not factor:
+        return None
+      return functools.partial(SkipInit, self.branch_factor, learnable=False)
     factory = _bind(
       functools.partial(self.branch_scale, initial_value=alpha),
-      {"learnable": self.learnable_alpha, "param_dtype": param_dtype},
+      {"learnable": self.learnable_alpha, "param_dtype": param_dtype, **factor},
     )
-    if not self.learnable_alpha and "learnable" not in factory.keywords:
-      raise UsageError(
-        f"learnable_alpha is False, but the branch_scale of method {self.name!r} has "
-        "no field `learnable`: give it one."
-      )
+    for given, field in (
+      ("learnable_alpha is False", "" if self.learnable_alpha else "learnable"),
+      (f"branch_factor is {self.branch_factor}", "factor" if factor else ""),
+    ):
+      if field and field not in factory.keywords:
+        raise UsageError(
+          f"{given}, but the branch_scale of method {self.name!r} has no field "
+          f"`{field}`: give it one."
+        )
     return factory
 
   def require_default(self, *fields: str, network: str) -> None:
@@ -356,13 +372,15 @@ class Method:
 
     Brock, De & Smith (ICLR 2021), section 3: in x' = x + alpha f(x / beta), the branch
     f keeps the variance one of its input, so each block adds alpha^2. In a transition
-    the shortcut takes x / beta too, which resets the variance to 1 + alpha^2.
+    the shortcut takes x / beta too, which resets the variance to 1 + alpha^2. Here
+    alpha is what is constant: a learnable scalar beside it counts as one, whatever it
+    starts at.
 
     Args:
       transitions: of each block of the network, whether its shortcut projects.
     """
-    alpha = self.initial_alpha(len(transitions))
-    growth = 1.0 if alpha is None else alpha**2
+    alpha = None if self.learnable_alpha else self.initial_alpha(len(transitions))
+    growth = (self.branch_factor * (1.0 if alpha is None else alpha)) ** 2
     variances = [1.0]
     for transition in transitions:
       skip = 1.0 if transition else variances[-1]
@@ -427,6 +445,9 @@ _fixup = Method(
   classifier_init=nn.initializers.zeros,
   scalar_biases=True,
   resnet_version=1,
+  # As in its authors' code.
+  scale_rate_factor=0.1,
+  bias_rate_factor=0.1,
 )
 _batch_norm = Method("batch_norm", "Batch norm", normalizer=batch_normalizer)
 
@@ -481,19 +502,22 @@ _METHODS: dict[str, Method] = {
       "Layer norm",
       normalizer=functools.partial(nn.LayerNorm, use_fast_variance=False),
     ),
-    # Alpha = 0.2, biases and the scale of each output feature are those of the
-    # authors' networks. They also clip gradients (Brock et al., ICML 2021), which is
-    # a choice of training: adaptive_clip, 0.01 in their paper.
+    # All as in the authors' networks but the activation's gain, which theory gives.
+    # Without alpha it is timm's. They also clip gradients (Brock et al., ICML 2021),
+    # which is a choice of training: adaptive_clip, 0.01 in their paper.
     Method(
       "nf_resnet",
       "NF-ResNet",
-      alpha=0.2,
-      learnable_alpha=False,
+      alpha=0.0,
+      branch_factor=0.2,
       divide_by_expected_std=True,
       conv=WeightStandardizedConv,
       dense=WeightStandardizedDense,
       activation=scaled_relu,
+      kernel_init=VarianceScaling(1.0),
+      classifier_init=nn.initializers.normal(0.01),
       use_bias=True,
+      stem_bias=True,
     ),
     # Bachlechner et al. (UAI 2021) found independently of De & Smith what is the same
     # network with the blocks of this package.

@@ -34,13 +34,15 @@ def state_dict(variables):
   return convert.to_torchvision(MODEL, variables)
 
 
-def test_both_ways_is_the_same_again():
-  model = MODEL.clone(depth=101)
+# The first stage of a ResNet-18 has no projection.
+@pytest.mark.parametrize(("depth", "projections"), [(101, 4), (18, 3)])
+def test_both_ways_is_the_same_again(depth, projections):
+  model = MODEL.clone(depth=depth)
   variables = make_variables(model)
   state_dict = convert.to_torchvision(model, variables)
-  # The layers of the name and four projections; all but the last are a kernel and
-  # the five arrays of a normalizer.
-  assert len(state_dict) == 6 * (101 - 1 + 4) + 2
+  # The layers of the name and projections; all but the last are a kernel and the five
+  # arrays of a normalizer.
+  assert len(state_dict) == 6 * (depth - 1 + projections) + 2
   unrolled = convert.to_torchvision(
     model.clone(scan=False), unroll_variables(variables)
   )
@@ -150,10 +152,10 @@ def without(state_dict, *parts):
     (lambda s: s | {"bn1.bias": [[1], [2, 3]]}, r"'bn1.bias' .* is no dense array"),
     (lambda s: s | {"module.bn1.bias": 0}, r"two arrays 'bn1.bias'"),
     (lambda s: {"model": [*s]}.get("model"), r"are a list: they must be a dict"),
-    # A network of basic blocks: ResNet-34 has as many as ResNet-50.
+    # With basic blocks it would be a ResNet-34, which has as many.
     (
       lambda s: without(s, "conv3", "bn3"),
-      r"'layer1.0.bn3.running_mean', .* and \d+ more are",
+      r"ResNet-34: 'layer1.0.downsample.1.running_mean', .* unknown, .* and 24 more",
     ),
   ],
 )

@@ -18,6 +18,7 @@ from skipinit_jax.layers import (
   GhostBatchNorm,
   LayerScale,
   SkipInit,
+  VarianceScaling,
   WeightStandardizedConv,
   WeightStandardizedDense,
   fixup,
@@ -36,6 +37,8 @@ FIXUP = {
   "classifier_init": nn.initializers.zeros,
   "scalar_biases": True,
   "resnet_version": 1,
+  "scale_rate_factor": 0.1,
+  "bias_rate_factor": 0.1,
 }
 
 # What sets a method apart from a network with He initialization and nothing else.
@@ -56,13 +59,15 @@ PROPERTIES = {
   "output_batch_norm": {"output_normalizer": nn.BatchNorm},
   # Brock, De & Smith (2021).
   "nf_resnet": {
-    "alpha": 0.2,
-    "learnable_alpha": False,
+    "alpha": 0.0,
+    "branch_factor": 0.2,
     "divide_by_expected_std": True,
     "conv": WeightStandardizedConv,
     "dense": WeightStandardizedDense,
     "activation": scaled_relu,
+    "kernel_init": VarianceScaling(1.0),
     "use_bias": True,
+    "stem_bias": True,
   },
   "rezero": {"alpha": 0.0},
   "layer_scale": {"alpha": 0.1, "branch_scale": LayerScale},
@@ -73,6 +78,7 @@ PLAIN = {
   "zero_last_scale": False,
   "alpha": None,
   "learnable_alpha": True,
+  "branch_factor": 1.0,
   "branch_scale": SkipInit,
   "sum_scale": 1.0,
   "divide_by_expected_std": False,
@@ -85,8 +91,11 @@ PLAIN = {
   "classifier_init": None,
   "scalar_biases": False,
   "use_bias": False,
+  "stem_bias": False,
   "dropout_rate": 0.0,
   "resnet_version": None,
+  "scale_rate_factor": 1.0,
+  "bias_rate_factor": 1.0,
 }
 
 
@@ -99,6 +108,10 @@ def test_properties(name):
     if isinstance(actual[field], functools.partial):
       actual[field] = actual[field].func
   expected = PLAIN | PROPERTIES[name]
+  if name == "nf_resnet":
+    kernel = actual.pop("classifier_init")(jax.random.key(0), (200, 100))
+    np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.03)
+    expected.pop("classifier_init")
   assert actual.pop("sum_scale") == pytest.approx(expected.pop("sum_scale"), rel=1e-12)
   assert actual == expected
 
@@ -124,9 +137,11 @@ def test_expected_variances():
   np.testing.assert_allclose(
     methods.get("divide_by_sqrt2").expected_variances([False] * 4), 1
   )
-  np.testing.assert_allclose(
-    methods.get("skipinit").expected_variances([False, True]), 1
-  )
+  # What is learnable counts as one, and what is constant by its value.
+  skipinit = methods.get("skipinit")
+  np.testing.assert_allclose(skipinit.expected_variances([False] * 3), [1, 2, 3])
+  constant = dataclasses.replace(skipinit, learnable_alpha=False)
+  np.testing.assert_allclose(constant.expected_variances([False, True]), 1)
 
 
 @pytest.fixture

@@ -17,6 +17,10 @@ def _float32(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _constant(value: float, x: jax.Array) -> jax.Array:
+  return jnp.asarray(value, jnp.promote_types(x.dtype, jnp.float32))
+
+
 def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
   """Returns values, a scalar or [C], with as many axes as x, [..., C].
 
@@ -40,22 +44,24 @@ class SkipInit(nn.Module):
   Attributes:
     initial_value: alpha at initialization.
     learnable: whether alpha is a parameter; otherwise it stays the initial value.
+    factor: a constant beside alpha, such as the 0.2 of NF-ResNets.
     param_dtype: the parameter's dtype.
   """
 
   initial_value: float = 0.0
   learnable: bool = True
+  factor: float = 1.0
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns alpha x, of the shape and dtype of x."""
+    """Returns factor alpha x, of the shape and dtype of x."""
     if not self.learnable:
-      return _multiply(x, jnp.float32(self.initial_value))
+      return _multiply(x, _constant(self.factor * self.initial_value, x))
     alpha = self.param(
       "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
     )
-    return _multiply(x, alpha)
+    return _multiply(x, alpha if self.factor == 1 else _float32(alpha) * self.factor)
 
 
 class LayerScale(nn.Module):
@@ -77,7 +83,7 @@ class LayerScale(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns diag(scale) x, of the shape and dtype of x, [..., C]."""
     if not self.learnable:
-      return _multiply(x, jnp.float32(self.initial_value))
+      return _multiply(x, _constant(self.initial_value, x))
     scale = self.param(
       "scale",
       nn.initializers.constant(self.initial_value),

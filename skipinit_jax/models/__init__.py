@@ -6,6 +6,7 @@ from skipinit_jax.models.blocks import (
   BottleneckBlock,
   ConvolutionalBlock,
   FullyConnectedBlock,
+  PostActivationBasicBlock,
   PostActivationBottleneckBlock,
   ResidualBlock,
 )
@@ -32,6 +33,7 @@ __all__ = [
   "EncoderBlock",
   "FullyConnectedBlock",
   "MLPBlock",
+  "PostActivationBasicBlock",
   "PostActivationBottleneckBlock",
   "ResNet",
   "ResidualBlock",

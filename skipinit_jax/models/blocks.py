@@ -244,6 +244,27 @@ class PostActivationBottleneckBlock(ConvolutionalBlock):
     return self.activation(self.merge(shortcut, branch))
 
 
+class PostActivationBasicBlock(ConvolutionalBlock):
+  """Version-1 block of two 3x3 convolutions: the activation follows the sum.
+
+  He et al. (CVPR 2016), as the blocks of ResNet-18 and 34. Normalizers and scalar
+  biases are as in `PostActivationBottleneckBlock`.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [N, H, W, C] to [N, H / strides, W / strides, features]."""
+    y = self.bias(x, "layer_bias1")
+    shortcut = x
+    if self.projects(x, self.features):
+      shortcut = self.normalize(self.project(y, self.features), "projection_norm")
+    y = self.convolution(self.features, 3, self.strides, name="conv1")(y)
+    y = self.activate(y, 2)
+    last = self.convolution(self.features, 3, name="conv2", last=True)
+    branch = self.scale(last, y, self.normalizer, "norm3")
+    return self.activation(self.merge(shortcut, branch))
+
+
 class FullyConnectedBlock(ActivatedBlock):
   """Pre-activation block of fully connected layers.
 
@@ -282,6 +303,19 @@ class FullyConnectedBlock(ActivatedBlock):
       param_dtype=self.param_dtype,
       name=f"dense{index}",
     )
+
+
+def symmetric_conv(
+  conv: ModuleFactory,
+  features: int,
+  kernel_size: tuple[int, ...],
+  strides: int = 1,
+  **fields: Any,
+) -> nn.Module:
+  """Returns a convolution that pads both sides alike."""
+  padding = [(size // 2, size // 2) for size in kernel_size]
+  module: nn.Module = conv(features, kernel_size, strides, padding=padding, **fields)
+  return module
 
 
 def _divide(x: jax.Array, expected_std: Scalar | None) -> jax.Array:

@@ -61,7 +61,7 @@ class ResidualMLP(Stacked):
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = method.dense(
       self.width,
-      use_bias=False,
+      use_bias=method.stem_bias,
       kernel_init=method.kernel_init,
       **dtypes,
       name="stem",

@@ -10,13 +10,21 @@ from flax import linen as nn
 from skipinit_jax.errors import UsageError, require_positive, unknown_name
 from skipinit_jax.fields import check_types
 from skipinit_jax.layers import ScalarBias
-from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
-from skipinit_jax.models.blocks import BottleneckBlock, PostActivationBottleneckBlock
+from skipinit_jax.methods import Method, bind_normalizer
+from skipinit_jax.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PostActivationBasicBlock,
+  PostActivationBottleneckBlock,
+  symmetric_conv,
+)
 from skipinit_jax.models.depth import Stacked, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
 STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
+  18: (2, 2, 2, 2),
+  34: (3, 4, 6, 3),
   50: (3, 4, 6, 3),
   101: (3, 4, 23, 3),
   152: (3, 8, 36, 3),
@@ -24,37 +32,30 @@ STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
 }
 """Blocks of each stage, by depth."""
 
-
-def _symmetric_conv(
-  conv: ModuleFactory,
-  features: int,
-  kernel_size: tuple[int, ...],
-  strides: int = 1,
-  **fields: Any,
-) -> nn.Module:
-  """Returns a convolution that pads both sides alike."""
-  padding = [(size // 2, size // 2) for size in kernel_size]
-  module: nn.Module = conv(features, kernel_size, strides, padding=padding, **fields)
-  return module
+BASIC_DEPTHS = (18, 34)
+"""The depths of basic blocks; the others have bottleneck blocks."""
 
 
 class ResNet(Stacked):
-  """ResNet-50, 101, 152 or 200 of bottleneck blocks, with a stem for large images.
+  """ResNet-18 or 34 of basic blocks, 50, 101, 152 or 200 of bottleneck blocks.
 
   Version 1 is post-activation (He et al., CVPR 2016), version 2 pre-activation
-  (He et al., ECCV 2016). The stem is a 7x7 convolution without bias and a 3x3 max
-  pool, both of stride 2. The classifier starts at zero, as in the code that the
-  authors of SkipInit published later for normalizer-free networks.
+  (He et al., ECCV 2016). The stem is for large images: a 7x7 convolution and a 3x3 max
+  pool, both of stride 2. The classifier starts at zero unless the method has its own
+  initializer, as in the SkipInit, Fixup and batch norm networks of the code that the
+  authors of SkipInit published later.
 
   Attributes:
-    depth: 50, 101, 152 or 200.
+    depth: 18, 34, 50, 101, 152 or 200.
     num_classes: number of logits.
     method: what keeps the network trainable; see `skipinit_jax.methods`.
-    version: 1 or 2.
+    version: 1 or 2; None: `method.resnet_version`, or else 2.
     scan: whether to scan over the equal blocks of a stage, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
     symmetric_padding: whether layers with strides pad both sides alike, as PyTorch's
       do. XLA's SAME, the default, pads less at the top and left of even sizes.
+    symmetric_stem: whether the stem's convolution does, whatever the other layers do.
+      Alone it gives the padding of Flax's ImageNet example.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
 
@@ -66,14 +67,17 @@ class ResNet(Stacked):
   depth: int
   num_classes: int
   method: Method
-  version: int = 2
+  version: int | None = None
   scan: bool = True
   remat: bool = False
   symmetric_padding: bool = False
+  symmetric_stem: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
+    if self.version is None and isinstance(self.method, Method):
+      self.version = self.method.resnet_version or 2
     super().__post_init__()
     check_types(self)
     require_positive(num_classes=self.num_classes)
@@ -91,24 +95,29 @@ class ResNet(Stacked):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     method, preactivation = self.method, self.version == 2
-    stage_blocks = STAGE_BLOCKS[self.depth]
+    stage_blocks, basic = STAGE_BLOCKS[self.depth], self.depth in BASIC_DEPTHS
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    conv = method.conv
-    if self.symmetric_padding:
-      conv = functools.partial(_symmetric_conv, conv)
+    symmetric = functools.partial(symmetric_conv, method.conv)
+    kinds: tuple[Any, Any] = (BottleneckBlock, PostActivationBottleneckBlock)
+    if basic:
+      kinds = (BasicBlock, PostActivationBasicBlock)
     block = functools.partial(
-      BottleneckBlock if preactivation else PostActivationBottleneckBlock,
-      conv=conv,
+      kinds[0 if preactivation else 1],
+      conv=symmetric if self.symmetric_padding else method.conv,
       projection_init=method.kernel_init,
       **method.activated_block_fields(
-        num_blocks=sum(stage_blocks), branch_layers=3, train=train, **dtypes
+        num_blocks=sum(stage_blocks),
+        branch_layers=2 if basic else 3,
+        train=train,
+        **dtypes,
       ),
     )
-    x = conv(
+    stem = symmetric if self.symmetric_padding or self.symmetric_stem else method.conv
+    x = stem(
       64,
       (7, 7),
       2,
-      use_bias=False,
+      use_bias=method.stem_bias,
       kernel_init=method.kernel_init,
       **dtypes,
       name="stem",

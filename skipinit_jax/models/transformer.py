@@ -53,7 +53,8 @@ class AttentionBlock(ResidualBlock):
       kernel_init=self.kernel_init,
       out_kernel_init=self.last_kernel_init,
       # Weights of many tokens have to sum to one.
-      force_fp32_for_softmax=True,
+      force_fp32_for_softmax=jnp.promote_types(self.dtype or x.dtype, jnp.float32)
+      == jnp.float32,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="attention",
@@ -194,7 +195,7 @@ class VisionTransformer(Stacked):
     fields = method.block_fields(num_blocks=2 * self.depth, train=train, **dtypes)
     x = nn.Dense(
       self.width,
-      use_bias=False,
+      use_bias=method.stem_bias,
       kernel_init=_lecun_normal,
       **dtypes,
       name="stem",

@@ -10,7 +10,7 @@ from flax import linen as nn
 from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
-from skipinit_jax.models.blocks import BasicBlock
+from skipinit_jax.models.blocks import BasicBlock, symmetric_conv
 from skipinit_jax.models.depth import Stacked, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
@@ -29,6 +29,8 @@ class WideResNet(Stacked):
     method: what keeps the network trainable; see `skipinit_jax.methods`.
     scan: whether to scan over the equal blocks of a stage, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
+    symmetric_padding: whether layers with strides pad both sides alike, as PyTorch's
+      do. XLA's SAME, the default, pads less at the top and left of even sizes.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
 
@@ -42,6 +44,7 @@ class WideResNet(Stacked):
   method: Method
   scan: bool = True
   remat: bool = False
+  symmetric_padding: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
@@ -61,18 +64,21 @@ class WideResNet(Stacked):
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     method, stage_blocks = self.method, (self.depth - 4) // 6
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    conv = method.conv
+    if self.symmetric_padding:
+      conv = functools.partial(symmetric_conv, conv)
     block = functools.partial(
       BasicBlock,
-      conv=method.conv,
+      conv=conv,
       projection_init=method.kernel_init,
       **method.activated_block_fields(
         num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
       ),
     )
-    x = method.conv(
+    x = conv(
       16,
       (3, 3),
-      use_bias=False,
+      use_bias=method.stem_bias,
       kernel_init=method.kernel_init,
       **dtypes,
       name="stem",

@@ -17,8 +17,8 @@ from skipinit_jax.training import TrainConfig
 class ImageNetStudyConfig:
   """The ImageNet table of De & Smith (2020): methods by batch sizes.
 
-  Networks with Fixup's initialization are of version 1, post-activation, as in Fixup's
-  own code; the others have `train.version`.
+  Each network is of its method's own version of ResNet (Fixup's is post-activation, as
+  in Fixup's own code), unless `train.version` chooses one for all.
 
   Attributes:
     methods: names in `skipinit_jax.methods.NAMES`.
@@ -82,7 +82,6 @@ def imagenet_study(config: ImageNetStudyConfig) -> study.Study[ImageNetLabels]:
         batch_size=batch_size,
         learning_rate=rate,
         ghost_batch_size=ghost_batch_size(config.ghost_batch_size, name, batch_size),
-        version=method.resnet_version or train.version,
       )
       searches.append(
         study.Search(

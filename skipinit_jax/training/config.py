@@ -67,9 +67,12 @@ class TrainConfig:
     depth: layers; in a residual_mlp blocks, in a vision_transformer encoder layers.
     width: factor on the features of a wide_resnet; features of a residual_mlp and of
       the tokens of a vision_transformer.
-    version: 1 (post-activation) or 2 (pre-activation), of a resnet.
-    symmetric_padding: whether a resnet pads both sides alike, as PyTorch does: for
-      weights from there (`skipinit_jax.convert`).
+    version: 1 (post-activation) or 2 (pre-activation), of a resnet; None: the method's
+      own, which is 1 for Fixup, or else 2.
+    symmetric_padding: whether a resnet or wide_resnet pads both sides alike, as PyTorch
+      does: for weights from there (`skipinit_jax.convert`).
+    symmetric_stem: whether the convolution of a resnet's stem does, whatever the rest
+      does: alone, for weights of Flax's ImageNet example.
     layers_per_block: layers of one branch of a residual_mlp.
     patch_size: height and width in pixels of the patches of a vision_transformer.
     num_heads: attention heads of a vision_transformer.
@@ -103,11 +106,14 @@ class TrainConfig:
     learning_rate: the schedule's highest rate.
     kernel_rate_factor: factor on the learning rate of kernels; None: the method's own.
     scale_rate_factor: likewise of scales: normalizers', alpha, standardized weights'.
-    bias_rate_factor: likewise of every kind of bias.
+      Fixup's own is 0.1.
+    bias_rate_factor: likewise of every kind of bias. Fixup's own is 0.1.
     momentum: heavy-ball momentum.
     nesterov: whether momentum is Nesterov's.
-    l2: coefficient of the L2 penalty `l2/2 |w|^2`, added to the gradient.
-    l2_exempt: roles of parameters without L2: kernel, scale or bias.
+    l2: coefficient of the L2 penalty `l2/2 |w|^2`, added to the gradient. It reaches
+      every parameter, scales, scalars and biases too, but for `l2_exempt`.
+    l2_exempt: roles of parameters without L2: kernel, scale or bias. ('scale', 'bias')
+      leaves it to kernels, as the later code of SkipInit's authors does.
     clip_norm: largest global norm of the gradient; None: no clipping.
     adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but
       for the classifier, scalars and what starts at zero (Brock et al., ICML 2021,
@@ -142,8 +148,9 @@ class TrainConfig:
   model: str = "wide_resnet"
   depth: int = 16
   width: int = 1
-  version: int = 2
+  version: int | None = None
   symmetric_padding: bool = False
+  symmetric_stem: bool = False
   layers_per_block: int = 1
   patch_size: int = 2
   num_heads: int = 4
@@ -198,8 +205,13 @@ class TrainConfig:
   def network_title(self) -> str:
     """The name of the network for people, such as "Wide-ResNet 16-1"."""
     has_width = "width" in taken(_NETWORKS[self.model][0])
-    size = f"-{self.width}" if has_width else f" v{self.version}"
+    size = f"-{self.width}" if has_width else f" v{self._version}"
     return f"{self.model_title} {self.depth}{size}"
+
+  @property
+  def _version(self) -> int:
+    own = methods.get(self.method).resnet_version if self.model == "resnet" else None
+    return self.version or own or 2
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
@@ -208,6 +220,7 @@ class TrainConfig:
     signals are measured, may change.
     """
     fields = {**dataclasses.asdict(self), "init_from": _place(self.init_from)}
+    fields["version"] = self._version
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
   @classmethod
@@ -223,6 +236,17 @@ class TrainConfig:
     """
     meant = {**cls().identity(), **fields}
     meant["init_from"] = _place(meant["init_from"])
+    # Before `symmetric_stem`, all of a method's parameters learned at one rate.
+    if "symmetric_stem" not in fields:
+      if meant["method"] == "nf_resnet":
+        raise UsageError(
+          "The run was begun by a version whose nf_resnet was another network, and "
+          "cannot be resumed by this one: use another --workdir."
+        )
+      if meant["method"].startswith("fixup"):
+        for name in ("scale_rate_factor", "bias_rate_factor"):
+          if meant.get(name) is None:
+            meant[name] = 1.0
     if has_record:
       return meant
     # Before there were records, only one schedule had a warm-up.

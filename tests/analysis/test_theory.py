@@ -16,6 +16,8 @@ from skipinit_jax.analysis.theory import BatchNorm, Kernel, Layer, ReLU
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
+# NF-ResNet without its learnable scalar, which starts at zero.
+TIMM = dataclasses.replace(methods.get("nf_resnet"), alpha=None)
 LARGE = 10**6  # a batch so large that its size does not matter
 
 
@@ -98,7 +100,7 @@ class TestClosedForms:
     signal = predict("divide_by_sqrt2", 100, cosine=0.3, linear=True)
     np.testing.assert_allclose(signal.cosine, 0.3)
 
-  @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout"])
+  @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout", "nf_resnet"])
   def test_empty_branches_change_nothing(self, name):
     signal = predict(name, 10, layers_per_block=2, cosine=0.2)
     for values in (signal.second_moment, signal.gradient_second_moment):
@@ -142,7 +144,7 @@ class TestClosedForms:
     np.testing.assert_allclose(signal.gradient_second_moment[0], 301, rtol=1e-4)
 
   def test_nf_resnet_has_the_variance_that_it_expects(self):
-    method, transitions = methods.get("nf_resnet"), {1, 4}
+    method, transitions = TIMM, {1, 4}
     signal = predict(method, 6, transitions=transitions, layers_per_block=2)
     # 1 + l alpha^2, reset behind a transition's shortcut.
     expected = [1, 1.04, 1.08, 1.12, 1.04, 1.08, 1.12]
@@ -157,7 +159,7 @@ class TestClosedForms:
 
   @pytest.mark.parametrize("layers", [1, 3])
   def test_gradients_of_nf_resnet_grow_as_a_power(self, layers):
-    signal = predict("nf_resnet", 1000, layers_per_block=layers)
+    signal = predict(TIMM, 1000, layers_per_block=layers)
     np.testing.assert_allclose(signal.second_moment, 1 + 0.04 * np.arange(1001))
     growth = (1 / (1 - 1 / np.pi)) ** layers
     blocks = 0.04 / signal.second_moment[:-1]
@@ -167,7 +169,7 @@ class TestClosedForms:
     np.testing.assert_allclose(power, growth, rtol=0.02)
 
   def test_linear_nf_resnet_keeps_angles_and_gradients(self):
-    signal = predict("nf_resnet", 50, linear=True, cosine=0.3)
+    signal = predict(TIMM, 50, linear=True, cosine=0.3)
     moments = 1 + 0.04 * np.arange(51)
     np.testing.assert_allclose(signal.second_moment, moments)
     np.testing.assert_allclose(signal.cosine, 0.3)
@@ -225,6 +227,18 @@ class TestOperations:
       outputs.inner_product(gradient, 8),
       inputs.inner_product(layer.backward(gradient, inputs, 8), 8),
     )
+
+  @pytest.mark.parametrize("symmetric", [False, True])
+  def test_windows_are_those_of_the_padding(self, symmetric):
+    layer = Layer(size=3, strides=2, symmetric=symmetric)
+    images = np.random.default_rng(0).normal(size=(2, 4, 6))
+    expected = jax.lax.conv_general_dilated(
+      images[:, None].astype(np.float32),
+      np.full((1, 1, 3, 3), 1 / 9, np.float32),
+      (2, 2),
+      [(1, 1), (1, 1)] if symmetric else "SAME",
+    )
+    np.testing.assert_allclose(layer.window_means(images), expected[:, 0], rtol=1e-5)
 
   def test_standardized_weights_do_not_see_the_mean(self):
     """Against the covariance over channels of ReLU's output, and a border."""
@@ -350,6 +364,11 @@ class TestDescribe:
       name="stage2_first",
     )
     assert network.blocks[3].trunk == network.blocks[3].shortcut == ()
+
+  def test_symmetric_padding(self):
+    model = WideResNet(10, 1, 10, methods.get("skipinit"), symmetric_padding=True)
+    layers = theory.describe(model, (2, 8, 8, 3)).blocks[1].branch
+    assert layers[0] == Layer(widening=2.0, size=3, strides=2, symmetric=True)
 
   def test_resnet_starts_behind_its_max_pool(self):
     model = ResNet(50, 10, methods.get("skipinit"))

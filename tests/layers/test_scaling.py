@@ -32,6 +32,21 @@ def test_a_scale_is_a_parameter_unless_it_is_fixed(branch, module, name, factors
   np.testing.assert_allclose(constant.apply({}, branch), 0.5 * branch, rtol=1e-6)
 
 
+def test_a_constant_factor_beside_alpha(branch):
+  module = SkipInit(0.25, factor=0.2)
+  variables = module.init(jax.random.key(0), branch)
+  np.testing.assert_array_equal(variables["params"]["alpha"], 0.25)
+  np.testing.assert_allclose(module.apply(variables, branch), 0.05 * branch, rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", [SkipInit, LayerScale])
+def test_constants_are_exact_in_float64(module):
+  with jax.enable_x64(True):
+    output = module(0.1, learnable=False).apply({}, jnp.ones((2, 3)))
+    # 0.1 in float32 is 1.5e-9 more.
+    np.testing.assert_array_equal(output, 0.1)
+
+
 @SCALES
 @pytest.mark.parametrize("at", [0.0, 0.5])
 def test_gradients(branch, module, name, factors, at):

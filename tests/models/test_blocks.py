@@ -15,6 +15,7 @@ from skipinit_jax.models import (
   BasicBlock,
   BottleneckBlock,
   FullyConnectedBlock,
+  PostActivationBasicBlock,
   PostActivationBottleneckBlock,
 )
 
@@ -133,11 +134,21 @@ def post_activation(p, x, strides):
   return shortcut, p.end(p.norm(p.conv(y, "conv3"), "norm4"))
 
 
+def post_basic(p, x, strides):
+  y = p.bias(x, "layer_bias1")
+  shortcut = x
+  if "projection" in p.params:
+    shortcut = p.norm(p.conv(y, "projection", strides), "projection_norm")
+  y = p.activate(p.conv(y, "conv1", strides), 2)
+  return shortcut, p.end(p.norm(p.conv(y, "conv2"), "norm3"))
+
+
 # Block, function, features of the block and of an input that it need not project.
 BLOCKS = {
   "basic": (BasicBlock, basic, 4, 4),
   "bottleneck": (BottleneckBlock, bottleneck, 2, 8),
   "post": (PostActivationBottleneckBlock, post_activation, 2, 8),
+  "post_basic": (PostActivationBasicBlock, post_basic, 4, 4),
 }
 # Strides, and whether the input has other features than the output.
 SHAPES = {"identity": (1, False), "strides": (2, False), "features": (1, True)}
@@ -178,7 +189,7 @@ def test_output(block, shape, kind):
   @jax.jit
   def expected(x):
     total = sum(function(hand, x, strides)) * fields.get("sum_scale", 1.0)
-    return hand.activation(total) if block == "post" else total
+    return hand.activation(total) if block.startswith("post") else total
 
   output = apply(module, variables, x)
   assert output.shape == (3, 6 // strides, -(-7 // strides), inputs)
@@ -202,6 +213,11 @@ def scalars(params):
     (
       BottleneckBlock,
       {f"{kind}_bias{i}" for kind in ("activation", "layer") for i in (1, 2, 3)},
+    ),
+    # Zhang, Dauphin & Ma's basic block: 1a, 1b, 2a, and 2b at the end.
+    (
+      PostActivationBasicBlock,
+      {"layer_bias1", "activation_bias2", "layer_bias2"},
     ),
     # Zhang, Dauphin & Ma's bottleneck: 1a, 1b, 2a, 2b, 3a, and 3b at the end.
     (
@@ -255,7 +271,7 @@ def test_skipinit_block_starts_as_its_shortcut(block, normalizer):
   variables = random_variables(module, x)
   # Whatever the other parameters are.
   variables["params"]["branch_scale"]["alpha"] = SkipInit.initial_value
-  expected = nn.relu(x) if block == "post" else x
+  expected = nn.relu(x) if block.startswith("post") else x
   np.testing.assert_array_equal(apply(module, variables, x), expected)
 
 
@@ -268,9 +284,10 @@ def test_a_last_scale_of_zero_makes_the_shortcut_and_learns(block):
   zero = functools.partial(BatchNorm, scale_init=nn.initializers.zeros)
   module = factory(features, normalizer=BatchNorm, last_normalizer=zero)
   variables = random_variables(module, x)
-  last = variables["params"]["norm4" if block == "post" else "last_norm"]
+  name = {"post": "norm4", "post_basic": "norm3"}.get(block, "last_norm")
+  last = variables["params"][name]
   last.update(scale=0 * last["scale"], bias=0 * last["bias"])
-  expected = nn.relu(x) if block == "post" else x
+  expected = nn.relu(x) if block.startswith("post") else x
   np.testing.assert_array_equal(apply(module, variables, x), expected)
   weights = np.random.default_rng(1).normal(size=x.shape)
 
@@ -302,7 +319,7 @@ def test_each_layer_has_its_initializer(block):
   for name, layer in params.items():
     value = {last: 2, "projection": 3}.get(name, 1)
     np.testing.assert_array_equal(layer["kernel"], value)
-  assert len(params) == {"basic": 3, "fully_connected": 3}.get(block, 4)
+  assert len(params) == {"bottleneck": 4, "post": 4}.get(block, 3)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -13,7 +13,13 @@ from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, LayerScale, SkipInit
 from skipinit_jax.methods import bind_normalizer
-from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
+from skipinit_jax.models import (
+  AttentionBlock,
+  ResidualMLP,
+  ResNet,
+  VisionTransformer,
+  WideResNet,
+)
 from skipinit_jax.models.head import Head
 
 CLASSES = 7
@@ -95,13 +101,12 @@ def test_every_method_in_every_model(model, name):
   else:
     assert len(normalizers) > 1
 
-  # Every layer but the stem has a bias in the variants with biases, and otherwise
-  # only the classifier. Scalars and normalizers have other names.
+  # Every layer but the stem has a bias in the variants with biases, in NF-ResNets the
+  # stem too, and otherwise only the classifier. Scalars and normalizers are others.
   layers = set(leaves(params, "kernel"))
   biased = layers & set(leaves(params, "bias"))
-  assert biased == (
-    layers - {("stem",)} if method.use_bias else {("head", "classifier")}
-  )
+  without_stem = layers if name == "nf_resnet" else layers - {("stem",)}
+  assert biased == (without_stem if method.use_bias else {("head", "classifier")})
 
   scalar_biases = [p for p in leaves(params, "bias") if p[-1].endswith("_bias")]
   assert bool(scalar_biases) == any(
@@ -118,8 +123,8 @@ def test_every_method_in_every_model(model, name):
       for depth, hint in ((27, "22 or 28"), (31, "28 or 34"), (4, "10 or 16"), (-8, 10))
     ),
     *(
-      ("resnet_v2", {"depth": depth}, f"depth is {depth}: .*50, 101, 152, 200")
-      for depth in (18, 51, -50)
+      ("resnet_v2", {"depth": depth}, f"depth is {depth}: .*18, 34, 50, 101, 152, 200")
+      for depth in (20, 51, -50)
     ),
     *(("resnet_v2", {"version": each}, rf"version.*{each!r}") for each in (0, 3, "2")),
     *(
@@ -216,9 +221,12 @@ def test_a_branch_scale_of_ones_own(model):
   assert {path[-1] for path in scales} == {"branch_scale"}
   # The features of each block's output, on the last axis.
   assert all(leaf.shape[-1] >= 8 for leaf in scales.values())
-  constant = dataclasses.replace(method, learnable_alpha=False)
-  with pytest.raises(UsageError, match="'skipinit' has no field `learnable`"):
-    shapes(factory(method=constant))
+  for changes, field in (
+    ({"learnable_alpha": False}, "learnable"),
+    ({"branch_factor": 0.2}, "factor"),
+  ):
+    with pytest.raises(UsageError, match=f"'skipinit' has no field `{field}`"):
+      shapes(factory(method=dataclasses.replace(method, **changes)))
 
 
 def test_what_a_branch_scale_is_given():
@@ -226,8 +234,13 @@ def test_what_a_branch_scale_is_given():
     method = dataclasses.replace(methods.get("skipinit_one"), **changes)
     return branch_scale(method, param_dtype=jnp.bfloat16)()
 
-  assert scale() == SkipInit(1.0, True, jnp.bfloat16)
-  assert scale(learnable_alpha=False) == SkipInit(1.0, False, jnp.bfloat16)
+  bfloat16 = {"param_dtype": jnp.bfloat16}
+  assert scale() == SkipInit(1.0, **bfloat16)
+  assert scale(learnable_alpha=False) == SkipInit(1.0, False, **bfloat16)
+  assert scale(branch_factor=0.2) == SkipInit(1.0, factor=0.2, **bfloat16)
+  # timm's NF-ResNets have the constant alone.
+  constant = SkipInit(0.2, learnable=False)
+  assert scale(branch_factor=0.2, alpha=None) == constant
   assert scale(branch_scale=LayerScale) == LayerScale(1.0, True, jnp.bfloat16)
   assert scale(branch_scale=ChannelScale) == ChannelScale(1.0)
   bound = functools.partial(LayerScale, param_dtype=jnp.float32)
@@ -280,6 +293,28 @@ def test_a_network_of_float64_is_it_to_its_logits():
     step = 1e-7
     slope = (logit(1 + step) - logit(1 - step)) / (2 * step)
     np.testing.assert_allclose(slope, jax.grad(logit)(1.0), rtol=1e-6)
+
+
+def test_attention_of_float64_is_it_throughout():
+  with jax.enable_x64(True):
+    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    block = AttentionBlock(4, num_heads=2, **dtypes)
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    params = block.init(jax.random.key(0), x)["params"]
+
+    def output(x):
+      return block.apply({"params": params}, x).sum()
+
+    attention = params["attention"]
+    query, key, value = (
+      np.einsum("ntf,fhd->nthd", x, attention[name]["kernel"])
+      for name in ("query", "key", "value")
+    )
+    logits = np.einsum("nqhd,nkhd->nhqk", query, key) / 2**0.5
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    y = np.einsum("nhqk,nkhd->nqhd", weights, value)
+    expected = x + np.einsum("nthd,hdf->ntf", y, attention["out"]["kernel"])
+    np.testing.assert_allclose(output(x), expected.sum(), rtol=1e-13)
 
 
 def test_dropout_only_in_training():

@@ -30,7 +30,7 @@ def standardized(kernel):
 
 
 def test_output_of_nf_resnet(random_variables):
-  """x + 0.2 f(x / beta), written out."""
+  """x + 0.2 alpha f(x / beta), written out."""
   x = IMAGES.reshape(4, -1)
   model = ResidualMLP(3, 6, 5, NF_RESNET, layers_per_block=2)
   variables = random_variables(model, IMAGES, train=False)
@@ -48,7 +48,7 @@ def test_output_of_nf_resnet(random_variables):
   for index in range(3):
     block = jax.tree.map(lambda leaf, i=index: leaf[i], params["stack"]["blocks"])
     y = layer(activate(x / (1 + 0.04 * index) ** 0.5), block["dense1"])
-    x = x + 0.2 * layer(activate(y), block["dense2"])
+    x = x + 0.2 * block["branch_scale"]["alpha"] * layer(activate(y), block["dense2"])
   # The classifier's weights are as they are.
   classifier = params["head"]["classifier"]
   expected = activate(x) @ classifier["kernel"] + classifier["bias"]

@@ -12,7 +12,6 @@ from skipinit_jax import methods
 from skipinit_jax.models import ResNet
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
-BLOCKS = {50: 16, 101: 33, 152: 50, 200: 66}
 
 
 @functools.cache
@@ -29,7 +28,10 @@ def count(depth, method, version):
 @pytest.mark.parametrize(
   ("depth", "version", "number"),
   [
-    # torchvision's resnet50, resnet101 and resnet152; timm's resnet200.
+    # torchvision's resnet18, resnet34, resnet50, resnet101 and resnet152; timm's
+    # resnet200.
+    (18, 1, 11_689_512),
+    (34, 1, 21_797_672),
     (50, 1, 25_557_032),
     (101, 1, 44_549_160),
     (152, 1, 60_192_808),
@@ -59,6 +61,8 @@ def test_parameters_of_other_methods_by_what_they_add():
   # Zhang, Dauphin & Ma: six biases and a multiplier a block, one bias after the stem,
   # one before the classifier.
   assert count(50, "fixup", 1) == PLAIN_50 + 7 * 16 + 2
+  # Its basic blocks have two biases less.
+  assert count(18, "fixup", 1) == count(18, "unnormalized", 1) + 5 * 8 + 2
 
 
 def test_normalizers_of_the_two_versions():
@@ -75,6 +79,36 @@ def test_normalizers_of_the_two_versions():
   assert names(2) == ({"norm1", "norm2", "norm3"}, {"head"})
 
 
+@pytest.mark.parametrize(("name", "version"), [("fixup", 1), ("skipinit", 2)])
+def test_version_is_the_method_s_own(name, version):
+  assert ResNet(18, 5, methods.get(name)).version == version
+  assert ResNet(18, 5, methods.get(name), 3 - version).version == 3 - version
+
+
+@pytest.mark.parametrize("stem", [True, False])
+def test_padding_of_flax_s_example_is_mixed(random_variables, stem):
+  """Its stem pads both sides alike, and everything else is SAME."""
+  model = ResNet(18, 5, methods.get("skipinit"), symmetric_stem=stem)
+  variables = random_variables(model, IMAGES, train=False)
+  _, state = jax.jit(functools.partial(apply, model))(variables, IMAGES)
+
+  def convolve(x, kernel, size):
+    padding = [(size // 2, size // 2)] * 2 if size else "SAME"
+    return jax.lax.conv_general_dilated(
+      x, kernel, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  params, found = variables["params"], state["intermediates"]
+  expected = convolve(IMAGES, params["stem"]["kernel"], 7 * stem)
+  actual = found["stem"]["__call__"][0]
+  np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+  # The first layer with strides behind the stem.
+  x = nn.relu(found["stage1_rest"]["__call__"][0])
+  block = found["stage2_first"]["conv1"]["__call__"][0]
+  expected = convolve(x, params["stage2_first"]["conv1"]["kernel"], 0)
+  np.testing.assert_allclose(block, expected, rtol=1e-3, atol=1e-3)
+
+
 def apply(model, variables, images):
   # The stem and the first block are captured, so that their wiring can be checked.
   return model.apply(
@@ -83,7 +117,9 @@ def apply(model, variables, images):
     train=False,
     mutable=["intermediates"],
     capture_intermediates=lambda module, _: (
-      module.name in ("stem", "stage1_first", "stage4_rest", "projection", "head")
+      module.name
+      in ("stem", "stage1_first", "stage1_rest", "stage4_rest", "projection", "head")
+      or module.path == ("stage2_first", "conv1")
     ),
   )
 

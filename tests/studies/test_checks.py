@@ -160,7 +160,6 @@ def replaced(config, path, value):
     ),
     (BATCH_SIZE, {"methods": ("skipinit",), "ghost_batch_size": 32}),
     (BRANCH_SCALE, {"train.depth": 40}),
-    (IMAGENET, {"methods": ("fixup",), "train.version": 1}),
   ],
 )
 def test_field_without_effect(kind, changes):

@@ -30,7 +30,7 @@ def test_default_is_the_published_table():
     # In proportion to the batch size, from 0.1 at 256.
     assert search.protocol.learning_rates == (0.1 * config.batch_size / 256,)
     # Fixup's own network is post-activation.
-    assert config.version == (1 if "fixup" in config.method else 2)
+    assert config.make_model(5).version == (1 if "fixup" in config.method else 2)
     large = config.batch_size > 256 and config.method == "batch_norm"
     assert config.ghost_batch_size == (256 if large else None)
 

@@ -153,7 +153,8 @@ def test_fields_that_fit(num_devices, fields):
 OTHER_MODELS = {
   "width": [{"model": "resnet", "depth": 50}],
   "version": [{}, {"model": "residual_mlp"}, {"model": "vision_transformer"}],
-  "symmetric_padding": [{}, {"model": "residual_mlp"}],
+  "symmetric_padding": [{"model": "vision_transformer"}, {"model": "residual_mlp"}],
+  "symmetric_stem": [{}, {"model": "residual_mlp"}],
   "layers_per_block": [{}, {"model": "vision_transformer"}],
   "patch_size": [{}, {"model": "resnet", "depth": 50}],
   "num_heads": [{}, {"model": "residual_mlp"}],
@@ -181,7 +182,7 @@ def test_field_without_effect(name, choice):
   TrainConfig(**choice).validate()
   kind = typing.get_type_hints(TrainConfig)[name]
   value = ANOTHER[
-    typing.get_args(kind)[0] if name.startswith(("image", "data")) else kind
+    typing.get_args(kind)[0] if name.startswith(("image", "data", "ver")) else kind
   ]
   message = message_of(**choice, **{name: value})
   assert message.startswith(f"{name} is {value}: it is for ")
@@ -256,6 +257,17 @@ FIXUP = methods.get("fixup")
   [
     ({"depth": 10, "width": 2}, WideResNet(10, 2, 7, FIXUP), "Wide-ResNet 10-2"),
     (
+      # Its paper's network; another version is said.
+      {"model": "resnet", "depth": 50},
+      ResNet(50, 7, FIXUP, version=1),
+      "ResNet 50 v1",
+    ),
+    (
+      {"model": "resnet", "depth": 18, "version": 2, "symmetric_stem": True},
+      ResNet(18, 7, FIXUP, version=2, symmetric_stem=True),
+      "ResNet 18 v2",
+    ),
+    (
       # What `convert.from_torchvision` returns.
       {"model": "resnet", "depth": 50, "version": 1, "symmetric_padding": True},
       ResNet(50, 7, FIXUP, version=1, symmetric_padding=True),
@@ -296,6 +308,22 @@ def test_identity_is_what_decides_the_result():
     "checkpoint_every_seconds",
     "signal_every_steps",
   }
+
+
+def test_what_older_versions_ran():
+  def stored(**fields):
+    old = TrainConfig(**fields).identity()
+    del old["symmetric_stem"]
+    return TrainConfig.stored(old, has_record=True)
+
+  # They trained Fixup at one rate, and had one version of ResNet by default.
+  there = stored(method="fixup", model="resnet", depth=50, version=2)
+  same = {"version": 2, "scale_rate_factor": 1.0, "bias_rate_factor": 1.0}
+  here = TrainConfig(method="fixup", model="resnet", depth=50, **same)
+  assert there == here.identity()
+  assert stored() == TrainConfig().identity()
+  with pytest.raises(UsageError, match="nf_resnet was another network"):
+    stored(method="nf_resnet")
 
 
 def test_one_place_has_many_names(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_roles_by_hand():
   [
     ("batch_norm", 2 * 6 + 1),
     ("fixup", 6),
-    ("nf_resnet", 1 + 12 + 2),
+    ("nf_resnet", 1 + 12 + 2 + 6),
     ("layer_scale", 6),
   ],
 )
@@ -222,8 +222,9 @@ def test_rates_by_role_are_those_of_optax_by_label():
 
 
 def test_method_brings_its_rates():
-  method = dataclasses.replace(methods.get("fixup"), bias_rate_factor=0.1)
-  assert method.rate_factors == {"kernel": 1.0, "scale": 1.0, "bias": 0.1}
+  # Zhang, Dauphin & Ma's code: scalars learn at a tenth of the rate.
+  method = methods.get("fixup")
+  assert method.rate_factors == {"kernel": 1.0, "scale": 0.1, "bias": 0.1}
   fields = TrainConfig(scale_rate_factor=0.5, bias_rate_factor=1.0)
   assert fields.make_method().rate_factors == {"kernel": 1.0, "scale": 0.5, "bias": 1.0}
   with pytest.raises(UsageError, match="scale_rate_factor is -1"):

@@ -191,6 +191,8 @@ class Layer:
     standardized: whether the weights of each output channel sum to zero.
     mean_share: m(p)^2 / K(p, p) of the input: 1 / pi behind ReLU, 0 where the channels'
       mean is zero. Only standardized weights ask.
+    symmetric: whether both sides are padded alike, as PyTorch does; otherwise the
+      padding is XLA's SAME, as even as possible and the rest at the end.
   """
 
   weight_variance: float = 2.0
@@ -199,6 +201,7 @@ class Layer:
   strides: int = 1
   standardized: bool = False
   mean_share: float = 0.0
+  symmetric: bool = False
 
   def output_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the output."""
@@ -256,10 +259,10 @@ class Layer:
 
   def _offsets(self, size: int) -> list[tuple[slice, slice]]:
     outputs = -(-size // self.strides)
-    # The padding called SAME: as even as possible, the rest at the end.
     padding = max((outputs - 1) * self.strides + self.size - size, 0)
+    before = (self.size if self.symmetric else padding) // 2
     pairs = []
-    for offset in range(-(padding // 2), self.size - padding // 2):
+    for offset in range(-before, self.size - before):
       first = max(0, -(offset // self.strides))
       last = min(outputs - 1, (size - 1 - offset) // self.strides)
       if first <= last:

@@ -107,6 +107,7 @@ def _layer(
     layer,
     size=size if isinstance(size, int) else size[0],
     strides=strides if isinstance(strides, int) else strides[0] if strides else 1,
+    symmetric=module.padding != "SAME",
   )
 
 
@@ -255,7 +256,10 @@ def describe(
   ) -> Any:
     module, path = context.module, context.module.path
     if context.method_name == "__call__":
-      if isinstance(module, models.PostActivationBottleneckBlock):
+      if isinstance(
+        module,
+        models.PostActivationBasicBlock | models.PostActivationBottleneckBlock,
+      ):
         raise UsageError(
           "The theory covers pre-activation blocks: a ResNet of version 1 applies its "
           "activation behind the sum."

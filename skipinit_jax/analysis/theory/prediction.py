@@ -63,9 +63,10 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
     g_(l-1) / g_l tends to (1 + 1 / v) / 2 = 1.23: gradients explode, though the forward
     signal is perfect.
   - Standardized weights that keep the variance, and branches of x / beta, with beta^2
-    = 1 + l alpha^2 (NF-ResNet): m_l = beta^2, as x has second moment one and channels
-    of mean zero. Branches of orthogonal inputs are orthogonal, so c = 0 stays 0.
-    Backward, a layer with its activation multiplies by 1 / (1 - 1 / pi) = 1.47, so
+    = 1 + l alpha^2 (NF-ResNet without its learnable scalar, as in timm; with it, which
+    starts at zero, nothing grows): m_l = beta^2, as x has second moment one and
+    channels of mean zero. Branches of orthogonal inputs are orthogonal, so c = 0 stays
+    0. Backward, a layer with its activation multiplies by 1 / (1 - 1 / pi) = 1.47, so
     gradients grow towards the input as ((1 + d alpha^2) / (1 + l alpha^2))^1.47 (and
     its mth power for branches of m layers).
   - Fixup: the last layer of each branch is zero, and so is the branch: m_l = m_0, g_l
