@@ -34,6 +34,7 @@ def test_numbers_are_those_of_the_command():
     (scaled, "ratio of variances is {theory[last_branch_to_skip]:.3f} in every"),
     (divided, "a cosine of {theory[cosine_before]:.2f} before the first block"),
     (divided, "have one of {theory[cosine_behind]:.3f} behind"),
+    (divided, "{measured[cosine_before]:.2f} and {measured[cosine_behind]:.3f} are m"),
     (trained, "beyond ±{alpha_last:.2f}, the largest is {alpha_last_max:.2f}"),
     (trained, "median branch has {branch_to_skip_last:.3f} of"),
     (TRAINED["Batch norm"], "against {branch_to_skip_last:.2f} with batch"),
