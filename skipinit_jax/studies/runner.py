@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -424,6 +425,8 @@ def _start_worker(connection: Connection, num_workers: int) -> None:
   # XLA:CPU takes its number of threads from there, or else has one for each core, in
   # every process, and they wait for each other (docs/performance.md).
   os.environ.setdefault("NPROC", str(max(1, num_cores() // num_workers)))
+  # As in the programs: such a cache costs time alone.
+  warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation")
 
   def watch() -> None:
     # Nothing is ever sent: the end of the file is that the command closed it or died.
