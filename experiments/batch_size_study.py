@@ -25,6 +25,35 @@ def digits() -> BatchSizeStudyConfig:
   )
 
 
+def fashion_mnist_cpu() -> BatchSizeStudyConfig:
+  """A fully connected network of 16 blocks on small images, in hours on two cores.
+
+  The steps are those of one epoch at the smallest batch size. That takes 256 epochs of
+  the largest one.
+  """
+  return BatchSizeStudyConfig(
+    batch_sizes=(8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    ghost_batch_size=64,
+    train=TrainConfig(
+      dataset="fashion_mnist_half_16384",
+      model="residual_mlp",
+      depth=16,
+      width=32,
+      batch_size=64,
+      epochs=8,
+      constant_epochs=4,
+      halve_every_epochs=0.4,
+      eval_every_epochs=8,
+    ),
+    search=SearchConfig(
+      learning_rates=(2**-6, 2**-5, 2**-4),
+      until_unstable=True,
+      num_seeds=3,
+      best_of=2,
+    ),
+  )
+
+
 def fashion_mnist() -> BatchSizeStudyConfig:
   """The published networks on Fashion-MNIST, for a GPU or TPU."""
   return BatchSizeStudyConfig(
@@ -41,6 +70,7 @@ def cifar10() -> BatchSizeStudyConfig:
 
 CONFIGS = {
   "digits": digits,
+  "fashion_mnist_cpu": fashion_mnist_cpu,
   "fashion_mnist": fashion_mnist,
   "cifar10": cifar10,
 }

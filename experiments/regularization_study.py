@@ -21,6 +21,30 @@ def digits() -> RegularizationStudyConfig:
   )
 
 
+def fashion_mnist_cpu() -> RegularizationStudyConfig:
+  """A network of 16 blocks that overfits 4,096 small images, for two cores.
+
+  Every method also trains without L2, the other regularizer of the protocol.
+  """
+  names = ("batch_norm", "skipinit", "fixup")
+  return RegularizationStudyConfig(
+    methods=names,
+    methods_without_l2=names,
+    train=TrainConfig(
+      dataset="fashion_mnist_half_4096",
+      model="residual_mlp",
+      depth=16,
+      width=64,
+      batch_size=32,
+      epochs=48,
+      constant_epochs=24,
+      halve_every_epochs=4,
+      eval_every_epochs=48,
+    ),
+    search=SearchConfig(learning_rates=(2**-7, 2**-6, 2**-5), num_seeds=3, best_of=3),
+  )
+
+
 def fashion_mnist() -> RegularizationStudyConfig:
   """Wide-ResNet 16-4 on Fashion-MNIST, for a GPU or TPU."""
   return RegularizationStudyConfig(
@@ -37,6 +61,7 @@ def cifar10() -> RegularizationStudyConfig:
 
 CONFIGS = {
   "digits": digits,
+  "fashion_mnist_cpu": fashion_mnist_cpu,
   "fashion_mnist": fashion_mnist,
   "cifar10": cifar10,
 }

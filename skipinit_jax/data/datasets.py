@@ -29,12 +29,19 @@ from skipinit_jax.files import (
 )
 
 _NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+# Images of half the resolution, for studies on two cores: of what, and how many of its
+# first training examples.
+_HALVED: dict[str, tuple[str, int | None]] = {
+  "fashion_mnist_half": ("fashion_mnist", None),
+  "fashion_mnist_half_16384": ("fashion_mnist", 16384),
+  "fashion_mnist_half_4096": ("fashion_mnist", 4096),
+}
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos", image_folder.NAME)
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
 PREPARED_NAMES: tuple[str, ...] = tuple(
   name
-  for name in (*_NUM_CLASSES, *STREAMED_NAMES)
+  for name in (*_NUM_CLASSES, *_HALVED, *STREAMED_NAMES)
   if name not in ("digits", image_folder.NAME)
 )
 """The names of the data sets that are read from files of tensorflow-datasets."""
@@ -42,6 +49,9 @@ PREPARED_NAMES: tuple[str, ...] = tuple(
 _TITLES = {
   "digits": "scikit-learn's 8x8 digits",
   "fashion_mnist": "Fashion-MNIST",
+  "fashion_mnist_half": "Fashion-MNIST at 14x14",
+  "fashion_mnist_half_16384": "16,384 images of Fashion-MNIST at 14x14",
+  "fashion_mnist_half_4096": "4,096 images of Fashion-MNIST at 14x14",
   "cifar10": "CIFAR-10",
   "cifar100": "CIFAR-100",
   "imagenet2012": "ImageNet",
@@ -49,7 +59,7 @@ _TITLES = {
   image_folder.NAME: "a folder of images",
 }
 
-NAMES: tuple[str, ...] = (*_NUM_CLASSES, *STREAMED_NAMES)
+NAMES: tuple[str, ...] = (*_NUM_CLASSES, *_HALVED, *STREAMED_NAMES)
 """The names of this package's data sets."""
 
 # Data sets of users, as functions that make them and as folders of images.
@@ -204,7 +214,9 @@ def load(
   `digits` comes with scikit-learn: 8x8 images scaled from 0..16 to 0..255, the first
   1472 for training and the last 325 for testing. The other sets are read from the files
   that tensorflow-datasets prepared (ArrayRecord, which needs no TensorFlow), in their
-  order. A registered one comes from its function.
+  order. `fashion_mnist_half` is Fashion-MNIST with the mean of each 2x2 pixels;
+  `fashion_mnist_half_4096` and `fashion_mnist_half_16384` have its first 4,096 and
+  16,384 training images. A registered set comes from its function.
 
   Args:
     name: one of `known_names()` that is not streamed.
@@ -229,8 +241,13 @@ def load(
   if is_streamed(name):
     raise errors.UsageError(
       f"Dataset {name!r} is streamed, but is needed in memory here: choose one of "
-      f"{', '.join(_NUM_CLASSES)}."
+      f"{', '.join((*_NUM_CLASSES, *_HALVED))}."
     )
+  if name in _HALVED:
+    whole, num_train = _HALVED[name]
+    full = load(whole, data_dir=data_dir, cache_dir=cache_dir)
+    train = _halved(full.train, num_train)
+    return Dataset(name, full.num_classes, train, _halved(full.test))
   if name == "digits":
     with errors.extra("train"):
       source = f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"
@@ -247,6 +264,13 @@ def load(
   dataset = Dataset(name, _NUM_CLASSES[name], train, test)
   _check(dataset)
   return dataset
+
+
+def _halved(split: Split, num_examples: int | None = None) -> Split:
+  """Returns the first examples with the mean of each 2x2 pixels, rounded."""
+  images, labels = split.images[:num_examples], split.labels[:num_examples]
+  pixels = sum(images[:, i::2, j::2].astype(np.uint16) for i in (0, 1) for j in (0, 1))
+  return Split(((pixels + 2) // 4).astype(np.uint8), labels)
 
 
 def _make(name: str, make: Callable[[], Dataset]) -> Dataset:

@@ -16,8 +16,8 @@ import signal
 import socket
 import threading
 import time
-import warnings
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context

@@ -182,6 +182,19 @@ def test_reads_the_default_directories(prepared, tmp_path):
   assert (tmp_path / "skipinit_jax" / "data" / "fashion_mnist.npz").exists()
 
 
+def test_halved_images_are_means_of_four_pixels(prepared, cache):
+  def load(name):
+    return data.load(name, data_dir=str(prepared), cache_dir=cache)
+
+  full, half = load("fashion_mnist"), load("fashion_mnist_half")
+  for split, whole in ((half.train, full.train), (half.test, full.test)):
+    means = whole.images.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(split.images, means, atol=0.5)
+    np.testing.assert_array_equal(split.labels, whole.labels)
+  small = load("fashion_mnist_half_4096")
+  np.testing.assert_array_equal(small.train.images, half.train.images[:4096])
+
+
 def test_cache_serves_one_preparation_and_no_other(
   tmp_path, cache, idx_files, monkeypatch
 ):
