@@ -9,6 +9,7 @@ from skipinit_jax.analysis.diagnose import (
   Diagnosis,
   Fault,
   diagnose,
+  diagnose_functions,
   diagnose_signal,
 )
 from skipinit_jax.analysis.signal import Signal
@@ -22,6 +23,7 @@ __all__ = [
   "Sharpness",
   "Signal",
   "diagnose",
+  "diagnose_functions",
   "diagnose_signal",
   "figures",
   "measure",

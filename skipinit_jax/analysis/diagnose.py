@@ -3,12 +3,41 @@
     print(analysis.diagnose(model, variables, images))
 
 It looks at the signal at initialization and at nothing else, so it speaks of depth, not
-of learning rates or data. Limits are calibrated against short trainings by
-`experiments/diagnosis_check.py`.
+of learning rates or data.
+
+What counts, and what does not. Let x_l be the stream behind block l, g_l the loss's
+derivative by it, and f_l the branch that block l adds. The stream's size by itself
+means nothing: only the branches and the head, what stands behind the last block, see
+it, and what they make of it decides.
+
+- A normalizer at the beginning of each branch takes the size away: f_l(c x) = f_l(x).
+  Then x_0's size is arbitrary, x_l = x_0 + f_1 + ... + f_l forgets it, and a small one,
+  such as embeddings of deviation 0.02, makes the first branch's derivative large, and
+  with it g_0, but nothing else. So growth is counted from x_1, where the first branch
+  has given the stream its size. Where branches are homogeneous, f_l(c x) = c f_l(x), as
+  with ReLU and without normalizer, that is one block of d later, and every later block
+  still counts.
+- The head sees x_d's size unless it begins with a normalizer. The relative change of
+  its output over that of x_d's size is its elasticity, `Signal.head`: 1 for a linear
+  head, 0 behind a normalizer. Where it is not 0, the growth is held to `FORWARD_LIMIT`.
+- Let a constant behind block l's sum change the stream's unit: x_l becomes c_l x_l.
+  Homogeneous blocks and a normalized head compute the same function with the same
+  weights, g_l becomes g_l / c_l, and no weight's gradient changes, since it is a
+  product of a g and an x of one unit. Training is the same. What no unit changes is
+  E[g_l^2] E[x_l^2], the loss's sensitivity to a relative change of the stream. It is
+  constant where a branch passes on gradients as it passes on the signal,
+  E|J^T g|^2 / E|g|^2 = E|f|^2 / E|x|^2. That holds of linear layers and ReLU with
+  random weights, with any growth, any constant behind the sum, and any alpha. What is
+  left, and held to `GRADIENT_LIMIT`, is that blocks pass on too much gradient for their
+  signal, as with batch normalization and a sum that is divided, or too little, as
+  attention does to tokens that have become alike.
+- Directions have no unit. Two inputs that have become alike, `DISTANCE_LIMIT`, stay so.
+
+Limits are calibrated against short trainings by `experiments/diagnosis_check.py`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,14 +52,16 @@ from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
 # batch-normalized networks of depth 1000, which are known to train.
 
 FORWARD_LIMIT = 5e3
-"""Factor on the signal's second moment, over all blocks, up to which networks train.
+"""Factor on the second moment of what the head sees, from the first block's output to
+the last's, up to which networks train.
 
 1000 trains (batch norm at depth 1000), 29,000 does not: a random classifier on such
 features has a loss in the hundreds. A signal that shrinks is held to the inverse.
 """
 
 GRADIENT_LIMIT = 300.0
-"""Factor on the gradient's second moment at the median block, up to which they train.
+"""Factor on the sensitivity, the gradient's second moment times the signal's, at the
+median block, up to which they train.
 
 140 trains and 770 does not. It is the median because batch norm's gradient grows as a
 power of the depth, mostly in the first blocks, and does no harm (in a Wide-ResNet of
@@ -49,6 +80,9 @@ not.
 # the sum of theirs, and any other factor comes after it. Narrow networks deviate.
 _SUM_TOLERANCE = 0.2
 
+# The elasticity of a head that sees the stream's size, with a margin on both sides: a
+# sigmoid's is 0.3, a normalizer's the part that is added to the variance in it.
+_SEES_SIZE = 0.1
 
 Kind = Literal["explodes", "vanishes", "loses its inputs"]
 Direction = Literal["forward", "backward"]
@@ -66,8 +100,9 @@ class Fault:
       exceed the limit already.
     name: this block's name; empty for 0.
     harmless_depth: how many blocks the network may have without this fault.
-    value: second moment at the end of the pass over that at its beginning, or the
-      cosine similarity of two inputs behind the last block.
+    value: what was held to a limit: the factor on the second moment that the head sees,
+      that on the sensitivity, or the cosine similarity of two inputs behind the last
+      block.
   """
 
   kind: Kind
@@ -88,11 +123,12 @@ class Fault:
         "behind the last one."
       )
     else:
-      subject = "signal" if self.direction == "forward" else "gradient"
+      forward = self.direction == "forward"
+      subject, what = ("signal", "") if forward else ("gradient", " times the signal's")
       times = "an infinite factor" if np.isinf(self.value) else f"{self.value:.2g}"
       text = (
         f"The {subject} {self.kind} {self.direction} {where}: through all blocks, its "
-        f"second moment changes by {times}."
+        f"second moment{what} changes by {times}."
       )
     if self.block == 0:
       return text
@@ -105,9 +141,11 @@ class Diagnosis:
 
   Attributes:
     num_blocks: d, the residual blocks.
-    forward_growth: second moment behind the last block over that before the first.
+    forward_growth: second moment behind the last block over that behind the first.
+    head: the elasticity of what stands behind the last block: see `Signal.head`.
     gradient_growth: the gradient's second moment before the first block over that
       behind the last; NaN if the forward pass overflows.
+    sensitivity_growth: the same of the gradient's second moment times the signal's.
     cosine: cosine similarity of two inputs behind the last block; NaN likewise.
     faults: what is wrong; empty for a network that should train.
     alpha: the initial factor on each present branch with which the second moment grows
@@ -118,7 +156,9 @@ class Diagnosis:
 
   num_blocks: int
   forward_growth: float
+  head: float
   gradient_growth: float
+  sensitivity_growth: float
   cosine: float
   faults: tuple[Fault, ...]
   alpha: float | None
@@ -133,9 +173,11 @@ class Diagnosis:
   def text(self) -> str:
     """The verdict in plain words."""
     if self.healthy:
+      limited = _within(self.forward_growth, FORWARD_LIMIT)
+      head = "" if limited else ", which the head does not see,"
       return (
         f"The signal passes all {self.num_blocks} blocks: its second moment changes by "
-        f"a factor of {self.forward_growth:.2g} forward and its gradient's by "
+        f"a factor of {self.forward_growth:.2g} forward{head} and its gradient's by "
         f"{self.gradient_growth:.2g} backward, and two inputs stay apart (cosine "
         f"similarity {_cosine(self.cosine)})."
       )
@@ -148,7 +190,7 @@ class Diagnosis:
 def diagnose(
   model: nn.Module,
   variables: Mapping[str, Any],
-  batch: jax.Array,
+  batch: Any,
   *,
   blocks: measure.Blocks | None = None,
   loss: Callable[[Any], jax.Array] | None = None,
@@ -157,13 +199,12 @@ def diagnose(
 ) -> Diagnosis:
   """Diagnoses a network: does the signal survive its depth, forward and backward?
 
-  It is one forward and one backward pass. What stands behind the last block is not
-  seen: a normalizer there makes a growing signal harmless.
+  It is one forward and one backward pass. For the reasoning see this module's text.
 
   Args:
     model: any Flax Linen network of residual blocks.
     variables: its variables, at initialization.
-    batch: at least two different examples, [N, ...].
+    batch: at least two different examples, as `measure.signal` takes them.
     blocks: the residual blocks; None: those of this package. See `measure.Blocks`.
     loss: as `measure.signal` takes it.
     key: likewise.
@@ -184,22 +225,67 @@ def diagnose(
   return diagnose_signal(signal)
 
 
+def diagnose_functions(
+  blocks: Sequence[Callable[[Any], Any]],
+  x: jax.Array,
+  *,
+  branches: Sequence[Callable[[Any], Any]] | None = None,
+  head: Callable[[Any], Any] | None = None,
+  loss: Callable[[Any], jax.Array] | None = None,
+  names: Sequence[str] | None = None,
+  key: jax.Array | None = None,
+) -> Diagnosis:
+  """Diagnoses a network of any framework, given as functions.
+
+      diagnose_functions([jax.vmap(block) for block in net.blocks], stem(images))
+
+  Args:
+    blocks: the residual blocks, each a function of the stream [N, ..., channels].
+    x: the first block's input, of at least two examples.
+    branches: for each block what it adds to the skip path: see
+      `measure.signal_of_functions`, also for the other arguments.
+    head: what stands behind the last block. Without it, a signal that grows counts as
+      one that a linear head sees.
+    loss: as `measure.signal` takes it.
+    names: the blocks' names.
+    key: as `measure.signal` takes it.
+
+  Returns:
+    The diagnosis.
+
+  Raises:
+    UsageError: as `measure.signal_of_functions`.
+  """
+  signal = measure.signal_of_functions(
+    blocks, x, branches=branches, head=head, loss=loss, names=names, key=key
+  )
+  return diagnose_signal(signal)
+
+
 def diagnose_signal(signal: Signal) -> Diagnosis:
   """Diagnoses a network by its signal, which has no leading axes."""
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
-    forward = signal.second_moment / signal.second_moment[0]
+    # The first branch gives the stream its size.
+    forward = signal.second_moment / signal.second_moment[1]
+    forward[0] = 1
     forward = np.where(np.isfinite(forward), forward, np.inf)
-    backward = signal.relative_gradient
+    head = 1.0 if signal.head is None else float(np.clip(signal.head, 0, 1))
+    seen = forward
+    if head < _SEES_SIZE and np.isfinite(forward).all():
+      seen = np.ones_like(forward)
+    backward, gradient = signal.relative_sensitivity, signal.relative_gradient
     # Behind an overflow there is nothing to differentiate, and no direction.
     if np.isinf(forward).any():
-      backward = np.full_like(backward, np.nan)
-    faults = tuple(_faults(signal, forward, backward))
+      backward = gradient = np.full_like(backward, np.nan)
+    faults = tuple(_faults(signal, seen, backward))
     alpha, advice = _advice(signal, faults)
   return Diagnosis(
     num_blocks=len(signal.names),
     forward_growth=float(forward[-1]),
-    gradient_growth=float(backward[0]),
+    head=head,
+    gradient_growth=float(gradient[0]),
+    sensitivity_growth=float(backward[0]),
     cosine=float(signal.cosine[-1]),
     faults=faults,
     alpha=alpha,
@@ -222,8 +308,9 @@ def _faults(
   """Yields what is wrong.
 
   Args:
-    forward: its second moment over that before the first block, [d + 1].
-    backward: the gradient's second moment over that behind the last, [d + 1].
+    forward: the second moment that the head sees over that behind the first block,
+      [d + 1].
+    backward: the sensitivity over that behind the last, [d + 1].
   """
 
   def fault(

@@ -13,22 +13,22 @@ returned in place of the derivative of a scalar variable.
 import dataclasses
 import fnmatch
 import functools
+import inspect
 import itertools
 import re
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 
+from skipinit_jax.analysis import probes
 from skipinit_jax.analysis.signal import (
   Signal,
   block_names,
-  require_two_examples,
   to_numpy,
 )
 from skipinit_jax.errors import UsageError, unknown_name
@@ -41,13 +41,16 @@ __all__ = [
   "Ensemble",
   "over_seeds",
   "signal",
+  "signal_of_functions",
 ]
 
 _COLLECTION = "signal"
-_PROBE = "_probe"
-_STATISTICS = "_statistics"
+_SLOTS = "_slots"
+_RECORD = "_record"
 
 Path = tuple[str, ...]
+Call = tuple[Path, int]
+"""A block's path, and how often it was called before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Blocks:
   """Which modules of a network are its residual blocks, and what they add.
 
   A block's first argument is the stream's features, and so is its result, or the first
-  of several; channels are last. A block is called once a pass.
+  of several; channels are last. A block that is called several times, with the same
+  weights, counts as several.
 
   In this package's blocks, what `merge` adds are skip path and branch. In others,
   the skip path is what the child `shortcut` returns, or else the block's input if it
@@ -87,7 +91,7 @@ class Blocks:
 def signal(
   model: nn.Module,
   variables: Mapping[str, Any],
-  inputs: jax.Array,
+  inputs: Any,
   *,
   blocks: Blocks = Blocks(),
   loss: Callable[[Any], jax.Array] | None = None,
@@ -106,7 +110,9 @@ def signal(
   Args:
     model: the network, called as `model.apply(variables, inputs, **arguments)`.
     variables: its variables. Their updates are dropped.
-    inputs: a batch of at least two examples, [N, ...].
+    inputs: a batch of at least two examples: an array [N, ...], of integers too, or a
+      tree of them. A dict whose keys are names of the model's arguments is given as
+      these arguments.
     blocks: the residual blocks.
     loss: scalar function of the network's output, whose gradient is measured; None: a
       scalar whose derivative with respect to the last block's output is white noise of
@@ -118,8 +124,9 @@ def signal(
     The signal of d blocks.
 
   Raises:
-    UsageError: the batch has fewer than two examples; there are no such blocks; a
-      block is called several times; or a scan of the network withholds new variables.
+    UsageError: the batch has fewer than two examples; there are no such blocks; what
+      a block takes or returns are no features; or a scan of the network withholds new
+      variables.
   """
   key = jax.random.key(0) if key is None else key
   measured = jax.jit(
@@ -127,7 +134,7 @@ def signal(
       model, variables, inputs, blocks, loss, key, arguments
     )
   )(variables, inputs, key)
-  return _with_unknown(measured)
+  return probes.with_unknown(measured)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +164,7 @@ class Ensemble:
 
 def over_seeds(
   model: nn.Module,
-  inputs: jax.Array,
+  inputs: Any,
   *,
   num_seeds: int,
   blocks: Blocks = Blocks(),
@@ -172,7 +179,7 @@ def over_seeds(
 
   Args:
     model: the network, initialized as `model.init(key, inputs, **arguments)`.
-    inputs: a batch of at least two examples, [N, ...], the same for all seeds.
+    inputs: a batch as `signal` takes it, the same for all seeds.
     num_seeds: how many initializations; at least two.
     blocks: the residual blocks.
     loss: see `signal`.
@@ -190,156 +197,194 @@ def over_seeds(
 
   def measure_seed(key: jax.Array, inputs: jax.Array) -> Signal:
     init_key, key = jax.random.split(key)
-    variables = model.init(init_key, inputs, **arguments)
+    args, kwargs = _call(model, inputs, arguments)
+    variables = model.init(init_key, *args, **kwargs)
     return _measure(model, variables, inputs, blocks, loss, key, arguments)
 
   keys = jax.random.split(jax.random.key(0) if key is None else key, num_seeds)
   signals = jax.jit(
     lambda keys, inputs: jax.lax.map(lambda key: measure_seed(key, inputs), keys)
   )(keys, inputs)
-  return Ensemble(to_numpy(_with_unknown(signals)))
+  return Ensemble(to_numpy(probes.with_unknown(signals)))
+
+
+Function = Callable[[Any], Any]
+
+
+def signal_of_functions(
+  blocks: Sequence[Function],
+  x: jax.Array,
+  *,
+  branches: Sequence[Function] | None = None,
+  head: Function | None = None,
+  loss: Callable[[Any], jax.Array] | None = None,
+  names: Sequence[str] | None = None,
+  key: jax.Array | None = None,
+) -> Signal:
+  """Measures the signal of a network that is given as functions.
+
+  So it is a network of any framework whose blocks JAX can differentiate.
+
+  Args:
+    blocks: the residual blocks, each a function of the stream [N, ..., channels]. A
+      function for one example is given under `jax.vmap`.
+    x: the first block's input, of at least two examples: behind a stem or embedding.
+    branches: for each block what it adds to the skip path, a function of the block's
+      input; None: what a block returns less what it takes, where shapes are equal.
+    head: what stands behind the last block; None: nothing.
+    loss: scalar function of the output; None: as in `signal`.
+    names: the blocks' names; None: their numbers, from 1.
+    key: for the noise that stands for a loss; None: `jax.random.key(0)`.
+
+  Returns:
+    The signal of d blocks.
+
+  Raises:
+    UsageError: there are no blocks, or not as many branches or names; fewer than two
+      examples; or what a block returns are no features.
+  """
+  blocks = list(blocks)
+  for kind, given in (("branches", branches), ("names", names)):
+    if given is not None and len(given) != len(blocks):
+      raise UsageError(
+        f"{kind} has {len(given)} entries: there are {len(blocks)} blocks."
+      )
+  if not blocks:
+    raise UsageError("blocks is empty: give the functions of the residual blocks.")
+  if names is None:
+    names = [str(number) for number in range(1, len(blocks) + 1)]
+  x = jnp.asarray(x)
+  probes.require_examples(x)
+  probes.require_features(names[0], input=x)
+  key = jax.random.key(0) if key is None else key
+
+  def run(x: jax.Array, slots: Sequence[Any], key: jax.Array) -> Any:
+    records = []
+    for index, (name, block, of_block) in enumerate(
+      zip(names, blocks, slots, strict=True)
+    ):
+      x = probes.probe(x, of_block["input"])
+      y = block(x)
+      probes.require_features(name, output=y)
+      y = probes.probe(y, of_block["output"])
+      # What the branch adds is recorded, and not differentiated.
+      parts = {} if branches is None else {"branch": branches[index](x)}
+      if parts and parts["branch"].shape == y.shape:
+        parts["skip"] = y - parts["branch"]
+      records.append(probes.record(x, y, parts))
+      x = y
+    # The same noise as that of a module.
+    noise = None if loss is not None else jax.random.split(key)[1]
+    x = probes.end(x, slots[-1]["end"], True, noise)
+    return x if head is None else head(x), records
+
+  @jax.jit
+  def measured(x: jax.Array, key: jax.Array) -> Signal:
+    slots = [probes.slots(x) for _ in blocks]
+    gradients, records, elasticity = probes.differentiate(
+      lambda slots: run(x, slots, key), slots, loss
+    )
+    pairs = zip(records, gradients, strict=True)
+    full = [record | {"gradient": gradient} for record, gradient in pairs]
+    return probes.assemble(names, full, elasticity)
+
+  return probes.with_unknown(measured(x, key))
 
 
 def _measure(
   model: nn.Module,
   variables: Mapping[str, Any],
-  inputs: jax.Array,
+  inputs: Any,
   blocks: Blocks,
   loss: Callable[[Any], jax.Array] | None,
   key: jax.Array,
   arguments: Mapping[str, Any],
 ) -> Signal:
-  require_two_examples(inputs.shape[0])
+  probes.require_examples(inputs)
   model_key, noise_key = jax.random.split(key)
   mutable = [name for name in variables if name != "params"] + [_COLLECTION]
+  args, kwargs = _call(model, inputs, arguments)
 
-  def run(probes: Mapping[str, Any], interceptor: Any) -> tuple[Any, Any]:
+  def run(slots: Mapping[str, Any], interceptor: Any) -> tuple[Any, Any]:
     with nn.intercept_methods(interceptor):
       outputs, state = model.apply(
-        {**variables, _COLLECTION: probes},
-        inputs,
+        {**variables, _COLLECTION: slots},
+        *args,
         rngs=model_key,
         mutable=mutable,
-        **arguments,
+        **kwargs,
       )
     return outputs, state.get(_COLLECTION, {})
 
   finder = _Finder(blocks)
-  _, probes = jax.eval_shape(lambda: run({}, finder))
-  paths = finder.found()
-  probes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), probes)
-  last = _at(probes, paths[-1])[_PROBE]
-  last["noise"] = last["noise"].at[(-1,) * last["noise"].ndim].set(1)
+  _, slots = jax.eval_shape(lambda: run({}, finder))
+  calls = finder.found()
+  slots = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), slots)
+  # A scan's last turn is its last block.
+  last = calls[-1]
+  place = _at(slots, last)
+  place["last"] = place["last"].at[(-1,) * place["last"].ndim].set(1)
+  noise = None if loss is not None else noise_key
 
-  def scalar(probes: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-    outputs, state = run(probes, _Recorder(blocks, finder.transformed, noise_key))
-    if loss is not None:
-      return loss(outputs), state
-    products = [_at(state, path)[_STATISTICS]["noise_product"] for path in paths]
-    return functools.reduce(jnp.add, map(jnp.sum, products)), state
-
-  gradients, state = jax.grad(scalar, has_aux=True)(probes)
+  gradients, state, head = probes.differentiate(
+    lambda slots: run(slots, _Recorder(blocks, finder.transformed, last, noise)),
+    slots,
+    loss,
+  )
   return _gather(
     {
-      path: _at(state, path)[_STATISTICS] | {"gradient": _at(gradients, path)[_PROBE]}
-      for path in paths
+      call: _at(state, call, _RECORD) | {"gradient": _at(gradients, call)}
+      for call in calls
     },
     finder.bodies,
+    head,
   )
 
 
-def _at(tree: Mapping[str, Any], path: Path) -> Any:
-  return functools.reduce(lambda node, name: node[name], path, tree)
+def _call(
+  model: nn.Module, inputs: Any, arguments: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  """Returns a call's arguments, positional and by name."""
+  names = inspect.signature(type(model).__call__).parameters
+  if isinstance(inputs, Mapping) and all(name in names for name in inputs):
+    return (), {**inputs, **arguments}
+  return (inputs,), dict(arguments)
+
+
+def _at(tree: Mapping[str, Any], call: Call, kind: str = _SLOTS) -> Any:
+  path, number = call
+  return functools.reduce(lambda node, name: node[name], path, tree)[f"{kind}{number}"]
 
 
 def _gather(
-  statistics: Mapping[Path, Mapping[str, Any]], bodies: Mapping[Path, object]
+  records: Mapping[Call, probes.Record], bodies: Mapping[Path, object], head: jax.Array
 ) -> Signal:
-  """Brings the statistics of all paths into one row of blocks, in their order."""
+  """Brings the records of all calls into one row of blocks, in their order."""
   names: list[str] = []
   # Blocks in the body of one scan take turns.
   order: list[int] = []
 
-  def stacked(path: Path) -> Any:
+  def stacked(call: Call) -> Any:
     # Leading axes are those of the scans around a block.
-    return statistics[path]["noise_product"]
+    return records[call]["output"]["cosine"]
 
   for _, group in itertools.groupby(
-    statistics, lambda path: (id(bodies[path]), stacked(path).shape)
+    records, lambda call: (id(bodies[call[0]]), stacked(call).shape)
   ):
-    paths, start = list(group), len(names)
-    count = stacked(paths[0]).size
-    of_paths = [
-      block_names(path, count if stacked(path).ndim else None) for path in paths
+    calls, start = list(group), len(names)
+    count = stacked(calls[0]).size
+    of_calls = [
+      [
+        name + (f" (call {number + 1})" if (path, 1) in records else "")
+        for name in block_names(path, count if stacked((path, number)).ndim else None)
+      ]
+      for path, number in calls
     ]
     for index in range(count):
-      for position, of_path in enumerate(of_paths):
-        names.append(of_path[index])
+      for position, of_call in enumerate(of_calls):
+        names.append(of_call[index])
         order.append(start + position * count + index)
-  blocks = [dict(each) for each in statistics.values()]
-  known: dict[str, list[bool]] = {"skip": [], "branch": [], "moving_variance": []}
-  for block in blocks:
-    for name, places in known.items():
-      places += [name in block] * block["noise_product"].size
-    for name in ("skip", "branch"):
-      block.setdefault(name, jax.tree.map(jnp.zeros_like, block["output"]))
-    block.setdefault("moving_variance", jnp.zeros_like(block["noise_product"]))
-  if not all("alpha" in block for block in blocks):
-    blocks = [block | {"alpha": None} for block in blocks]
-  rows = jax.tree.map(
-    lambda *leaves: jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), *blocks
-  )
-  if order != sorted(order):
-    rows = jax.tree.map(lambda leaf: leaf[np.array(order)], rows)
-
-  def stream(of: Callable[[Mapping[str, Any]], jax.Array]) -> jax.Array:
-    return jnp.append(of(rows["input"])[:1], of(rows["output"]))
-
-  def partly(values: jax.Array, name: str) -> Any:
-    places = tuple(known[name][index] for index in order)
-    return values if all(places) else _Partial(values, places)
-
-  gradient = rows["gradient"]
-  return Signal(
-    names=tuple(names),
-    second_moment=stream(lambda features: features["second_moment"]),
-    variance=stream(lambda features: features["variance"]),
-    cosine=stream(lambda features: features["cosine"]),
-    gradient_second_moment=jnp.append(gradient["input"][:1], gradient["output"]),
-    skip_second_moment=partly(rows["skip"]["second_moment"], "skip"),
-    skip_variance=partly(rows["skip"]["variance"], "skip"),
-    branch_second_moment=partly(rows["branch"]["second_moment"], "branch"),
-    branch_variance=partly(rows["branch"]["variance"], "branch"),
-    moving_variance=partly(rows["moving_variance"], "moving_variance"),
-    alpha=rows["alpha"],
-  )
-
-
-@struct.dataclass
-class _Partial:
-  """Values of which some are not known.
-
-  Not a number says so to users, but in compiled code JAX's search for errors would stop
-  there.
-  """
-
-  values: jax.Array
-  known: tuple[bool, ...] = struct.field(pytree_node=False)
-
-
-def _with_unknown(signal: Signal) -> Signal:
-  """Returns a signal that is not a number where it is not known."""
-
-  def fill(field: Any) -> Any:
-    if not isinstance(field, _Partial):
-      return field
-    known, values = np.array(field.known), field.values
-    if isinstance(values, jax.core.Tracer):
-      # A function of the user's is compiled around it.
-      return jnp.where(known, values, jnp.nan)
-    return np.where(known, jax.device_get(values), np.float32(np.nan))
-
-  return jax.tree.map(fill, signal, is_leaf=lambda leaf: isinstance(leaf, _Partial))
+  return probes.assemble(names, list(records.values()), head, order)
 
 
 class _Finder:
@@ -353,7 +398,7 @@ class _Finder:
     # What a block is called within: the network, or the body of a transformation such
     # as a scan, which is a root of its own among Flax's scopes.
     self.bodies: dict[Path, object] = {}
-    self._paths: dict[Path, None] = {}
+    self._calls: dict[Call, None] = {}
     self._active: list[Path] = []
     self._classes: dict[str, str] = {}
 
@@ -368,58 +413,84 @@ class _Finder:
       return run(*args, **kwargs)
     if path in self._active:
       self.transformed.add(path)
-    self._paths[path] = None
     # A scope itself would leak the tracers that it holds.
     self.bodies[path] = weakref.ref(module.scope.root)
     self._active.append(path)
     output = run(*args, **kwargs)
     self._active.pop()
     if path not in self.transformed or path in self._active:
-      self._make_probe(module, bool(args), output)
+      self._make_slots(module, _stream(module, args, kwargs)[0], output)
     return output
 
-  def _make_probe(self, module: nn.Module, positional: bool, output: Any) -> None:
+  def _make_slots(self, module: nn.Module, x: Any, output: Any) -> None:
     name = "/".join(module.path)
-    if not positional:
-      raise UsageError(f"Block {name!r} is called without a positional argument.")
+    y = _first(output)
+    probes.require_features(name, input=x, output=y)
     if not module.is_mutable_collection(_COLLECTION):
       raise UsageError(
         f"Block {name!r} is inside a scan that withholds new variables: add "
         f'"{_COLLECTION}": 0 to its variable_axes.'
       )
-    if module.has_variable(_COLLECTION, _PROBE):
-      raise UsageError(
-        f"Block {name!r} is called several times in a pass: choose blocks that are "
-        "called once."
-      )
-    zero = jnp.zeros((), _wide(_first(output)).dtype)
-    probe = {"input": zero, "output": zero, "noise": zero}
-    module.put_variable(_COLLECTION, _PROBE, probe)
+    number = _calls_before(module, _SLOTS)
+    self._calls[module.path, number] = None
+    slots = probes.slots(y) | {"last": jnp.zeros((), jnp.float32)}
+    module.put_variable(_COLLECTION, f"{_SLOTS}{number}", slots)
 
-  def found(self) -> list[Path]:
-    """Returns the blocks' paths, or raises a UsageError if there are none."""
+  def found(self) -> list[Call]:
+    """Returns the blocks' calls, or raises a UsageError if there are none."""
     select = self.blocks.select
-    if self._paths:
-      return list(self._paths)
+    if self._calls:
+      return list(self._calls)
+    modules = {path: kind for path, kind in self._classes.items() if path}
+    if not modules:
+      raise UsageError(
+        "The network has no modules inside, so no blocks: give the blocks as functions "
+        "to analysis.diagnose_functions."
+      )
     if isinstance(select, str):
-      raise unknown_name("block", select, filter(None, self._classes))
+      raise unknown_name("block", select, modules)
     classes = select if isinstance(select, tuple) else (select,)
     wanted = " or ".join(each.__name__ for each in classes)
-    present = ", ".join(sorted(set(self._classes.values())))
+    present = ", ".join(sorted(set(modules.values())))
     raise UsageError(
       f"The network has no residual blocks of class {wanted}: select them by one of "
       f"its modules' classes ({present}) or by a pattern of their paths."
     )
 
 
+def _calls_before(module: nn.Module, kind: str) -> int:
+  """Returns how often a block was called before, by the variables that it has."""
+  # A scope is new for each trace of a transformation; a counter here would not be.
+  numbers = itertools.count()
+  return next(n for n in numbers if not module.has_variable(_COLLECTION, f"{kind}{n}"))
+
+
+def _stream(
+  module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]]:
+  """Returns a block's first argument, and the arguments with another in its place."""
+  if args:
+    return args[0], lambda x: ((x, *args[1:]), dict(kwargs))
+  # `self` is the first.
+  for name in list(inspect.signature(type(module).__call__).parameters)[1:]:
+    if name in kwargs:
+      return kwargs[name], lambda x, name=name: ((), {**kwargs, name: x})
+  raise UsageError(f"Block {'/'.join(module.path)!r} is called without an argument.")
+
+
 class _Recorder:
   """Interceptor that records the blocks' statistics and probes the gradient."""
 
   def __init__(
-    self, blocks: Blocks, transformed: set[Path], noise_key: jax.Array
+    self,
+    blocks: Blocks,
+    transformed: set[Path],
+    last: Call,
+    noise_key: jax.Array | None,
   ) -> None:
     self.blocks = blocks
     self.transformed = transformed
+    self.last = last
     self.noise_key = noise_key
     self._outside: set[Path] = set()
     # For each block being called: its path and what was seen inside of it.
@@ -465,102 +536,34 @@ class _Recorder:
   def _block(
     self, module: nn.Module, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
   ) -> Any:
-    probe: dict[str, jax.Array] = module.get_variable(_COLLECTION, _PROBE)
-    x = _probe(args[0], probe["input"])
+    number = _calls_before(module, _RECORD)
+    slots: dict[str, Any] = module.get_variable(_COLLECTION, f"{_SLOTS}{number}")
+    x, replaced = _stream(module, args, kwargs)
+    x = probes.probe(x, slots["input"])
+    args, kwargs = replaced(x)
     seen: dict[str, jax.Array] = {}
     self._open.append((module.path, seen))
-    output = run(x, *args[1:], **kwargs)
+    output = run(*args, **kwargs)
     self._open.pop()
-    y = _probe(_first(output), probe["output"])
-
-    if x.shape == y.shape:
-      seen.setdefault("skip", x)
-    if "skip" in seen:
-      seen.setdefault("branch", y - seen["skip"])
-    features = {"input": x, "output": y} | {
-      name: seen.pop(name) for name in ("skip", "branch") if name in seen
-    }
-    statistics = {
-      **{name: _statistics(each) for name, each in features.items()},
-      "noise_product": self._noise_product(y, probe["noise"]),
-      # What is left: a normalizer's variance and alpha, where there are such.
-      **seen,
-    }
-    module.put_variable(_COLLECTION, _STATISTICS, statistics)
+    y = probes.probe(_first(output), slots["output"])
+    # What is seen is alpha and a normalizer's variance, where there are such, beside
+    # skip path and branch.
+    record = probes.record(x, y, seen)
+    module.put_variable(_COLLECTION, f"{_RECORD}{number}", record)
+    if (module.path, number) == self.last:
+      y = probes.end(y, slots["end"], slots["last"] > 0, self.noise_key)
     return (y, *output[1:]) if isinstance(output, tuple) else y
-
-  def _noise_product(self, y: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Product of y with white noise in the chosen block, otherwise zero."""
-
-    def product(y: jax.Array) -> jax.Array:
-      y = _wide(y)
-      # Every block of a scan has this key, and one block's noise is drawn.
-      key = jax.random.clone(self.noise_key)
-      return (y * jax.random.normal(key, y.shape, y.dtype)).sum()
-
-    # Noise for every block would take a good part of the time of a forward pass.
-    return jax.lax.cond(chosen > 0, product, lambda y: jnp.zeros_like(chosen), y)
-
-
-@jax.custom_vjp
-def _probe(x: jax.Array, slot: jax.Array) -> jax.Array:
-  """Returns x; the slot's "derivative" is the mean square of x's."""
-  return x
-
-
-def _probe_forward(x: jax.Array, slot: jax.Array) -> tuple[jax.Array, None]:
-  return x, None
-
-
-def _probe_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, factor = _in_range(_wide(cotangent))
-  return cotangent, jnp.square(x).mean() * factor
-
-
-_probe.defvjp(_probe_forward, _probe_backward)
 
 
 def _first(output: Any) -> Any:
   return output[0] if isinstance(output, tuple) else output
 
 
-def _wide(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _in_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns x over a power of two, and the square of that."""
-  # The sum of many large squares overflows before their mean does.
-  scale = jnp.where(jnp.abs(x).max() < 2.0**40, 1.0, 2.0**40).astype(x.dtype)
-  return x / scale, scale**2
-
-
-def _variance(x: jax.Array) -> jax.Array:
-  return x.var(tuple(range(x.ndim - 1))).mean()
-
-
 def _normalizer_variance(
   module: nn.BatchNorm | GhostBatchNorm, x: jax.Array
 ) -> jax.Array:
-  x = _wide(x)
+  x = probes.wide(x)
   if isinstance(module, GhostBatchNorm):
     one = jnp.ones((1,) * x.ndim)
     return normalize_sub_batches(x, module.ghost_batch_size, one, one, 1.0)[2].mean()
-  return _variance(x)
-
-
-def _statistics(x: jax.Array) -> dict[str, jax.Array]:
-  x = _wide(x)
-  size = x.shape[0]
-  rows = x.reshape(size, -1)
-  # Squares overflow long before the features do, but a direction has no scale.
-  rows /= jnp.maximum(jnp.abs(rows).max(1, keepdims=True), jnp.finfo(x.dtype).tiny)
-  squares = jnp.square(rows).sum(1, keepdims=True)
-  rows *= jax.lax.rsqrt(jnp.maximum(squares, 1))
-  pairs = jnp.square(rows.sum(0)).sum() - jnp.square(rows).sum()
-  x, factor = _in_range(x)
-  return {
-    "second_moment": jnp.square(x).mean() * factor,
-    "variance": _variance(x) * factor,
-    "cosine": pairs / (size * (size - 1)),
-  }
+  return probes.variance(x)

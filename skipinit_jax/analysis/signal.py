@@ -46,6 +46,11 @@ class Signal:
       [..., d].
     alpha: the learnable scalar at the end of the branch, [..., d]; None in theory,
       and where a block has none.
+    head: the elasticity of what stands behind the last block, [...]: the relative
+      change of what tells examples apart in the network's output, over the relative
+      change of the stream's size that causes it. 0 behind a normalizer, 1 of linear
+      layers; 1 too where it is not known, as behind a classifier of zeros. None in
+      theory.
   """
 
   names: tuple[str, ...] = struct.field(pytree_node=False)
@@ -59,6 +64,7 @@ class Signal:
   branch_variance: Values
   moving_variance: Values
   alpha: Values | None = None
+  head: Values | None = None
 
   @property
   def branch_to_skip(self) -> Values:
@@ -89,6 +95,16 @@ class Signal:
   def relative_gradient(self) -> Values:
     """Gradient's second moment over that at the last block's output, [..., d + 1]."""
     return self.gradient_second_moment / self.gradient_second_moment[..., -1:]
+
+  @property
+  def relative_sensitivity(self) -> Values:
+    """How the loss feels relative changes of the stream, over the last, [..., d + 1].
+
+    It is the gradient's second moment times the stream's: the mean square of the loss's
+    change where each entry of the stream changes by a small random part of its size.
+    """
+    gradient = self.relative_gradient
+    return gradient * (self.second_moment / self.second_moment[..., -1:])
 
 
 def to_numpy(signal: Signal) -> Signal:

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
-from skipinit_jax.analysis import measure, theory
+from skipinit_jax.analysis import measure, probes, theory
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import (
   BasicBlock,
@@ -210,7 +210,6 @@ class TestChoiceOfBlocks:
         {},
         r"Unknown block 'layers_\*' \(did you mean 'layer_\*",
       ),
-      (OWN, {"form": "shared"}, "'OwnBlock_0' is called several times"),
       (
         OWN,
         {"form": "scan", "scanned": ("params", "batch_stats")},
@@ -222,15 +221,53 @@ class TestChoiceOfBlocks:
     with pytest.raises(UsageError, match=message):
       measure_own(blocks, **fields)
 
-  def test_a_block_without_positional_argument(self):
+  def test_a_block_that_is_called_several_times(self):
+    x = normal(4, 8)
+    shared = measure_own(OWN, form="shared", x=x)
+    assert shared.names == tuple(f"OwnBlock_0 (call {n})" for n in (1, 2, 3))
+    model = OwnNetwork((8, 8, 8), "shared")
+    kernel = model.init(key(), x)["params"]["OwnBlock_0"]["last"]["kernel"]
+    for index in range(3):
+      np.testing.assert_allclose(
+        shared.second_moment[index], np.square(x).mean(), rtol=1e-5
+      )
+      x = 0.8 * (x + (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) @ kernel)
+    assert np.isfinite(shared.gradient_second_moment).all()
+
+  def test_inputs_by_name_and_of_integers(self):
+    """A dict of arguments, tokens, a mask by keyword, and blocks called by keyword."""
+
+    class Network(nn.Module):
+      @nn.compact
+      def __call__(self, tokens, mask):
+        x = nn.Embed(7, 8, name="embed")(tokens)
+        for name in ("encoder", "decoder"):
+          x = Stage(name=name)(x, mask=mask)
+        return x.mean(1)
+
+    class Stage(nn.Module):
+      @nn.compact
+      def __call__(self, x, *, mask):
+        x = jnp.where(mask[..., None], x, 0)
+        return FullyConnectedBlock(8, name="block")(x=x)
+
+    tokens = np.random.default_rng(0).integers(0, 7, (4, 5))
+    batch = {"tokens": tokens, "mask": np.ones((4, 5), bool)}
+    ensemble = measure.over_seeds(Network(), batch, num_seeds=2)
+    assert ensemble.signals.names == ("encoder/block", "decoder/block")
+    blocks = measure.Blocks("embed")
+    with pytest.raises(UsageError, match=r"input of block 'embed' has dtype int"):
+      measure.over_seeds(Network(), batch, num_seeds=2, blocks=blocks)
+
+  def test_a_network_without_modules_inside(self):
     class Network(nn.Module):
       @nn.compact
       def __call__(self, x):
-        return FullyConnectedBlock(8)(x=x)
+        return x
 
-    x = normal(4, 8)
-    with pytest.raises(UsageError, match="without a positional argument"):
-      measure.over_seeds(Network(), x, num_seeds=2)
+    for select in ("layers_*", OwnBlock):
+      with pytest.raises(UsageError, match=r"no modules inside.*diagnose_functions"):
+        measure.signal(Network(), {}, normal(4, 8), blocks=measure.Blocks(select))
 
 
 def test_too_few_examples_and_seeds():
@@ -377,9 +414,9 @@ def test_post_activation_blocks_have_their_sum_in_front_of_the_activation():
 
 def test_moments_are_finite_where_only_their_sums_overflow():
   x = 2.0**63 * jnp.tile(jnp.array([[1.0], [-1.0]]), (32, 128))
-  statistics = measure._statistics(x)
+  statistics = probes.statistics(x)
   assert statistics["second_moment"] == 2.0**126
   assert statistics["variance"] == 2.0**126
-  assert measure._statistics(4 * x)["second_moment"] == jnp.inf
-  _, gradient = measure._probe_backward(None, x)
+  assert probes.statistics(4 * x)["second_moment"] == jnp.inf
+  _, gradient = probes._probe_backward(None, x)
   assert gradient == 2.0**126
