@@ -53,9 +53,15 @@ class StudyProgram(program.Program, Generic[Config]):
       "the runs, the results and the report", in_bucket=self.one_by_one
     )
     config = program.define_config(self.configs, self.default)
+    dry_run = flags.DEFINE_boolean(
+      "dry_run", False, "Whether only to say how many runs there are and how long."
+    )
     run = _define_one_by_one() if self.one_by_one else _define_side_by_side()
 
     def main() -> int:
+      if dry_run.value:
+        document.print_table(studies.plan_table(self.make_study(config.value)))
+        return 0
       try:
         results = run(lambda: self.make_study(config.value), workdir.value)
       except studies.Interrupted as error:

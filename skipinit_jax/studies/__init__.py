@@ -8,6 +8,7 @@ from skipinit_jax.studies.branch_scale import (
 )
 from skipinit_jax.studies.depth import DepthStudyConfig, depth_study
 from skipinit_jax.studies.imagenet import ImageNetStudyConfig, imagenet_study
+from skipinit_jax.studies.plan import plan_table
 from skipinit_jax.studies.regularization import (
   RegularizationStudyConfig,
   regularization_study,
@@ -71,6 +72,7 @@ __all__ = [
   "largest_stable_rate",
   "make_report",
   "markdown",
+  "plan_table",
   "print_accuracy",
   "print_result",
   "read_results",
