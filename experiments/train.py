@@ -9,6 +9,7 @@ On several hosts, the same on each of them with its own number:
 """
 
 from experiments import program, protocols
+from skipinit_jax import document
 from skipinit_jax.training import TrainConfig, distributed, train
 
 CONFIGS = {
@@ -36,7 +37,7 @@ def main() -> int:
   """Runs the program."""
   _join_processes()
   workdir = _WORKDIR.value
-  result = train(_CONFIG.value, workdir)
+  result = train(_CONFIG.value, workdir, command=document.command_line())
   if not distributed.is_first():
     return _STATUSES[result.status]
   if result.test_accuracy is not None:

@@ -35,6 +35,7 @@ RECORD = "record.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 

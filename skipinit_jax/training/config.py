@@ -33,6 +33,7 @@ _CHANGEABLE = (
   "shard_params",
   "checkpoint_every_seconds",
   "signal_every_steps",
+  "profile_steps",
 )
 _DTYPES = ("float32", "bfloat16")
 _COUNTS = (
@@ -135,6 +136,8 @@ class TrainConfig:
     signal_every_steps: steps between measurements of the signal in each block, from
       step 0 on, and at the last step (`training.signal_log`); 0: none. A measurement
       takes up to the time of a step.
+    profile_steps: steps to record by JAX's profiler, from the second dispatch of steps
+      on, in the workdir's folder `profile`; 0: none.
   """
 
   # Data
@@ -195,6 +198,7 @@ class TrainConfig:
   eval_every_epochs: int = 1
   checkpoint_every_seconds: float = 60.0
   signal_every_steps: int = 0
+  profile_steps: int = 0
 
   @property
   def model_title(self) -> str:
@@ -216,8 +220,8 @@ class TrainConfig:
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
 
-    Where the data and the parameters lie, and how often checkpoints are written and
-    signals are measured, may change.
+    Where the data and the parameters lie, how often checkpoints are written and signals
+    are measured, and what is profiled may change.
     """
     fields = {**dataclasses.asdict(self), "init_from": _place(self.init_from)}
     fields["version"] = self._version

@@ -34,8 +34,9 @@ from skipinit_jax.training.metrics import (
   warn_of_lost_epochs,
 )
 from skipinit_jax.training.optimizer import check_parameters
+from skipinit_jax.training.profile import Profile
 from skipinit_jax.training.progress import Progress
-from skipinit_jax.training.record import jax_settings, make_record
+from skipinit_jax.training.record import environment, jax_settings, make_record
 from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.size import check_size, num_parameters
 from skipinit_jax.training.stop import StopRequest
@@ -75,6 +76,8 @@ class Result:
     test_ema_loss: loss of the parameters' moving average; None where none is kept, or
       unless completed.
     test_ema_accuracy: likewise, from 0 to 1.
+    environment: how the run was made, in words: its command, the commit of the code,
+      Python and system, each if it is known.
   """
 
   status: Literal["completed", "diverged", "interrupted"]
@@ -92,6 +95,7 @@ class Result:
   test_top5_accuracy: float | None
   test_ema_loss: float | None = None
   test_ema_accuracy: float | None = None
+  environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -101,6 +105,7 @@ def train(
   show_progress: bool = True,
   devices: Sequence[jax.Device] | None = None,
   stop: StopRequest | None = None,
+  command: str | None = None,
 ) -> Result:
   """Trains and evaluates one network.
 
@@ -115,6 +120,7 @@ def train(
     show_progress: whether to show progress on standard error.
     devices: the devices to use; None: all.
     stop: asks the run to save and stop; None: SIGTERM and SIGINT do.
+    command: the command that makes the run, for its record.
 
   Returns:
     The result.
@@ -143,6 +149,7 @@ def train(
     check_size(config, model, dataset.image_shape, total_steps, mesh)
     check_parameters(config, model, dataset.image_shape)
     record = make_record(config, dataset)
+    profile = Profile(directory, config.profile_steps, enabled=first)
     finished = _finished_result(directory, config, record) if first else None
   distributed.check_same({"record": record})
   device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -171,13 +178,17 @@ def train(
       enabled=show_progress and first,
     ) as progress,
     Trainer(config, dataset, model, mesh, weights and weights.variables) as trainer,
+    profile,
   ):
     restored = checkpoints.restore_latest(trainer.initial_state)
     step, state = restored or (0, trainer.initial_state)
     finite = True
     test: dict[str, float] = {}
     with MetricsWriter(
-      workdir, resume_step=step if restored else None, enabled=first
+      workdir,
+      resume_step=step if restored else None,
+      hyperparameters=config.used(),
+      enabled=first,
     ) as writer:
       signal_log = SignalLog(
         writer,
@@ -200,16 +211,20 @@ def train(
           steps_per_epoch - step % steps_per_epoch,
           signal_log.steps_to_next(step),
           stopwatch.steps_in(_DISPATCH_SECONDS),
+          profile.most_steps,
         )
         # Each process knows only its own clock and signals: all of them do what the
         # slowest one proposes, and nothing where one was asked to stop.
         num_steps = min(distributed.gather(0 if stop.requested else num_steps))
         if num_steps == 0:
           break
+        profile.begin()
         begin, first_step = time.monotonic(), step
         state, is_finite = trainer.train_steps(state, num_steps)
         finite, step = bool(is_finite), int(state.step)
         stopwatch.add(step - first_step, time.monotonic() - begin)
+        if written := profile.end(step - first_step):
+          progress.message(written)
 
         means = state.sums.means()
         speed = stopwatch.images_per_second
@@ -265,6 +280,7 @@ def train(
       test_top5_accuracy=test["top5_accuracy"] if completed else None,
       test_ema_loss=test.get("ema_loss") if completed else None,
       test_ema_accuracy=test.get("ema_accuracy") if completed else None,
+      environment=environment(command),
     )
     if first:
       write_json(directory / RESULT, dataclasses.asdict(result))

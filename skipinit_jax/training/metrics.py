@@ -33,6 +33,8 @@ _LARGEST = 1e19
 # Buckets take a file at most once a second, and each time costs money.
 _BUCKET_SECONDS = 30.0
 _MOST_NAMED = 10
+# The metrics by which TensorBoard compares runs.
+_COMPARED = ("eval/accuracy", "eval/loss", "train/accuracy", "train/loss")
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -99,6 +101,7 @@ class MetricsWriter:
     workdir: str | os.PathLike[str],
     *,
     resume_step: int | None,
+    hyperparameters: Mapping[str, Any] | None = None,
     enabled: bool = True,
   ):
     """Opens the records, dropping the rows that the run will write again.
@@ -107,6 +110,8 @@ class MetricsWriter:
       workdir: an existing directory; TensorBoard's events are in its `tensorboard`.
       resume_step: the step of the restored checkpoint: rows of later steps are
         dropped. None where training starts from the beginning: all rows are.
+      hyperparameters: values by name, by which TensorBoard compares runs: numbers,
+        texts, tuples of texts, and None, which it is not told.
       enabled: False writes nothing, as in all processes of a run but one.
 
     Raises:
@@ -140,6 +145,8 @@ class MetricsWriter:
       # Line buffering hands each row to the system in one piece.
       self._rows = path.open("a", encoding="utf-8", buffering=1)
     self._tensorboard = _TensorBoard(workdir / TENSORBOARD, first_step)
+    if hyperparameters is not None:
+      self._tensorboard.write_hyperparameters(hyperparameters)
 
   def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
     """Appends one row.
@@ -234,6 +241,12 @@ class _TensorBoard:
       Event(wall_time=time.time(), step=first_step, session_log=start)
     )
     self._flushed_at = -math.inf
+
+  def write_hyperparameters(self, values: Mapping[str, Any]) -> None:
+    """Adds what the plugin "HParams" shows of a run, beside its last metrics."""
+    texts = {n: ", ".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
+    for summary in self._summary.hparams(texts, dict.fromkeys(_COMPARED)):
+      self._writer.write_event(self._event(wall_time=time.time(), summary=summary))
 
   def write(self, step: int, tag: str, value: float | np.ndarray) -> None:
     """Adds a scalar, or an array as a histogram."""

@@ -22,7 +22,7 @@ _STUDY = "experiments.study_program"
 _run, app_run = program.run, app.run
 
 
-def _train(config: TrainConfig, workdir: str) -> None:
+def _train(config: TrainConfig, workdir: str, **_: Any) -> None:
   config.validate()
   config.make_model(num_classes=10)
   sys.exit(0)

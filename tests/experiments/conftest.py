@@ -17,6 +17,7 @@ def trained_run(run_program, tmp_path_factory):
     "epochs": 1,
     "batch_size": 368,
     "signal_every_steps": 1,
+    "profile_steps": 2,
   }
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
   run_program(["experiments.train", f"--workdir={workdir}", *flags], status=0)

@@ -1,6 +1,8 @@
 """The program that makes reports of studies and of runs."""
 
 import json
+import platform
+import subprocess
 
 from skipinit_jax import studies
 from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
@@ -43,8 +45,13 @@ def test_report_of_a_run(trained_run, run_program, tmp_path):
   done = run_program([*REPORT, *flags], status=0)
   assert f"{100 * accuracy:.2f}" in done.stdout
   page = (tmp_path / "report.html").read_text()
-  for name in ("result", "learning_curves", "signal"):
+  for name in ("result", "learning_curves", "signal", "environment"):
     assert f'<h3 id="{name}">' in page
+  record = (tmp_path / "environment.md").read_text()
+  assert f"python -m experiments.train '--workdir={trained_run}'" in record
+  assert " --config.profile_steps=2" in record and platform.python_version() in record
+  head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+  assert not head.returncode and head.stdout.strip() in record
   assert (tmp_path / "signal.png").stat().st_size > 0
 
 

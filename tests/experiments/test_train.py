@@ -1,5 +1,7 @@
 """The program as its users run it: killed, stopped, resumed and diverged."""
 
+import gzip
+import json
 import os
 import random
 import signal
@@ -46,6 +48,16 @@ def committed_steps(workdir):
   folder = workdir / "checkpoints"
   names = os.listdir(folder) if folder.exists() else []
   return sorted(int(name) for name in names if name.isdigit())
+
+
+def test_profile_has_the_steps_and_no_more(trained_run):
+  (trace,) = (trained_run / "profile" / "plugins" / "profile").glob("*/*.trace.json.gz")
+  events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+  names = [event.get("name", "") for event in events]
+  # Of four dispatches of a step; and what XLA computed in them.
+  steps = [name for name in names if name.startswith("$trainer.py")]
+  assert sum(name.endswith(" train_steps") for name in steps) == 2
+  assert "ThunkExecutor::Execute" in names
 
 
 def kill_amid_an_epoch(process, workdir, before):

@@ -55,7 +55,7 @@ def test_report_of_a_run(run):
   assert report.config == to_json(dataclasses.asdict(CONFIG))
   assert report.versions["jax"] == jax.__version__
   contents = contents_of(report)
-  assert list(contents) == ["result", "learning_curves", "signal"]
+  assert list(contents) == ["result", "learning_curves", "signal", "environment"]
   table = dict(contents["result"].rows)
   assert table["status"] == "completed"
   assert (table["steps"], table["test accuracy (%)"]) == ("6", accuracy)
@@ -82,7 +82,11 @@ def test_no_signal_no_heat_maps(copied):
   kept = [line for line in lines if '"signal"' not in line]
   assert len(lines) - len(kept) == 4
   (copied / "metrics.jsonl").write_text("".join(kept))
-  assert list(contents_of(make_run_report(copied, ""))) == ["result", "learning_curves"]
+  contents = contents_of(make_run_report(copied, ""))
+  assert list(contents) == ["result", "learning_curves", "environment"]
+  # Runs of older versions say nothing about it.
+  changed_result(copied, environment={})
+  assert "environment" not in contents_of(make_run_report(copied, ""))
 
 
 def test_diverged_run(copied):

@@ -307,6 +307,7 @@ def test_identity_is_what_decides_the_result():
     "shard_params",
     "checkpoint_every_seconds",
     "signal_every_steps",
+    "profile_steps",
   }
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training.metrics import (
@@ -90,6 +91,34 @@ def test_non_finite_values(tmp_path, value, text):
   assert row["unknown"] is None
   for name in ("python", "unknown"):
     assert shown_steps(tmp_path, f"train/{name}") == []
+
+
+def test_hyperparameters(tmp_path):
+  values = {"depth": 16, "method": "skipinit", "scan": True, "alpha": None, "l2": 0.5}
+  values["l2_exempt"] = ("bias", "scale")
+  for resume_step in (None, 3):
+    with MetricsWriter(
+      tmp_path, resume_step=resume_step, hyperparameters=values
+    ) as writer:
+      writer.write(5, "eval", {"accuracy": 0.5})
+  parts = [
+    HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    for event in read_events(tmp_path)
+    for value in event.summary.value
+    if value.metadata.plugin_data.plugin_name == "hparams"
+  ]
+  experiment, start, end = parts[-3:]
+  shown = {
+    name: getattr(value, value.WhichOneof("kind"))
+    for name, value in start.session_start_info.hparams.items()
+  }
+  del values["alpha"]
+  assert shown == values | {"l2_exempt": "bias, scale"}
+  assert {info.name for info in experiment.experiment.hparam_infos} == shown.keys()
+  tags = {info.name.tag for info in experiment.experiment.metric_infos}
+  assert "eval/accuracy" in tags and end.HasField("session_end_info")
+  # What there was is still shown, beside it.
+  assert shown_steps(tmp_path, "eval/accuracy") == [5]
 
 
 def test_lists(tmp_path):
