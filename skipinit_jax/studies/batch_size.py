@@ -168,7 +168,7 @@ def batch_size_claims(results: Results) -> list[Finding]:
   if pairs:
     found += [_is_stable_at_larger_rates(pairs), _has_same_rate(*pairs[0])]
   if len(pairs) > 1:
-    found.append(_pays_at_large_batches(pairs[0], pairs[-1]))
+    found.append(_pays_at_large_batches(pairs))
   return found
 
 
@@ -275,15 +275,25 @@ def _has_same_rate(size: int, norm: Result, skip: Result) -> Finding:
   )
 
 
-def _pays_at_large_batches(
-  smallest: tuple[int, Result, Result], largest: tuple[int, Result, Result]
-) -> Finding:
-  small, large = (claims.accuracy_gap(*pair) for _, *pair in (smallest, largest))
+def _pays_at_large_batches(pairs: Sequence[tuple[int, Result, Result]]) -> Finding:
+  gaps = {size: claims.accuracy_gap(norm, skip) for size, norm, skip in pairs}
+  (_, small), *_, (_, large) = gaps.items()
+  since = None
+  for size, gap in reversed(gaps.items()):
+    if not gap.is_positive():
+      break
+    since = size
+  ahead = (
+    "At the largest batch size it is not ahead for certain."
+    if since is None
+    else f"It is ahead from batch size {since} on."
+  )
+  evidence = "; ".join(f"batch {size}: {gap}" for size, gap in gaps.items())
   return Finding(
     "Batch norm's larger rates pay at large batch sizes: its advantage over SkipInit "
     "is larger at the largest batch size than at the smallest.",
     (large - small).is_positive(),
-    f"Batch {smallest[0]}: {small} points, batch {largest[0]}: {large} points.",
+    f"By points of accuracy, {evidence}. {ahead}",
   )
 
 

@@ -5,7 +5,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from skipinit_jax import methods
-from skipinit_jax.document import Figure, Finding, drawing
+from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.training import TrainConfig
@@ -163,6 +163,48 @@ def regularization_report(results: Results) -> study.StudyReport:
     f"{report.network_title(results)} on {dataset}: test accuracy by biases, dropout, "
     "L2 and method. The paper regularizes SkipInit with biases and dropout together.",
     [curves],
+    sections=[Section("What each buys", "", [gains_table(results)])],
+  )
+
+
+def gains_table(results: Results) -> Table:
+  """Returns what biases, dropout and L2 add to the accuracy of each method."""
+  cells = {
+    search.labels: search
+    for search in results.searches
+    if search.test_accuracy is not None
+  }
+  rows: list[list[str | Entry]] = []
+  for labels, search in cells.items():
+    method, use_bias, rate, l2 = dataclasses.astuple(labels)
+    others = [("all of these", RegularizationLabels(method, False, 0.0, 0.0))]
+    if use_bias:
+      others.append(("biases", dataclasses.replace(labels, use_bias=False)))
+    if rate:
+      others.append(
+        (f"dropout {rate:g}", dataclasses.replace(labels, dropout_rate=0.0))
+      )
+    if l2:
+      others.append(("L2", dataclasses.replace(labels, l2=0.0)))
+    gains = {
+      name: str(claims.accuracy_gap(search, cells[other]))
+      for name, other in others
+      if other in cells and other != labels
+    }
+    rows.append(
+      [search.row, search.column]
+      + [
+        gains.get(name, "")
+        for name in ("biases", f"dropout {rate:g}", "L2", "all of these")
+      ]
+    )
+  return Table(
+    name="gains",
+    title="Points of test accuracy that each adds to the others",
+    header=["method", "dropout", "biases", "dropout", "L2", "all together"],
+    rows=rows,
+    note="The accuracy less that of the same network without the one, or without all "
+    "three; ± the root of the sum of both squared deviations.",
   )
 
 

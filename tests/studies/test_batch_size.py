@@ -124,7 +124,12 @@ def test_only_larger_batches_of_batch_norm_have_ghost_batches():
 
 @pytest.mark.parametrize(
   ("name", "num_examples"),
-  [("digits", 1472), ("fashion_mnist", 60_000), ("cifar10", 50_000)],
+  [
+    ("digits", 1472),
+    ("fashion_mnist_cpu", 16_384),
+    ("fashion_mnist", 60_000),
+    ("cifar10", 50_000),
+  ],
 )
 def test_presets_have_the_same_steps_nearly(name, num_examples, monkeypatch):
   # The real sizes, without the files.
@@ -278,7 +283,22 @@ def test_large_rates_pay_at_large_batches(small, large, deviation, holds):
   finding = finding_of(findings, "pay at large batch sizes")
   assert finding.holds is holds
   if holds:
-    assert finding.evidence == "Batch 16: +1.0±0.1 points, batch 256: +8.0±0.1 points."
+    assert "batch 16: +1.0±0.1; batch 256: +8.0±0.1." in finding.evidence
+    assert finding.evidence.endswith("It is ahead from batch size 16 on.")
+
+
+def test_batch_norm_is_ahead_from_the_size_on_where_it_stays_ahead():
+  gaps = {16: 0.03, 32: -0.01, 64: 0.02, 128: 0.04}
+  searches = [
+    each
+    for size, gap in gaps.items()
+    for each in pair(size, {"accuracy": 0.9 + gap}, {"accuracy": 0.9})
+  ]
+  finding = finding_of(findings_on(*searches), "pay at large batch sizes")
+  assert finding.evidence.endswith("It is ahead from batch size 64 on.")
+  last = pair(256, {"accuracy": 0.9}, {"accuracy": 0.9})
+  finding = finding_of(findings_on(*searches, *last), "pay at large batch sizes")
+  assert finding.evidence.endswith("it is not ahead for certain.")
 
 
 def test_what_needs_both_methods_is_left_out_without_one():

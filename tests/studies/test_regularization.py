@@ -10,6 +10,7 @@ from skipinit_jax.studies import (
 )
 from skipinit_jax.studies.regularization import (
   RegularizationLabels,
+  gains_table,
   regularization_claims,
 )
 from skipinit_jax.training import TrainConfig
@@ -127,3 +128,21 @@ def test_l2_makes_skipinit_more_accurate(with_l2, without, holds, evidence):
 
 def test_other_methods_have_no_findings():
   assert findings_on(regularized(0.9, *BOTH, method="batch_norm")) == []
+
+
+def test_what_each_adds_is_over_the_same_network_without_it():
+  accuracies = {
+    (use_bias, dropout, l2): 0.8
+    + 0.01 * use_bias
+    + 0.02 * (dropout > 0)
+    + 0.04 * bool(l2)
+    for use_bias in (False, True)
+    for dropout in (0.0, 0.2)
+    for l2 in (0.0, 5e-4)
+  }
+  searches = [regularized(value, *labels) for labels, value in accuracies.items()]
+  table = gains_table(make_results("regularization_study", searches))
+  rows = {tuple(row[2:]) for row in table.rows}
+  assert len(table.rows) == 8 and len(rows) == 8
+  assert ("+1.0±0.1", "+2.0±0.1", "+4.0±0.1", "+7.0±0.1") in rows
+  assert ("", "", "", "") in rows
