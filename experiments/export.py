@@ -1,15 +1,20 @@
-"""Exports a trained network as StableHLO and as safetensors.
+"""Exports a trained network as StableHLO, as safetensors and to the Hugging Face Hub.
 
 Example:
   python -m experiments.train --workdir=/tmp/run
   python -m experiments.export --workdir=/tmp/run --output=/tmp/exported
 
-writes three files of the run's newest checkpoint:
+writes five files of the run's newest checkpoint:
   model.stablehlo    the program from uint8 images to logits, for any batch size, on
                      CPU, CUDA and TPU: jax.export.deserialize reads it without this
                      package; images are normalized inside
   model.safetensors  the parameters and statistics, by names such as params/stem/kernel
+  config.json        the network: skipinit_jax.export.load makes it again, with weights
+  README.md          the model card: data, accuracy, command and versions
   export.json        shapes, normalization, configuration and versions
+
+--push=USER/NAME also uploads the folder, as a private repository if it is new. That
+needs the extra `hub` and a login (hf auth login).
 """
 
 import dataclasses
@@ -22,10 +27,10 @@ import jax
 from absl import flags
 
 from experiments import program
-from skipinit_jax import data, export
+from skipinit_jax import data, document, export, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import to_json, write_json
-from skipinit_jax.training import load_trained
+from skipinit_jax.files import RESULT, read_json, to_json, write_json
+from skipinit_jax.training import Trained, load_trained
 
 _WORKDIR = program.define_workdir("a run of experiments.train, finished or not")
 _OUTPUT = program.define_path(
@@ -36,6 +41,9 @@ _AVERAGED = flags.DEFINE_boolean(
   False,
   "Export the moving average of the parameters, of a run with --config.ema_decay, in "
   "place of them.",
+)
+_PUSH = flags.DEFINE_string(
+  "push", None, "Repository of the Hugging Face Hub to upload to, such as USER/NAME."
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir",
@@ -78,14 +86,21 @@ def main() -> None:
   try:
     output.mkdir(parents=True, exist_ok=True)
     (output / "model.stablehlo").write_bytes(exported.serialize())
-    export.save_safetensors(
-      output / "model.safetensors",
+    export.save(
+      output,
+      trained.model,
       trained.variables,
-      {
+      image_shape=dataset.image_shape,
+      description={
+        name: description[name]
+        for name in ("dataset", "mean", "std", "step", "config", "versions")
+      },
+      metadata={
         "config": json.dumps(to_json(config.identity())),
         "step": str(trained.step),
         "skipinit_jax": versions["skipinit_jax"],
       },
+      card=_model_card(trained, dataset, description),
     )
     write_json(output / "export.json", description)
   except OSError as error:
@@ -98,7 +113,74 @@ def main() -> None:
     f"Exported step {trained.step}: uint8 images [batch, {shape}] to logits [batch, "
     f"{dataset.num_classes}], on {', '.join(exported.platforms)}."
   )
-  print(f"Files: {output}/model.stablehlo, model.safetensors and export.json.")
+  print(
+    f"Files: {output}/model.stablehlo, model.safetensors, config.json, README.md and "
+    "export.json."
+  )
+  if _PUSH.value:
+    print(f"Uploaded to {export.push(output, _PUSH.value)}.")
+
+
+def _model_card(trained: Trained, dataset: Any, description: dict[str, Any]) -> str:
+  """Returns the text of README.md, whose head is YAML for the Hub."""
+  config, path = trained.config, pathlib.Path(_WORKDIR.value, RESULT)
+  title = f"{config.network_title}, {methods.get(config.method).title}"
+  result = read_json(path) if path.exists() else {}
+  kind = "test_ema_accuracy" if _AVERAGED.value else "test_accuracy"
+  accuracy = result.get(kind) if result.get("step") == trained.step else None
+  head: dict[str, Any] = {
+    "library_name": "skipinit_jax",
+    "pipeline_tag": "image-classification",
+    "tags": ["jax", "flax", config.method],
+  }
+  if accuracy is not None:
+    data_set = {"name": data.title(config.dataset), "type": config.dataset}
+    metrics = [{"type": "accuracy", "value": accuracy}]
+    task = {"type": "image-classification"}
+    results = [{"task": task, "dataset": data_set, "metrics": metrics}]
+    head["model-index"] = [{"name": title, "results": results}]
+  unknown = "unknown: the run is not finished"
+  table = document.Table(
+    name="card",
+    title=title,
+    header=["what", "value"],
+    rows=[
+      ("data", data.title(config.dataset)),
+      (
+        f"accuracy on its {dataset.test.num_examples} test examples",
+        unknown if accuracy is None else f"{100 * accuracy:.2f} %",
+      ),
+      ("averaged parameters", "yes" if _AVERAGED.value else "no"),
+      ("training steps", str(trained.step)),
+      ("parameters", str(description["num_parameters"])),
+      ("images", f"{list(dataset.image_shape)}, from 0 to 1"),
+      ("their mean is subtracted", str(description["mean"])),
+      ("they are divided by", str(description["std"])),
+      *result.get("environment", {}).items(),
+      *description["versions"].items(),
+    ],
+  )
+  # Of YAML, JSON is a part.
+  yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items())
+  return f"""---
+{yaml}---
+
+# {title}, on {data.title(config.dataset)}
+
+A network of [skipinit_jax](https://arxiv.org/abs/2002.10444), which trains very deep
+residual networks with and without normalization, in JAX and Flax.
+
+{document.markdown(table)}
+```python
+from skipinit_jax import export
+
+# This folder, or that of export.pull("USER/NAME").
+model, variables = export.load(".")
+logits = model.apply(variables, (images - mean) / std, train=False)
+```
+
+`config.json` has all settings of the training, and the means and deviations.
+"""
 
 
 if __name__ == "__main__":

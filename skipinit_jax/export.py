@@ -10,11 +10,19 @@ Another process needs only jax, and flatbuffers, by which jax reads the file:
 
 JAX promises to read such a file for six months of releases after the one that wrote
 it (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
-Weights in safetensors do not age: from them a program can be exported again.
+Weights in safetensors do not age: from them a program can be exported again. With a
+description of the network beside them, they are loaded by this package:
+
+    save("exported", model, variables, image_shape=(32, 32, 3))
+    model, variables = load("exported")
+
+`push` and `pull` carry such a folder to and from the Hugging Face Hub.
 """
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,19 +32,37 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 
-from skipinit_jax.errors import UsageError, extra
-from skipinit_jax.files import local_path
+from skipinit_jax import methods, models
+from skipinit_jax.errors import UsageError, extra, misfit, unknown_name
+from skipinit_jax.files import local_path, read_json, to_json, write_json
 
 __all__ = [
   "PLATFORMS",
   "export_model",
+  "load",
   "load_arrays",
   "load_safetensors",
+  "pull",
+  "push",
+  "save",
   "save_safetensors",
 ]
 
 PLATFORMS: tuple[str, ...] = ("cpu", "cuda", "tpu")
 """What an exported program runs on, wherever it was exported."""
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+"""What a folder holds, by the names that the Hugging Face Hub knows."""
+
+_NETWORKS: dict[str, Any] = {
+  network.__name__: network
+  for network in (
+    models.WideResNet,
+    models.ResNet,
+    models.ResidualMLP,
+    models.VisionTransformer,
+  )
+}
 
 
 def export_model(
@@ -88,8 +114,9 @@ def save_safetensors(
   with extra("export"):
     import safetensors.numpy
   arrays = {
-    # safetensors writes the memory as it lies, whatever the strides.
-    name: np.ascontiguousarray(value)
+    # safetensors writes the memory as it lies, whatever the strides. NumPy's
+    # `ascontiguousarray` would make an axis for a scalar.
+    name: np.asarray(value, order="C")
     for name, value in traverse_util.flatten_dict(variables, sep="/").items()
   }
   # Its own `save_file` makes files that no other user may read.
@@ -130,3 +157,184 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   except safetensors.SafetensorError as error:
     raise UsageError(f"The file {path} is no safetensors file ({error}).") from None
   return arrays
+
+
+def save(
+  directory: str | os.PathLike[str],
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  *,
+  image_shape: Sequence[int],
+  description: Mapping[str, Any] | None = None,
+  metadata: Mapping[str, str] | None = None,
+  card: str = "",
+) -> None:
+  """Writes a network as a folder, which `load` reads, in the Hugging Face Hub's layout.
+
+  The folder gets the weights (model.safetensors), the network's fields (config.json)
+  and a model card (README.md). What else it holds stays.
+
+  Args:
+    directory: the folder, which is made if it does not exist.
+    model: one of this package's networks.
+    image_shape: height, width and channels.
+    description: more values of JSON for config.json, such as the mean of the images.
+    metadata: texts by name, for the header of the weights' file.
+    card: the model card's text; empty: no card is written.
+
+  Raises:
+    UsageError: the network is another one, or its method has functions of its own.
+  """
+  if type(model).__name__ not in _NETWORKS:
+    raise unknown_name("network", type(model).__name__, _NETWORKS)
+  fields = {
+    field.name: getattr(model, field.name)
+    for field in dataclasses.fields(model)
+    if field.name not in ("parent", "name", "method")
+  }
+  fields |= {name: jnp.dtype(fields[name]).name for name in ("dtype", "param_dtype")}
+  config = {
+    "library_name": "skipinit_jax",
+    "architectures": [type(model).__name__],
+    "model": {**fields, "method": _describe(getattr(model, "method"))},  # noqa: B009
+    "image_shape": list(image_shape),
+    **(description or {}),
+  }
+  folder = local_path(directory)
+  folder.mkdir(parents=True, exist_ok=True)
+  save_safetensors(folder / WEIGHTS, variables, metadata)
+  write_json(folder / CONFIG, config)
+  if card:
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+  """Reads a network that `save` or `experiments.export` wrote.
+
+  Args:
+    directory: the folder; `pull` fetches one from the Hub.
+
+  Returns:
+    The model, and its variables as NumPy arrays. The images that it takes are
+    normalized as config.json says.
+
+  Raises:
+    UsageError: a file is missing, damaged or of another version, or the weights do not
+      fit the network.
+  """
+  folder = local_path(directory)
+  config = read_json(folder / CONFIG)
+  try:
+    (name,) = config["architectures"]
+    fields = {**config["model"]}
+    fields |= {each: jnp.dtype(fields[each]) for each in ("dtype", "param_dtype")}
+    fields["method"] = _make_method(**fields["method"])
+    model = _NETWORKS[name](**fields)
+    images = jnp.zeros((1, *config["image_shape"]))
+  except UsageError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UsageError(
+      f"{folder / CONFIG} describes no network of this version of skipinit_jax "
+      f"({type(error).__name__}: {error})."
+    ) from None
+  variables = load_safetensors(folder / WEIGHTS)
+  needed = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+  shapes = [
+    {
+      name: leaf.shape
+      for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+    }
+    for tree in (needed, variables)
+  ]
+  if problems := misfit(*shapes):
+    raise UsageError(f"The weights in {folder} do not fit the network: {problems}.")
+  return model, variables
+
+
+def push(directory: str | os.PathLike[str], name: str, *, private: bool = True) -> str:
+  """Uploads a folder to the Hugging Face Hub, which huggingface_hub is logged in to.
+
+  Args:
+    directory: a folder with a network.
+    name: the repository, such as "user/network", which is made if it does not exist.
+    private: whether a new repository is private.
+
+  Returns:
+    The repository's address.
+
+  Raises:
+    UsageError: the folder holds no network, huggingface_hub is missing, or the Hub
+      refuses or cannot be reached.
+  """
+  folder = local_path(directory)
+  for file in (WEIGHTS, CONFIG):
+    if not (folder / file).is_file():
+      raise UsageError(f"There is no file {folder / file} to push.")
+  with _hub(name) as hub:
+    api = hub.HfApi()
+    address = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=str(folder))
+  return str(address)
+
+
+def pull(name: str, revision: str | None = None) -> str:
+  """Downloads a network from the Hugging Face Hub, unless it is in the cache there.
+
+  Args:
+    name: the repository, such as "user/network".
+    revision: a branch, tag or commit; None: the newest commit.
+
+  Returns:
+    The folder, for `load`. Nothing in it is executed.
+
+  Raises:
+    UsageError: huggingface_hub is missing, or the Hub refuses or cannot be reached.
+  """
+  with _hub(name) as hub:
+    patterns = [WEIGHTS, CONFIG, CARD]
+    return str(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
+@contextlib.contextmanager
+def _hub(name: str) -> Iterator[Any]:
+  """Imports huggingface_hub, and makes its errors in the block a `UsageError`."""
+  with extra("hub"):
+    import huggingface_hub
+  try:
+    yield huggingface_hub
+  except Exception as error:  # Its own and the network's have no other class in common.
+    reason = (str(error).split("\n")[0] or type(error).__name__).rstrip(".")
+    raise UsageError(f"{name} on the Hugging Face Hub cannot be used: {reason}.") from (
+      error
+    )
+
+
+def _describe(method: methods.Method) -> dict[str, Any]:
+  """Returns a method as values of JSON: its name, and what differs from that method."""
+  known = methods.get(method.name)
+  described = {"name": method.name}
+  for field in dataclasses.fields(method):
+    value = getattr(method, field.name)
+    if value == getattr(known, field.name):
+      continue
+    ghost = getattr(value, "keywords", {}).get("ghost_batch_size")
+    if ghost is not None:
+      described["ghost_batch_size"] = ghost
+    elif callable(value):
+      raise UsageError(
+        f"{field.name} of method {method.name!r} is {value!r}, which no file can hold: "
+        "register the method under a name of its own."
+      )
+    else:
+      described[field.name] = to_json(value)
+  return described
+
+
+def _make_method(
+  name: str, ghost_batch_size: int | None = None, **fields: Any
+) -> methods.Method:
+  method = dataclasses.replace(methods.get(name), **fields)
+  if ghost_batch_size is None:
+    return method
+  return methods.with_ghost_batches(method, ghost_batch_size)

@@ -1,7 +1,11 @@
 """Programs and weights as files, read back by other means than they were written."""
 
+import dataclasses
+import inspect
+import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +13,12 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from flax import linen as nn
 
 from skipinit_jax import export, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResidualMLP, VisionTransformer, WideResNet
+from skipinit_jax.files import read_json, write_json
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 
 MODELS = {
   # Its last stage's images are smaller than its kernels.
@@ -118,6 +124,132 @@ def test_bad_safetensors(tmp_path):
   safetensors.numpy.save_file({"conv1.weight": np.zeros(3)}, path)
   with pytest.raises(UsageError, match=r"names begin with params/; skipinit_jax.conv"):
     export.load_safetensors(path)
+
+
+CHANGED = methods.with_ghost_batches(
+  dataclasses.replace(methods.get("batch_norm"), dropout_rate=0.5, alpha=0.5), 16
+)
+
+
+@pytest.mark.parametrize(
+  ("model", "image_shape"),
+  [*MODELS.values(), (ResNet(18, 3, CHANGED, version=1), (32, 32, 3))],
+  ids=[*MODELS, "changed"],
+)
+def test_folder_is_the_network_again(model, image_shape, tmp_path):
+  variables = make_variables(model, image_shape)
+  folder = tmp_path / "a" / "b"
+  export.save(folder, model, variables, image_shape=image_shape, card="# A card")
+  assert {path.name for path in folder.iterdir()} == {
+    "model.safetensors",
+    "config.json",
+    "README.md",
+  }
+  again, loaded = export.load(folder)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  for field in dataclasses.fields(model):
+    if field.name not in ("method", "parent"):
+      assert getattr(again, field.name) == getattr(model, field.name)
+  for field in dataclasses.fields(model.method):
+    pair = getattr(again.method, field.name), getattr(model.method, field.name)
+    assert pair[0] == pair[1] or pair[0].keywords == pair[1].keywords
+
+
+def test_bad_folders(tmp_path):
+  model, image_shape = MODELS["mlp"]
+  variables = make_variables(model, image_shape)
+
+  def load(change):
+    export.save(tmp_path, model, variables, image_shape=image_shape)
+    change(tmp_path / "config.json")
+    export.load(tmp_path)
+
+  def edit(**changes):
+    return lambda path: write_json(path, read_json(path) | changes)
+
+  for change, message in (
+    (lambda path: path.unlink(), "There is no file .*config.json"),
+    (lambda path: path.write_text("{"), "config.json is damaged"),
+    (edit(architectures=["BertModel"]), "no network of this version .*BertModel"),
+    (edit(model={}), "no network of this version"),
+    (edit(image_shape=[5, 5, 1]), r"do not fit the network: .* has shape \(6, 6\)"),
+    (
+      lambda path: edit(model=read_json(path)["model"] | {"method": {"name": "me"}})(
+        path
+      ),
+      "Unknown method 'me'",
+    ),
+  ):
+    with pytest.raises(UsageError, match=message):
+      load(change)
+  method = dataclasses.replace(model.method, activation=jnp.tanh)
+  with pytest.raises(UsageError, match=r"activation of .* register the method"):
+    export.save(
+      tmp_path, model.clone(method=method), variables, image_shape=image_shape
+    )
+  with pytest.raises(UsageError, match="Unknown network 'Dense'"):
+    export.save(tmp_path, nn.Dense(3), {}, image_shape=(3,))
+
+
+def test_hub(tmp_path, monkeypatch):
+  # A folder stands in for the Hub, with what is used of huggingface_hub's interface.
+  hub, seen = tmp_path / "hub", []
+
+  class Api:
+    def create_repo(self, repo_id, *, private=None, exist_ok=False):
+      if repo_id.count("/") != 1:
+        raise ValueError(f"Repo id {repo_id} is bad.\nMore")
+      assert exist_ok
+      (hub / repo_id).mkdir(parents=True, exist_ok=True)
+      seen.append(private)
+      return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(self, *, repo_id, folder_path):
+      shutil.copytree(folder_path, hub / repo_id, dirs_exist_ok=True)
+
+  def snapshot_download(repo_id, *, revision=None, allow_patterns=None):
+    if not (hub / repo_id).exists():
+      raise RuntimeError("404 Client Error.")
+    assert revision == "main"
+    target = tmp_path / "cache"
+    for pattern in allow_patterns:
+      for path in (hub / repo_id).glob(pattern):
+        target.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    return str(target)
+
+  stub = types.SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)
+  model, image_shape = MODELS["mlp"]
+  variables = make_variables(model, image_shape)
+  export.save(tmp_path / "mine", model, variables, image_shape=image_shape)
+  (tmp_path / "mine" / "evil.py").write_text("")
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(UsageError, match=r"not installed: pip install .*\[hub\]"):
+    export.push(tmp_path / "mine", "me/net")
+  monkeypatch.setitem(sys.modules, "huggingface_hub", stub)
+  assert export.push(tmp_path / "mine", "me/net") == "https://huggingface.co/me/net"
+  assert seen == [True]
+  folder = export.pull("me/net", "main")
+  _, loaded = export.load(folder)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  assert not list(tmp_path.glob("cache/*.py"))
+  with pytest.raises(UsageError, match=r"Hub cannot be used: Repo id a is bad\.$"):
+    export.push(tmp_path / "mine", "a")
+  with pytest.raises(UsageError, match=r"me/other on the .* used: 404 Client Error"):
+    export.pull("me/other")
+  with pytest.raises(UsageError, match=r"There is no file .* to push"):
+    export.push(tmp_path, "me/net")
+
+
+def test_stub_is_as_the_package():
+  hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+  inspect.signature(hub.HfApi.create_repo).bind(
+    None, "a/b", private=True, exist_ok=True
+  )
+  inspect.signature(hub.HfApi.upload_folder).bind(None, repo_id="a/b", folder_path="c")
+  inspect.signature(hub.snapshot_download).bind(
+    "a/b", revision=None, allow_patterns=["c"]
+  )
 
 
 def test_needs_no_training_code():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import safetensors
 
-from skipinit_jax import data
-from skipinit_jax.files import read_json
-from skipinit_jax.training import load_trained
+from skipinit_jax import data, export
+from skipinit_jax.files import as_type, read_json, to_json
+from skipinit_jax.training import TrainConfig, load_trained
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_says_what_it_wrote(trained_run, exported):
     assert description[name] == result[name]
   assert description["input"] == {"shape": ["batch", 8, 8, 1], "dtype": "uint8"}
   assert description["output"] == {"shape": ["batch", 10], "dtype": "float32"}
-  assert description["config"].items() <= result["config"].items()
+  config = as_type(TrainConfig, result["config"])
+  assert description["config"] == to_json(config.identity())
   with safetensors.safe_open(output / "model.safetensors", "np") as file:
     assert json.loads(file.metadata()["config"]) == description["config"]
 
@@ -79,6 +80,26 @@ np.save("logits.npy", np.concatenate([call(images[:1]), call(images[1:])]))
   )
   actual = np.load(tmp_path / "logits.npy")
   np.testing.assert_allclose(actual, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_folder_is_the_network_and_its_card(trained_run, exported, expected):
+  output, _ = exported
+  images, logits = expected
+  model, variables = export.load(output)
+  config = read_json(output / "config.json")
+  inputs = (images.astype(np.float32) / 255 - config["mean"]) / config["std"]
+  actual = jax.jit(model.apply, static_argnames="train")(variables, inputs, train=False)
+  np.testing.assert_allclose(actual, logits, rtol=1e-4, atol=1e-4)
+
+  _, head, text = (output / "README.md").read_text().split("---\n", 2)
+  result = read_json(trained_run / "result.json")
+  fields = dict(line.split(": ", 1) for line in head.splitlines())
+  (index,) = json.loads(fields["model-index"])
+  (found,) = index["results"]
+  assert found["metrics"] == [{"type": "accuracy", "value": result["test_accuracy"]}]
+  assert f"{100 * result['test_accuracy']:.2f} %" in text
+  for value in (*result["environment"].values(), jax.__version__, "digits"):
+    assert value in text.replace("\\", "")
 
 
 def test_bad_input_is_one_sentence(trained_run, run_program, tmp_path):
