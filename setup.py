@@ -1,11 +1,14 @@
 """Packaging: what skipinit_jax needs, as ranges; requirements.lock pins them."""
 
+import tomllib
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 README = Path(__file__).with_name("README.md")
+TOOLS = tomllib.loads(README.with_name("pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = TOOLS["tool"]["skipinit_jax"]["repository"]
 
 # What a network of one's own needs: the floors are what Colab has, and older.
 _CORE = [
@@ -112,6 +115,7 @@ setup(
   ),
   long_description=README.read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
+  project_urls={"Source": REPOSITORY} if REPOSITORY else {},
   license_expression="Apache-2.0",
   license_files=["LICENSE"],
   keywords=[

@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import sys
+import tomllib
 
 _FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(_FOLDER / "_extensions"))
@@ -22,9 +23,10 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions"]
 
-# The one place that knows where the repository is: on the site, links to files that are
-# not pages lead there.
-repository_links_address = "https://github.com/OWNER/skipinit_jax/{kind}/main"
+# On the site, links to files that are not pages lead to the repository, or, as long as
+# that has no address, to the files beside.
+_TOOLS = tomllib.loads((_FOLDER.parent / "pyproject.toml").read_text("utf-8"))["tool"]
+repository_links_address = _TOOLS["skipinit_jax"]["repository"]
 repository_links_root = str(_FOLDER.parent)
 
 # From and to notebooks: see repository_links.

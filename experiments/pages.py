@@ -6,6 +6,8 @@ of results/ and the table:
   <!-- results: digits/accuracy -->
   <!-- end -->
 
+It also puts the repository's address, which pyproject.toml has, into the notebooks.
+
 Examples:
   python -m experiments.pages
   python -m experiments.pages --check
@@ -14,6 +16,8 @@ Examples:
 import functools
 import json
 import pathlib
+import re
+import tomllib
 from collections.abc import Mapping
 
 from absl import flags
@@ -52,17 +56,58 @@ def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
   return {"accuracy": studies.accuracy_table(studies.read_results(folder))}
 
 
+def _address(root: pathlib.Path) -> str:
+  tools = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]
+  address: str = tools["skipinit_jax"]["repository"]
+  return address
+
+
+def _badge(address: str, name: str) -> str:
+  colab, place = "https://colab.research.google.com", address.partition("://")[2]
+  notebook = f"{colab}/{place.replace('.com', '', 1)}/blob/main/colabs/{name}.ipynb"
+  return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({notebook})"
+
+
+def _repository(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  root = folder.parents[1]
+  address, names = _address(root), sorted(root.glob("colabs/*.ipynb"))
+  badges = [f"{path.stem} {_badge(address, path.stem)}" for path in names]
+  return {"badges": "Notebooks in Colab: " + ", ".join(badges) if address else ""}
+
+
+def link_notebook(text: str, name: str, address: str) -> str:
+  """Returns a notebook with the repository's address in its first cell and its links.
+
+  Args:
+    text: its file, JSON.
+    name: its file's name, without the suffix.
+    address: of the repository; empty: there is none, so links are relative, and there
+      is no badge.
+  """
+  blank = '    "\\n",\n'
+  text = re.sub(rf' *"\[!\[Open in Colab.*\n{re.escape(blank)}', "", text)
+  text = re.sub(r'(REPOSITORY = \\")[^"\\]*', rf"\g<1>{address}", text)
+  base = f"{address}/blob/main" if address else ".."
+  links = r"\]\((?:\.\.|https://[^\s)]*/blob/main)/(?=(?:colabs|docs)/)"
+  text = re.sub(links, f"]({base}/", text)
+  if not address:
+    return text
+  badge = f'    "{_badge(address, name)}\\n",\n'
+  return text.replace(blank, blank + badge + blank, 1)
+
+
 _FOLDERS = {
   "decode": benchmark.read_tables,
   "diagnosis": _diagnosis,
   "performance": _performance,
+  "repository": _repository,
   "scaling": _scaling,
   "storm": benchmark.read_tables,
 }
 
 
 def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
-  """Fills README.md and all pages in docs/.
+  """Fills README.md, all pages in docs/ and the notebooks.
 
   Args:
     root: the folder that has them, and results/.
@@ -96,6 +141,18 @@ def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
       raise UsageError(
         f"In {path.relative_to(root)}, {', '.join(different)} differ from the results: "
         "run `python -m experiments.pages`."
+      )
+    path.write_text(page, "utf-8")
+    changed.append(path)
+  for path in sorted(root.glob("colabs/*.ipynb")):
+    text = path.read_text("utf-8")
+    page = link_notebook(text, path.stem, _address(root))
+    if page == text:
+      continue
+    if check:
+      raise UsageError(
+        f"{path.relative_to(root)} has another address of the repository than "
+        "pyproject.toml: run `python -m experiments.pages`."
       )
     path.write_text(page, "utf-8")
     changed.append(path)

@@ -110,9 +110,6 @@ def test_core_alone_runs_the_snippets_of_the_readme(
   program = f"""
 import skipinit_jax
 {snippet.replace("WideResNet(100, 2,", "WideResNet(10, 1,")}
-verdict = skipinit_jax.analysis.diagnose(model, variables, images + jax.random.normal(
-  jax.random.key(1), images.shape))
-assert verdict.healthy, verdict.text
 for use in (
   lambda: skipinit_jax.studies,
   lambda: skipinit_jax.data.load("digits"),
@@ -128,7 +125,9 @@ for use in (
     [python, "-I", "-c", program], env=environment, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines() == [
+  verdict, *missing = done.stdout.splitlines()
+  assert verdict.startswith("The signal passes all 3 blocks")
+  assert missing == [
     f"{name} is not installed: pip install 'skipinit_jax[{extra}]' brings it."
     for name, extra in (
       ("optuna", "studies"),

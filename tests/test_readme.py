@@ -1,4 +1,4 @@
-"""The README's example, methods, links and version; tests/docs has the other pages."""
+"""The README's example, the table of methods, links and version."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_runs():
+def test_example_runs(capsys):
   (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
   # A network as deep as that takes most of a minute to compile.
   assert "WideResNet(100, 2," in example
@@ -18,13 +18,16 @@ def test_example_runs():
   names: dict[str, object] = {}
   exec(compile(example, "README.md", "exec"), names)
   assert names["logits"].shape == (4, 10)
-  network = names["MyNetwork"]()
-  output, _ = network.init_with_output(names["jax"].random.key(0), names["images"])
-  assert output.shape == (4, 10)
+  assert capsys.readouterr().out.startswith("The signal passes all 3 blocks")
+  for block in (names["block"], names["normalized"]):
+    features = names["jax"].numpy.ones((1, 4, 4, 64))
+    output, _ = block.init_with_output(names["jax"].random.key(0), features)
+    assert output.shape == features.shape
 
 
 def test_table_of_methods_is_complete():
-  names = re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE)
+  page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+  names = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
   assert tuple(names) == methods.NAMES
 
 
@@ -34,7 +37,8 @@ def test_links_and_folders_lead_somewhere():
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text("utf-8"))
   ]
-  places = re.findall(r"^\| `([\w.]*/[\w/.]*)` \|", README, flags=re.MULTILINE)
+  contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+  places = re.findall(r"^\| `([\w.]*/[\w/.]*)` \|", contributing, flags=re.MULTILINE)
   assert len(places) > 9
   assert [path for path in links + places if not (ROOT / path).exists()] == []
 

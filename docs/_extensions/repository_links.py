@@ -2,7 +2,7 @@
 
 Pages link to each other and to files of the repository by relative paths, as GitHub
 needs them. The site has none of those files: there, a link to one leads to the
-repository.
+repository, or to the file in the checkout as long as the repository has no address.
 
 The folder of notebooks is outside of docs/, which has a symbolic link to it. GitHub
 does not follow that, so links name the notebooks, and notebooks name pages, by their
@@ -25,7 +25,7 @@ _LINK = re.compile(r"(?<![!\\])(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s#]+)(#[^)\s]
 def setup(app: Sphinx) -> dict[str, Any]:
   """Connects the extension with Sphinx's events."""
   app.add_config_value("repository_links_root", None, "env", str)
-  app.add_config_value("repository_links_address", None, "env", str)
+  app.add_config_value("repository_links_address", "", "env", str)
   app.connect("source-read", _rewrite)
   return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -39,11 +39,11 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
   }
 
   address = app.config.repository_links_address
-  prefix = address.format(kind="blob") + "/"
+  prefix = f"{address}/blob/main/"
 
   def rewrite(match: re.Match[str]) -> str:
     start, path, section = match.groups(default="")
-    if path.startswith(prefix):
+    if address and path.startswith(prefix):
       target = root / path.removeprefix(prefix)
     elif ":" in path:
       return match[0]
@@ -56,7 +56,10 @@ def _rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
         path = f"{scheme}:{os.path.relpath(to.with_suffix('.html'), page.parent)}"
     elif target.exists() and target.is_relative_to(root):
       kind = "tree" if target.is_dir() else "blob"
-      path = f"{address.format(kind=kind)}/{target.relative_to(root).as_posix()}"
+      path = f"{address}/{kind}/main/{target.relative_to(root).as_posix()}"
+      if not address:
+        built = pathlib.Path(app.outdir, docname).parent
+        path = f"page:{os.path.relpath(target, built)}"
     return f"{start}{path}{section})"
 
   content[0] = _LINK.sub(rewrite, content[0])

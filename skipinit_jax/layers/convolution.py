@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 _NO_PADS = ((0, 0), (0, 0))
@@ -248,7 +248,7 @@ def _cpu_conv_of_kernel(
   options: dict[str, Any] = {}
   if any((batch, height, width)):
     # An explicit mesh wants to know where the batch goes.
-    spec = jax.P(height, width, batch, None)
+    spec = PartitionSpec(height, width, batch, None)
     options["out_sharding"] = NamedSharding(sharding.mesh, spec)
   return lax.conv_general_dilated(
     images.transpose(3, 1, 2, 0),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers.scaling import along_features
@@ -115,6 +115,6 @@ def normalize_sub_batches(
   sharding = jax.typeof(x).sharding
   if any(sharding.spec):
     # A sub-batch on several devices has no name on an explicit mesh.
-    whole = NamedSharding(sharding.mesh, jax.P())
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
     normalize = jax.sharding.auto_axes(normalize, out_sharding=(sharding, whole, whole))
   return normalize(x, scale, bias)

@@ -1,5 +1,6 @@
 """README.md and docs/ show the committed results."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_a_page_that_differs(copy):
     "cells.\n"
   )
   assert pages.fill(copy.parent, check=True) == []
+
+
+def test_notebooks_know_the_address():
+  """And lose it again: the notebooks here have none, or the one of pyproject.toml."""
+  address = "https://github.com/someone/skipinit_jax"
+  path = ROOT / "colabs/run_a_study.ipynb"
+  without = pages.link_notebook(path.read_text("utf-8"), path.stem, "")
+  linked = pages.link_notebook(without, path.stem, address)
+  cells = json.loads(linked)["cells"]
+  badge = "https://colab.research.google.com/github/someone/skipinit_jax/blob/main/"
+  assert f"]({badge}colabs/run_a_study.ipynb)\n" in cells[0]["source"][2]
+  assert f'REPOSITORY = "{address}"\n' in cells[1]["source"]
+  assert f"]({address}/blob/main/docs/studies.md)" in "".join(cells[-1]["source"])
+  assert pages.link_notebook(linked, path.stem, "") == without
 
 
 def test_a_result_that_there_is_none_of(copy):
