@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import urllib.parse
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from sphinx.util.inventory import InventoryFile
@@ -16,14 +17,15 @@ import skipinit_jax
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
-REPOSITORY = "https://github.com/OWNER/skipinit_jax"
+ADDRESS = "https://github.com/someone/skipinit_jax"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, run_program):
-  """The folder of the site, built as `make docs` does."""
+  """The folder of the site, built as `make docs` does without an address."""
   folder = tmp_path_factory.mktemp("site")
   flags = ["--fail-on-warning", "--keep-going", "--quiet", "--nitpicky"]
+  flags += ["--define", "repository_links_address="]
   paths = [str(DOCS), str(folder / "html")]
   run_program(["sphinx", *flags, "--doctree-dir", str(folder), *paths], status=0)
   return folder / "html"
@@ -70,17 +72,14 @@ def test_every_public_name_has_an_entry(site):
 def leads_somewhere(path, link, site, pages):
   """Whether a link of a page leads to a page, and to a place that is on it."""
   parts = urllib.parse.urlsplit(link)
-  if link.startswith(REPOSITORY):
-    kind, branch, file = parts.path.split("/", 5)[3:]
-    target = ROOT / urllib.parse.unquote(file)
-    return branch == "main" and (
-      target.is_dir() if kind == "tree" else target.is_file()
-    )
   if parts.scheme:
     return True
   target = path.parent / urllib.parse.unquote(parts.path) if parts.path else path
   target = target.resolve()
-  if not target.is_relative_to(site) or not target.is_file():
+  if not target.is_relative_to(site):
+    # A file of the repository, which has no address.
+    return target.is_relative_to(ROOT) and target.exists()
+  if not target.is_file():
     return False
   if not parts.fragment or target.suffix != ".html":
     return True
@@ -93,3 +92,25 @@ def test_links_lead_somewhere(site, pages):
     (path.name, to) for path, to in links if not leads_somewhere(path, to, site, pages)
   ]
   assert len(links) > 1000 and dead == []
+
+
+@pytest.mark.parametrize(
+  ("link", "expected"),
+  [
+    ("../pyproject.toml", f"{ADDRESS}/blob/main/pyproject.toml"),
+    ("../results", f"{ADDRESS}/tree/main/results"),
+    (f"{ADDRESS}/blob/main/docs/training.md", "page:../training.html"),
+    ("../docs/training.md", "page:../training.html"),
+  ],
+)
+def test_links_of_a_notebook_with_an_address(link, expected, monkeypatch):
+  monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
+  links = importlib.import_module("repository_links")
+  app = mock.Mock()
+  app.config.repository_links_root = str(ROOT)
+  app.config.repository_links_address = ADDRESS
+  names = {"training": "training.md", "run_a_study": "tutorials/run_a_study.ipynb"}
+  app.env.found_docs, app.env.doc2path = names, lambda name: str(DOCS / names[name])
+  content = [f"[there]({link})"]
+  links._rewrite(app, "run_a_study", content)
+  assert content == [f"[there]({expected})"]
