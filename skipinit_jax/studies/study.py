@@ -22,7 +22,7 @@ from skipinit_jax.studies.statistics import (
   largest_stable_rate,
 )
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.optimizer import check_parameters
+from skipinit_jax.training.optimizer import idle_field, idle_fields
 from skipinit_jax.training.size import check_network
 
 Labels = TypeVar("Labels")
@@ -349,6 +349,7 @@ def check(study: Study[Any]) -> None:
   )
   if count > _MOST_RUNS:
     raise UsageError(f"The {study.name} asks for {count} runs: at most {_MOST_RUNS}.")
+  idle: list[set[str]] = []
   for search in study.searches:
     for part in search.name.split("/"):
       check_name("search", part)
@@ -365,11 +366,15 @@ def check(study: Study[Any]) -> None:
     size = jnp.dtype(config.param_dtype).itemsize
     shards = jax.device_count() if config.shard_params else 1
     check_network(model, image_shape, size / shards)
-    check_parameters(config, model, image_shape)
+    idle.append(idle_fields(config, model, image_shape))
   names = [search.name for search in study.searches]
   for name in names:
     if names.count(name) > 1:
       raise UsageError(f"The {study.name} would run {name} twice: name it once.")
+  for name, _ in unusual(study.config):
+    value = functools.reduce(getattr, name.split("."), study.config)
+    if value and name.split(".")[-1] in set.intersection(*idle):
+      raise idle_field(name, value)
   if kind.make is not None:
     _check_effects(study, kind.make)
 

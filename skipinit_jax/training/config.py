@@ -334,6 +334,10 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
+    if self.l2 and {*self.l2_exempt} == {*ROLES}:
+      raise UsageError(
+        f"l2_exempt is {self.l2_exempt}, which is everything: set l2 to 0 instead."
+      )
     for name in (field.name for field in dataclasses.fields(self)):
       value = getattr(self, name)
       bits = 32 if name == "seed" else 31

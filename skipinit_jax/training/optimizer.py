@@ -162,11 +162,25 @@ def check_parameters(
   Raises:
     UsageError: `freeze` does not fit them, or a role has a field, and none to train.
   """
-  roles = {f"{role}_rate_factor": {role} for role in ROLES}
-  roles["l2_exempt"] = {*config.l2_exempt}
-  names = [name for name, _ in unusual(config) if name in roles]
-  if not names and not config.freeze:
-    return
+  idle = idle_fields(config, model, image_shape)
+  for name, _ in unusual(config):
+    if name in idle and getattr(config, name):
+      raise idle_field(name, getattr(config, name))
+
+
+def idle_fields(
+  config: "TrainConfig", model: nn.Module, image_shape: tuple[int, ...]
+) -> set[str]:
+  """Returns the fields for roles that no trained parameter has, or that are not set.
+
+  Raises:
+    UsageError: `freeze` does not fit the parameters.
+  """
+  fields = {f"{role}_rate_factor": {role} for role in ROLES}
+  fields["l2_exempt"] = {*config.l2_exempt}
+  changed = {name for name, _ in unusual(config, type(config)())}
+  if not changed.intersection(fields) and not config.freeze:
+    return {*fields}
   images = jnp.zeros((1, *image_shape))
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), images, train=False)["params"]
@@ -175,12 +189,15 @@ def check_parameters(
   if config.freeze:
     frozen = frozen_parameters(params, config.freeze)
     trained = jax.tree.map(lambda role, is_: None if is_ else role, trained, frozen)
-  for name in names:
-    if not {*jax.tree.leaves(trained)}.intersection(roles[name]):
-      raise UsageError(
-        f"{name} is {getattr(config, name)}: no such parameter is trained here, so it "
-        "must be left out."
-      )
+  found = {*jax.tree.leaves(trained)}
+  return {name for name in fields if name not in changed or not found & fields[name]}
+
+
+def idle_field(name: str, value: Any) -> UsageError:
+  """Returns the error for a field whose role no parameter has."""
+  return UsageError(
+    f"{name} is {value}: no such parameter is trained here, so it must be left out."
+  )
 
 
 class AveragedParams(NamedTuple):

@@ -180,6 +180,18 @@ def test_field_with_an_effect_on_some_runs():
   check(make_study(replaced(config, "wide_resnet.l2_exempt", ("bias",))))
 
 
+def test_field_for_parameters_that_no_network_has():
+  make_study, config = DEPTH
+  scales = replaced(config, "wide_resnet.scale_rate_factor", 0.5)
+  check(make_study(dataclasses.replace(scales, methods=("skipinit", "unnormalized"))))
+  with pytest.raises(UsageError, match=r"^wide_resnet.scale_rate_factor is 0.5: no "):
+    check(
+      make_study(
+        dataclasses.replace(scales, methods=("unnormalized",), methods_without_l2=())
+      )
+    )
+
+
 PROGRAMS = {
   depth_study: studies.depth_study,
   batch_size_study: studies.batch_size_study,
@@ -194,6 +206,7 @@ def test_every_preset_can_be_run(program, monkeypatch):
   def load(dataset, data_dir=None):
     # The real sizes, without the files.
     sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
+    sizes["fashion_mnist_half_16384"] = 16_384
     return types.SimpleNamespace(
       train=types.SimpleNamespace(num_examples=sizes[dataset])
     )

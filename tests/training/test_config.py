@@ -124,6 +124,7 @@ def test_numbers_are_finite_and_not_negative(name, value):
       {"batch_size": 4, "accumulation_steps": 4, "signal_every_steps": 1},
       "is 1: signal_every_steps measures variances",
     ),
+    (1, {"l2_exempt": ["kernel", "scale", "bias"]}, "everything: set l2 to 0"),
   ],
 )
 def test_fields_that_do_not_fit(num_devices, fields, message):
