@@ -303,7 +303,7 @@ class Method:
   ) -> ModuleFactory | None:
     if normalizer is None or not self.zero_last_scale:
       return None
-    factory = _bind(normalizer, {"scale_init": nn.initializers.zeros})
+    factory = bind(normalizer, {"scale_init": nn.initializers.zeros})
     if "scale_init" not in factory.keywords:
       raise UsageError(
         f"zero_last_scale is True, but the normalizer of method {self.name!r} has no "
@@ -320,7 +320,7 @@ class Method:
       if not factor:
         return None
       return functools.partial(SkipInit, self.branch_factor, learnable=False)
-    factory = _bind(
+    factory = bind(
       functools.partial(self.branch_scale, initial_value=alpha),
       {"learnable": self.learnable_alpha, "param_dtype": param_dtype, **factor},
     )
@@ -410,17 +410,17 @@ def bind_normalizer(
   if factory is None:
     return None
   # LayerNorm and GroupNorm have no running average, a user's own may have no dtype.
-  return _bind(
+  return bind(
     factory,
     {"use_running_average": not train, "dtype": dtype, "param_dtype": param_dtype},
   )
 
 
-def _bind(
+def bind(
   factory: ModuleFactory, available: Mapping[str, Any]
 ) -> functools.partial[Any]:
   """Binds what a factory accepts and a `functools.partial` does not set already."""
-  parameters = inspect.signature(factory).parameters
+  parameters = _parameters(factory)
   accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   bound = getattr(factory, "keywords", {})
   keywords = {
@@ -429,6 +429,17 @@ def _bind(
     if (name in parameters or accepts_any) and name not in bound
   }
   return functools.partial(factory, **keywords)
+
+
+def _parameters(factory: ModuleFactory) -> Mapping[str, inspect.Parameter]:
+  function: Any = factory
+  args: tuple[Any, ...] = ()
+  if isinstance(factory, functools.partial):
+    function, args = factory.func, factory.args
+  if isinstance(function, type):
+    # The signature of a class of NNX is that of its metaclass.
+    function, args = inspect.getattr_static(function, "__init__"), (None, *args)
+  return inspect.signature(functools.partial(function, *args)).parameters
 
 
 # 0.2 is the paper's rate on ImageNet; another experiment of it uses 0.6.

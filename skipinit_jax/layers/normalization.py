@@ -68,22 +68,29 @@ class GhostBatchNorm(nn.Module):
     # precision long before the network does.
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.use_running_average:
-      mean, var = (
-        along_features(each.value, x) for each in (running_mean, running_var)
-      )
-      y = (y - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+      mean, var = running_mean.value, running_var.value
+      y = normalize_by_running(y, mean, var, scale, bias, self.epsilon)
     else:
       # Initialization may pass any batch: it takes shapes only.
       size = x.shape[0] if self.is_initializing() else self.ghost_batch_size
-      if size < 1 or x.shape[0] % size:
-        raise UsageError(
-          f"ghost_batch_size {size} does not divide the batch of {x.shape[0]}."
-        )
       y, mean, var = normalize_sub_batches(y, size, scale, bias, self.epsilon)
       if not self.is_initializing():
         for running, average in ((running_mean, mean), (running_var, var)):
           running.value += (1 - self.momentum) * (average - running.value)
     return y.astype(self.dtype or x.dtype)
+
+
+def normalize_by_running(
+  x: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+) -> jax.Array:
+  """Normalizes features, [N, ..., C], by running statistics, [C]."""
+  mean, var = along_features(mean, x), along_features(var, x)
+  return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
 
 
 def normalize_sub_batches(
@@ -99,7 +106,14 @@ def normalize_sub_batches(
 
   Returns:
     The features, and means and variances averaged over the sub-batches, [C].
+
+  Raises:
+    UsageError: the sub-batches do not fill the batch.
   """
+  if size < 1 or x.shape[0] % size:
+    raise UsageError(
+      f"ghost_batch_size {size} does not divide the batch of {x.shape[0]}."
+    )
 
   def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array

@@ -17,8 +17,14 @@ def _float32(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _constant(value: float, x: jax.Array) -> jax.Array:
+def constant(value: float, x: jax.Array) -> jax.Array:
+  """Returns a constant factor on x, of the precision that `multiply` has."""
   return jnp.asarray(value, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def times(alpha: jax.Array, factor: float) -> jax.Array:
+  """Returns alpha times a constant, in float32 at least."""
+  return alpha if factor == 1 else _float32(alpha) * factor
 
 
 def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
@@ -31,8 +37,14 @@ def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
 
 # Recomputes the cast in the backward pass, which otherwise keeps x twice as large.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
+def multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
+  """Returns x, [..., C], times a scalar or one factor for each channel, [C]."""
   return (_float32(x) * along_features(scale, x)).astype(x.dtype)
+
+
+def add_scalar(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Returns x plus a scalar, in the dtype of x."""
+  return (_float32(x) + bias).astype(x.dtype)
 
 
 class SkipInit(nn.Module):
@@ -57,11 +69,11 @@ class SkipInit(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns factor alpha x, of the shape and dtype of x."""
     if not self.learnable:
-      return _multiply(x, _constant(self.factor * self.initial_value, x))
+      return multiply(x, constant(self.factor * self.initial_value, x))
     alpha = self.param(
       "alpha", nn.initializers.constant(self.initial_value), (), self.param_dtype
     )
-    return _multiply(x, alpha if self.factor == 1 else _float32(alpha) * self.factor)
+    return multiply(x, times(alpha, self.factor))
 
 
 class LayerScale(nn.Module):
@@ -83,14 +95,14 @@ class LayerScale(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns diag(scale) x, of the shape and dtype of x, [..., C]."""
     if not self.learnable:
-      return _multiply(x, _constant(self.initial_value, x))
+      return multiply(x, constant(self.initial_value, x))
     scale = self.param(
       "scale",
       nn.initializers.constant(self.initial_value),
       (x.shape[-1],),
       self.param_dtype,
     )
-    return _multiply(x, scale)
+    return multiply(x, scale)
 
 
 def scaled(scale: nn.Module | None, layer: nn.Module, x: jax.Array) -> jax.Array:
@@ -144,4 +156,4 @@ class ScalarBias(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x + bias, of the shape and dtype of x."""
     bias = self.param("bias", nn.initializers.zeros, (), self.param_dtype)
-    return (_float32(x) + bias).astype(x.dtype)
+    return add_scalar(x, bias)

@@ -288,13 +288,15 @@ class FullyConnectedBlock(ActivatedBlock):
     self.require_features(x, self.features)
     y = _divide(x, expected_std)
     for index in range(1, self.num_layers):
-      y = self._layer(index, self.kernel_init)(self.activate(y, index))
+      y = self.layer(index)(self.activate(y, index))
     y = self.activate(y, self.num_layers)
-    last = self._layer(self.num_layers, self.last_kernel_init or self.kernel_init)
-    return self.merge(x, self.scale(last, y))
+    return self.merge(x, self.scale(self.layer(self.num_layers), y))
 
   @nn.nowrap
-  def _layer(self, index: int, init: Initializer) -> Any:
+  def layer(self, index: int) -> Any:
+    """Returns one of the branch's layers, counted from 1."""
+    last = index == self.num_layers
+    init = (self.last_kernel_init if last else None) or self.kernel_init
     return self.dense(
       self.features,
       use_bias=self.use_bias,

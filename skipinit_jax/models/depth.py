@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class DepthStack(Stacked):
       apply = nn.remat(_apply_block) if self.remat else _apply_block
       for index in range(self.num_blocks):
         block = self.block(name=f"{_UNROLLED}{index}")
-        x, _ = apply(block, x, _of_block(own, index))
+        x, _ = apply(block, x, of_block(own, index))
       return x
     # Every collection and every random stream, so that a user's own block may have any.
     scan = functools.partial(nn.scan, variable_axes={True: 0}, split_rngs={True: True})
@@ -162,17 +162,33 @@ def _copy(counts: Mapping[Any, Any]) -> dict[Any, Any]:
   }
 
 
-def _of_block(own: _Own, blocks: int | slice) -> Any:
+def of_block(own: _Own, blocks: int | slice) -> Any:
   """Takes one block's part, or that of several, of what all blocks have."""
   return jax.tree.map(lambda leaf: leaf[blocks], own)
+
+
+class Stages(NamedTuple):
+  """The stages of a convolutional network.
+
+  Attributes:
+    block: the class of the blocks.
+    branch_layers: the layers of a block's branch.
+    features: the features of the blocks' layers, by stage.
+    num_blocks: the number of blocks, by stage.
+    strides: the first block's strides, by stage.
+  """
+
+  block: ModuleFactory
+  branch_layers: int
+  features: Sequence[int]
+  num_blocks: Sequence[int]
+  strides: Sequence[int]
 
 
 def apply_stages(
   x: jax.Array,
   block: ModuleFactory,
-  features: Sequence[int],
-  num_blocks: Sequence[int],
-  strides: Sequence[int],
+  stages: Stages,
   per_block: Sequence[PerBlock] | Sequence[None],
   drops: Sequence[BranchDrop] | Sequence[None],
   *,
@@ -186,19 +202,18 @@ def apply_stages(
   Args:
     x: what the first block takes, [N, H, W, C].
     block: factory of the blocks, called as `block(features, strides=..., name=...)`.
-    features: the blocks' features, by stage.
-    num_blocks: the number of blocks, by stage.
-    strides: the first block's strides, by stage.
+    stages: features and numbers of the blocks.
     per_block: the blocks' second arguments, by stage; None: they take x alone.
     drops: how the blocks drop their branches, by stage; None: none does.
   """
-  stages = zip(features, num_blocks, strides, per_block, drops, strict=True)
-  for stage, (width, length, stride, *own) in enumerate(stages, start=1):
+  sizes = (stages.features, stages.num_blocks, stages.strides)
+  parts = zip(*sizes, per_block, drops, strict=True)
+  for stage, (width, length, stride, *own) in enumerate(parts, start=1):
     stage_block = functools.partial(block, width)
     first = stage_block(strides=stride, name=f"stage{stage}_first")
-    x, _ = _apply_block(first, x, _of_block(own, 0))
+    x, _ = _apply_block(first, x, of_block(own, 0))
     rest = DepthStack(stage_block, length - 1, scan, remat, name=f"stage{stage}_rest")
-    x = rest(x, *_of_block(own, slice(1, None)))
+    x = rest(x, *of_block(own, slice(1, None)))
   return x
 
 

@@ -44,16 +44,24 @@ class Head(nn.Module):
       if method.scalar_biases:
         x = ScalarBias(self.param_dtype, name="activation_bias")(x)
       x = method.activation(x)
-    # The mean over many positions, and the loss, need more than bfloat16's 8 bits.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    x = x.astype(wide).mean(axis=tuple(range(1, x.ndim - 1)))
+    x = mean_over_positions(x)
     x = nn.Dropout(method.dropout_rate, deterministic=not train)(x)
     if method.scalar_biases:
       x = ScalarBias(self.param_dtype, name="classifier_bias")(x)
     return nn.Dense(
       self.num_classes,
       kernel_init=method.classifier_init or self.classifier_init,
-      dtype=wide,
+      dtype=x.dtype,
       param_dtype=self.param_dtype,
       name="classifier",
     )(x)
+
+
+def mean_over_positions(x: jax.Array) -> jax.Array:
+  """Returns the mean of [N, ..., C] over all but the first and last axis, [N, C].
+
+  It is float32 at least: the mean over many positions, and the loss, need more than
+  bfloat16's 8 bits.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return x.astype(wide).mean(axis=tuple(range(1, x.ndim - 1)))

@@ -18,7 +18,7 @@ from skipinit_jax.models.blocks import (
   PostActivationBottleneckBlock,
   symmetric_conv,
 )
-from skipinit_jax.models.depth import Stacked, apply_stages
+from skipinit_jax.models.depth import Stacked, Stages, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
@@ -91,23 +91,37 @@ class ResNet(Stacked):
         "divide_by_expected_std", network="a ResNet of version 1"
       )
 
+  @nn.nowrap
+  def stages(self) -> Stages:
+    """Returns the kind, features, numbers and strides of the blocks."""
+    basic = self.depth in BASIC_DEPTHS
+    kinds = (
+      (PostActivationBasicBlock, BasicBlock)
+      if basic
+      else (PostActivationBottleneckBlock, BottleneckBlock)
+    )
+    return Stages(
+      kinds[self.version == 2],
+      2 if basic else 3,
+      [64, 128, 256, 512],
+      STAGE_BLOCKS[self.depth],
+      [1, 2, 2, 2],
+    )
+
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     method, preactivation = self.method, self.version == 2
-    stage_blocks, basic = STAGE_BLOCKS[self.depth], self.depth in BASIC_DEPTHS
+    stages = self.stages()
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     symmetric = functools.partial(symmetric_conv, method.conv)
-    kinds: tuple[Any, Any] = (BottleneckBlock, PostActivationBottleneckBlock)
-    if basic:
-      kinds = (BasicBlock, PostActivationBasicBlock)
     block = functools.partial(
-      kinds[0 if preactivation else 1],
+      stages.block,
       conv=symmetric if self.symmetric_padding else method.conv,
       projection_init=method.kernel_init,
       **method.activated_block_fields(
-        num_blocks=sum(stage_blocks),
-        branch_layers=2 if basic else 3,
+        num_blocks=sum(stages.num_blocks),
+        branch_layers=stages.branch_layers,
         train=train,
         **dtypes,
       ),
@@ -133,11 +147,9 @@ class ResNet(Stacked):
     x = apply_stages(
       x,
       block,
-      features=[64, 128, 256, 512],
-      num_blocks=stage_blocks,
-      strides=[1, 2, 2, 2],
-      per_block=method.expected_stds(stage_blocks),
-      drops=branch_drops(self, method.drop_path, stage_blocks, train=train),
+      stages,
+      per_block=method.expected_stds(stages.num_blocks),
+      drops=branch_drops(self, method.drop_path, stages.num_blocks, train=train),
       scan=self.scan,
       remat=self.remat,
     )

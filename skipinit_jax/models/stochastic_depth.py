@@ -44,9 +44,16 @@ def branch_drops(
   """
   if not rate or not train or module.is_initializing():
     return [None] * len(stage_blocks)
+  return split_drops(module.make_rng("dropout"), rate, stage_blocks)
+
+
+def split_drops(
+  key: jax.Array, rate: float, stage_blocks: Sequence[int]
+) -> list[BranchDrop]:
+  """As `branch_drops` in training, with the key of all blocks."""
   num_blocks = sum(stage_blocks)
   rates = rate * np.arange(1, num_blocks + 1, dtype=np.float32) / num_blocks
-  keys = jax.random.split(module.make_rng("dropout"), num_blocks)
+  keys = jax.random.split(key, num_blocks)
   ends = np.cumsum([0, *stage_blocks])
   return [
     BranchDrop(rates[start:end], keys[start:end])
@@ -70,13 +77,16 @@ def dropping(drop: BranchDrop | None) -> contextlib.AbstractContextManager[None]
   def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if context.method_name == "merge" and isinstance(context.module, ResidualBlock):
       shortcut, branch = args
-      keep = 1 - drop.rate
-      mask = jax.random.bernoulli(
-        jax.random.fold_in(drop.key, next(merges)),
-        keep,
-        (len(branch), *[1] * (branch.ndim - 1)),
-      )
-      args = shortcut, jnp.where(mask, branch / keep, 0).astype(branch.dtype)
+      args = shortcut, drop_branch(drop, next(merges), branch)
     return run(*args, **kwargs)
 
   return nn.intercept_methods(intercept)
+
+
+def drop_branch(drop: BranchDrop, index: int, branch: jax.Array) -> jax.Array:
+  """Drops a branch, example by example; index counts the branches of one block."""
+  keep = 1 - drop.rate
+  mask = jax.random.bernoulli(
+    jax.random.fold_in(drop.key, index), keep, (len(branch), *[1] * (branch.ndim - 1))
+  )
+  return jnp.where(mask, branch / keep, 0).astype(branch.dtype)

@@ -46,8 +46,12 @@ class AttentionBlock(ResidualBlock):
       UsageError: the input has other features.
     """
     self.require_features(x, self.features)
-    y = self.normalize(x, "norm1")
-    attention = nn.MultiHeadDotProductAttention(
+    return self.merge(x, self.scale(self.layer(x), self.normalize(x, "norm1")))
+
+  @nn.nowrap
+  def layer(self, x: jax.Array) -> Any:
+    """Returns the attention, which computes as the block's input x allows."""
+    return nn.MultiHeadDotProductAttention(
       self.num_heads,
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
@@ -59,7 +63,6 @@ class AttentionBlock(ResidualBlock):
       param_dtype=self.param_dtype,
       name="attention",
     )
-    return self.merge(x, self.scale(attention, y))
 
 
 class MLPBlock(ResidualBlock):
@@ -88,17 +91,20 @@ class MLPBlock(ResidualBlock):
       UsageError: the input has other features.
     """
     self.require_features(x, self.features)
-    dense = functools.partial(
-      nn.Dense,
+    y = self.layer(1)(self.normalize(x, "norm1"))
+    return self.merge(x, self.scale(self.layer(2), self.activation(y)))
+
+  @nn.nowrap
+  def layer(self, index: int) -> Any:
+    """Returns one of the two layers, counted from 1."""
+    return nn.Dense(
+      4 * self.features if index == 1 else self.features,
       use_bias=self.use_bias,
+      kernel_init=self.kernel_init if index == 1 else self.last_kernel_init,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      name=f"dense{index}",
     )
-    y = self.normalize(x, "norm1")
-    y = dense(4 * self.features, kernel_init=self.kernel_init, name="dense1")(y)
-    y = self.activation(y)
-    last = dense(self.features, kernel_init=self.last_kernel_init, name="dense2")
-    return self.merge(x, self.scale(last, y))
 
 
 class EncoderBlock(nn.Module):

@@ -11,7 +11,7 @@ from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock, symmetric_conv
-from skipinit_jax.models.depth import Stacked, apply_stages
+from skipinit_jax.models.depth import Stacked, Stages, apply_stages
 from skipinit_jax.models.head import Head
 from skipinit_jax.models.stochastic_depth import branch_drops
 
@@ -59,20 +59,29 @@ class WideResNet(Stacked):
         f"or {below + 6}."
       )
 
+  @nn.nowrap
+  def stages(self) -> Stages:
+    """Returns the kind, features, numbers and strides of the blocks."""
+    features = [16 * self.width, 32 * self.width, 64 * self.width]
+    return Stages(BasicBlock, 2, features, [(self.depth - 4) // 6] * 3, [1, 2, 2])
+
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    method, stage_blocks = self.method, (self.depth - 4) // 6
+    method, stages = self.method, self.stages()
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     conv = method.conv
     if self.symmetric_padding:
       conv = functools.partial(symmetric_conv, conv)
     block = functools.partial(
-      BasicBlock,
+      stages.block,
       conv=conv,
       projection_init=method.kernel_init,
       **method.activated_block_fields(
-        num_blocks=3 * stage_blocks, branch_layers=2, train=train, **dtypes
+        num_blocks=sum(stages.num_blocks),
+        branch_layers=stages.branch_layers,
+        train=train,
+        **dtypes,
       ),
     )
     x = conv(
@@ -86,11 +95,9 @@ class WideResNet(Stacked):
     x = apply_stages(
       x,
       block,
-      features=[16 * self.width, 32 * self.width, 64 * self.width],
-      num_blocks=[stage_blocks] * 3,
-      strides=[1, 2, 2],
-      per_block=method.expected_stds([stage_blocks] * 3),
-      drops=branch_drops(self, method.drop_path, [stage_blocks] * 3, train=train),
+      stages,
+      per_block=method.expected_stds(stages.num_blocks),
+      drops=branch_drops(self, method.drop_path, stages.num_blocks, train=train),
       scan=self.scan,
       remat=self.remat,
     )
