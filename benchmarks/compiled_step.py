@@ -20,8 +20,8 @@ import numpy as np
 from flax import linen as nn
 
 from skipinit_jax import methods, training
+from skipinit_jax.compilation import compiler_options
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.compilation import compiler_options
 
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)")
 _COLLECTIVE = re.compile(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from skipinit_jax import analysis as analysis
+  from skipinit_jax import compilation as compilation
   from skipinit_jax import convert as convert
   from skipinit_jax import data as data
   from skipinit_jax import document as document

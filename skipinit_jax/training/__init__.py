@@ -1,6 +1,6 @@
 """Training: configuration, optimizer, sharded step, checkpoints and the loop."""
 
-from skipinit_jax.training import compilation, distributed
+from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
@@ -37,7 +37,6 @@ __all__ = [
   "Trainer",
   "Weights",
   "batch_sharding",
-  "compilation",
   "distributed",
   "load_trained",
   "load_weights",

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct, traverse_util
 from jax.sharding import Mesh
 
-from skipinit_jax.training.compilation import compiler_options
+from skipinit_jax.compilation import compiler_options
 from skipinit_jax.training.mesh import fsdp_sharding, replicated
 
 

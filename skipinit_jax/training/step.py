@@ -9,8 +9,8 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from skipinit_jax.compilation import compiler_options
 from skipinit_jax.data import augmentation, in_memory
-from skipinit_jax.training.compilation import compiler_options
 from skipinit_jax.training.mesh import (
   batch_sharding,
   replicated,

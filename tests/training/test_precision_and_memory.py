@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from skipinit_jax.compilation import compiler_options
 from skipinit_jax.training import TrainConfig, batch_sharding
-from skipinit_jax.training.compilation import compiler_options
 from tests.training.runs import assert_close, make_step
 
 MLP = TrainConfig(

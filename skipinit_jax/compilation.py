@@ -1,4 +1,9 @@
-"""How training compiles its programs."""
+"""How programs of these networks are compiled fast, and to be fast, on a CPU.
+
+Training does so by itself. In a step of one's own::
+
+  step = jax.jit(step, compiler_options=compilation.compiler_options())
+"""
 
 import functools
 
