@@ -29,6 +29,9 @@ _SMALL = 1e-3
 def parameter_roles(params: chex.ArrayTree) -> Any:
   """Returns the role of every parameter.
 
+  Args:
+    params: of Linen, or an `nnx.State`, such as `nnx.state(model, nnx.Param)`.
+
   Returns:
     A tree of the same structure: "bias" for every kind of bias; "scale" for the scales
     of normalizers, branches (SkipInit's alpha) and standardized weights; "kernel" for
@@ -36,10 +39,15 @@ def parameter_roles(params: chex.ArrayTree) -> Any:
   """
 
   def role(path: tuple[Any, ...], _: jax.Array) -> str:
-    name = path[-1].key
+    name = _names(path)[-1]
     return "bias" if name == "bias" else "scale" if name in _SCALES else "kernel"
 
   return jax.tree.map_with_path(role, params)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+  """Returns the names on a parameter's path, which ends in an attribute in NNX."""
+  return tuple(str(entry.key) for entry in path if hasattr(entry, "key"))
 
 
 def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
@@ -64,7 +72,7 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
     def is_exempt(path: tuple[Any, ...], param: jax.Array) -> jax.Array:
       num_axes = 1 if is_stacked(path) else 0
       axes = tuple(range(num_axes, param.ndim))
-      if not axes or any(key.key == _CLASSIFIER for key in path):
+      if not axes or _CLASSIFIER in _names(path):
         return jnp.ones(param.shape[:num_axes], bool)
       return jnp.sqrt(jnp.sum(jnp.square(param), axes)) < _SMALL
 
@@ -126,9 +134,7 @@ def frozen_parameters(params: chex.ArrayTree, freeze: Sequence[str]) -> Any:
     UsageError: an entry fits no parameter or is no regular expression, or no parameter
       is left to train.
   """
-  names = jax.tree.map_with_path(
-    lambda path, _: "/".join(key.key for key in path), params
-  )
+  names = jax.tree.map_with_path(lambda path, _: "/".join(_names(path)), params)
   roles = parameter_roles(params)
   frozen = jax.tree.map(lambda _: False, params)
   for entry in ",".join(freeze).split(","):
