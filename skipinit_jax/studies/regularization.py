@@ -191,13 +191,9 @@ def gains_table(results: Results) -> Table:
       for name, other in others
       if other in cells and other != labels
     }
-    rows.append(
-      [search.row, search.column]
-      + [
-        gains.get(name, "")
-        for name in ("biases", f"dropout {rate:g}", "L2", "all of these")
-      ]
-    )
+    columns = "biases", f"dropout {rate:g}", "L2", "all of these"
+    added = [gains.get(name, "") for name in columns]
+    rows.append([search.row, search.column, *added])
   return Table(
     name="gains",
     title="Points of test accuracy that each adds to the others",

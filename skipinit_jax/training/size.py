@@ -70,9 +70,8 @@ def check_size(
     )
   # Each parameter has a gradient, and a velocity where there is momentum.
   copies = 2 + (config.momentum > 0)
-  size = copies * jnp.dtype(config.param_dtype).itemsize
-  if config.shard_params:
-    size /= mesh.size
+  shards = mesh.size if config.shard_params else 1
+  size = copies * jnp.dtype(config.param_dtype).itemsize / shards
   device = mesh.local_devices[0]
   check_network(model, image_shape, size, device)
   rows = config.batch_size // (config.accumulation_steps * mesh.size)
