@@ -167,6 +167,8 @@ setup(
       *_ALL,
       *_DOCS,
       *_POSTGRESQL,
+      # `analysis.diagnose_functions` is tried on its networks.
+      "equinox>=0.13",
       "mypy>=1.18",
       "pytest>=8.4",
       "pytest-timeout>=2.4",

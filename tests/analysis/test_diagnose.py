@@ -244,6 +244,42 @@ class TestFunctions:
     np.testing.assert_allclose(signal.head, 0, atol=1e-4)
     assert np.all(signal.gradient_second_moment < 1e-6)
 
+  def test_a_network_of_equinox(self):
+    import equinox as eqx
+
+    class Block(eqx.Module):
+      norm: eqx.nn.LayerNorm
+      layers: eqx.nn.MLP
+      normalized: bool
+
+      def __init__(self, key, normalized):
+        self.norm = eqx.nn.LayerNorm(32)
+        self.layers = eqx.nn.MLP(32, 32, 64, 1, key=key)
+        self.normalized = normalized
+
+      def __call__(self, x):
+        return x + 3 * self.branch(x)
+
+      def branch(self, x):
+        return self.layers(self.norm(x) if self.normalized else 2 * x)
+
+    readout = eqx.nn.Linear(32, 10, key=jax.random.key(1))
+
+    def run(normalized):
+      keys = jax.random.split(jax.random.key(0), 12)
+      blocks = [Block(key, normalized) for key in keys]
+      return diagnose_functions(
+        list(map(jax.vmap, blocks)),
+        images(32, 32),
+        branches=[jax.vmap(lambda x, b=b: 3 * b.branch(x)) for b in blocks],
+        head=jax.vmap(readout),
+      )
+
+    assert run(normalized=True).healthy
+    broken = run(normalized=False)
+    assert broken.faults[0].kind == "explodes"
+    assert "Start each branch at" in str(broken)
+
   @pytest.mark.parametrize(
     ("changes", "message"),
     [
