@@ -4,10 +4,12 @@ Example:
   python -m experiments.concepts --workdir=docs/figures
 """
 
+import dataclasses
 import pathlib
 import tempfile
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments import program, signal_propagation
 from experiments.signal_propagation import SignalConfig
@@ -25,6 +27,9 @@ DEPTH = 100
 CONFIG = SignalConfig(depth=DEPTH, width=256)
 """The networks at initialization."""
 
+ZERO_SCALE = "batch_norm_zero_scale"
+"""A method without curves: its branches are zero."""
+
 # The rates at which `make demo` trains best.
 _RATES = {"skipinit": 2.0**-4, "batch_norm": 2.0**-4}
 
@@ -33,13 +38,21 @@ def main(workdir: pathlib.Path) -> None:
   """Measures and trains, and writes pictures and numbers."""
   workdir.mkdir(parents=True, exist_ok=True)
   by_method = signal_propagation.measure_networks(CONFIG)
-  initialization = {
-    name: {
-      "measured": signal_numbers(measured.mean),
-      "theory": signal_numbers(predicted) if predicted else None,
+  zero = dataclasses.replace(CONFIG, methods=(ZERO_SCALE,))
+  noise = dataclasses.replace(CONFIG, methods=("batch_norm",), dataset="noise")
+  initialization, of_zero, of_noise = (
+    {
+      name: {
+        "measured": signal_numbers(measured.mean),
+        "theory": signal_numbers(predicted) if predicted else None,
+      }
+      for name, (_, measured, predicted) in networks.items()
     }
-    for name, (_, measured, predicted) in by_method.items()
-  }
+    for networks in (
+      by_method,
+      *map(signal_propagation.measure_networks, (zero, noise)),
+    )
+  )
   histories: dict[str, figures.SignalHistory | str] = {}
   training = {}
   for name, rate in _RATES.items():
@@ -62,7 +75,15 @@ def main(workdir: pathlib.Path) -> None:
   for name, figure in drawn.items():
     # Without the version of matplotlib, which would change the file.
     figure.savefig(workdir / f"{name}.png", dpi=150, metadata={"Software": None})
-  numbers = {"initialization": initialization, "training": training}
+  numbers = {
+    "initialization": initialization | of_zero,
+    "initialization_on_noise": of_noise,
+    "dimensions": {
+      name: float(f"{dimensions(signal_propagation.make_images(config)):.3g}")
+      for name, config in (("digits", CONFIG), ("noise", noise))
+    },
+    "training": training,
+  }
   write_json(workdir / "concepts.json", numbers)
   print(f"Pictures and concepts.json: {workdir}")
 
@@ -83,6 +104,17 @@ def signal_numbers(signal: Signal) -> dict[str, float]:
       "gradient_growth": signal.relative_gradient[0],
     }
   return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def dimensions(images: ArrayLike) -> float:
+  """Returns in how many dimensions images vary: tr(K)^2 / tr(K^2) of their covariance.
+
+  Equally similar ones vary in one dimension less than there are images.
+  """
+  rows = np.asarray(images, np.float64).reshape(len(np.asarray(images)), -1)
+  rows = rows - rows.mean(0)
+  covariance = rows @ rows.T
+  return float(np.trace(covariance) ** 2 / np.square(covariance).sum())
 
 
 def _train(

@@ -23,7 +23,7 @@ from absl import flags
 from flax import linen as nn
 
 from experiments import program
-from skipinit_jax import analysis, data, document, methods
+from skipinit_jax import analysis, data, document, methods, models
 from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.signal import Signal
 from skipinit_jax.errors import UsageError, unknown_name
@@ -33,7 +33,6 @@ from skipinit_jax.methods import Method
 from skipinit_jax.models import ResidualBlock, ResidualMLP, ResNet, VisionTransformer
 from skipinit_jax.studies.checks import check_lists
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.config import MODELS
 from skipinit_jax.training.size import check_network
 
 _NETWORK = ("model", "depth", "width", "version", "layers_per_block", "data_dir")
@@ -86,7 +85,7 @@ class SignalConfig:
     check_types(self)
     check_lists(self)
     for name, known in {
-      "model": (*MODELS, LINEAR),
+      "model": (*models.known_names(), LINEAR),
       "dataset": (*data.known_names(), NOISE),
     }.items():
       if getattr(self, name) not in known:
@@ -196,12 +195,12 @@ def measure_networks(config: SignalConfig) -> dict[str, figures.Curve]:
   """
   config.validate()
   # All models first: one that does not exist is found before any work.
-  models = {name: make_model(config, methods.get(name)) for name in config.methods}
+  networks = {name: make_model(config, methods.get(name)) for name in config.methods}
   images = make_images(config)
-  for model in models.values():
+  for model in networks.values():
     check_network(model, images.shape[1:], images.dtype.itemsize)
   curves = {}
-  for name, model in models.items():
+  for name, model in networks.items():
     predicted = predict(model, images) if config.theory else None
     measured = measure.over_seeds(
       model,

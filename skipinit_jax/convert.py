@@ -203,7 +203,7 @@ def require_torchvision(model: Any) -> None:
     raise UsageError(
       f"The model is a {type(model).__name__}: torchvision's layout is of ResNets."
     )
-  method, plain = model.method, methods.get("batch_norm")
+  method, plain = methods.get(model.method), methods.get("batch_norm")
   checks: list[tuple[str, Any, Any, bool]] = [
     (field, ours, theirs, ours == theirs)
     for field, ours, theirs in (

@@ -39,10 +39,14 @@ def check_types(config: Any, name: str = "") -> None:
   for field in dataclasses.fields(config):
     place = f"{name}.{field.name}" if name else field.name
     value, kind = getattr(config, field.name), hints[field.name]
-    nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-    if nested and isinstance(value, kind):
+    nested = [
+      each
+      for each in typing.get_args(kind) or [kind]
+      if isinstance(each, type) and dataclasses.is_dataclass(each)
+    ]
+    if isinstance(value, (*nested,)):
       check_types(value, place)
-    elif nested or not _is(value, kind):
+    elif kind in nested or not _is(value, kind):
       raise UsageError(f"{place} is {value!r}: it must be {_in_words(kind)}.")
 
 

@@ -195,6 +195,8 @@ class Method:
 
   def __post_init__(self) -> None:
     check_types(self)
+    for name in ("normalizer", "output_normalizer", "branch_scale"):
+      check_factory(name, getattr(self, name))
     for name in ("dropout_rate", "drop_path"):
       if not 0 <= getattr(self, name) < 1:
         raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1).")
@@ -398,6 +400,37 @@ def _check_number(name: str, value: Any) -> None:
     raise UsageError(f"{name} is {value!r}: it must be a finite number, and no array.")
 
 
+def check_factory(name: str, value: Any) -> None:
+  """Raises a UsageError for what is no factory of modules, or None."""
+  if isinstance(value, nn.Module):
+    kind = type(value).__name__
+    raise UsageError(
+      f"{name} is a {kind} that is made already: give its class, {kind}, or for other "
+      f"fields functools.partial({kind}, ...)."
+    )
+  if value is not None and not callable(value):
+    constant = f"functools.partial(layers.SkipInit, {value!r})"
+    example = constant if name == "branch_scale" else "flax.linen.LayerNorm"
+    raise UsageError(
+      f"{name} is {value!r}: it must be a class or function that makes a module, such "
+      f"as {example}."
+    )
+
+
+def require_linen(name: str, value: Any) -> None:
+  """Raises a UsageError for a factory that a block of Flax Linen cannot use."""
+  check_factory(name, value)
+  kind = getattr(value, "func", value)
+  # flax.nnx itself need not be loaded.
+  if isinstance(kind, type) and any(
+    base.__module__.startswith("flax.nnx") for base in kind.__mro__
+  ):
+    raise UsageError(
+      f"{name} is nnx.{kind.__name__}, of Flax NNX, and the block is of Flax Linen: "
+      f"give flax.linen.{kind.__name__}."
+    )
+
+
 def bind_normalizer(
   factory: ModuleFactory | None, *, train: bool, dtype: DType, param_dtype: DType
 ) -> ModuleFactory | None:
@@ -547,16 +580,15 @@ NAMES: tuple[str, ...] = tuple(_METHODS)
 """The names of all methods, in the order of their table."""
 
 
-def get(name: str) -> Method:
-  """Returns the method of a name.
-
-  Returns:
-    The method.
+def get(name: str | Method) -> Method:
+  """Returns the method of a name; a method is returned as it is.
 
   Raises:
     UsageError: no method has this name; the message lists those that exist.
   """
-  if name not in _METHODS:
+  if isinstance(name, Method):
+    return name
+  if not isinstance(name, str) or name not in _METHODS:
     raise unknown_name("method", name, NAMES)
   return _METHODS[name]
 
@@ -601,16 +633,17 @@ def register(method: Method) -> None:
   NAMES = tuple(_METHODS)
 
 
-def with_ghost_batches(method: Method, ghost_batch_size: int) -> Method:
+def with_ghost_batches(method: Method | str, ghost_batch_size: int) -> Method:
   """Returns a batch-normalized method that normalizes over ghost batches.
 
   Args:
-    method: a method that normalizes by `batch_normalizer`.
+    method: a method that normalizes by `batch_normalizer`, or its name.
     ghost_batch_size: examples of a ghost batch; see `layers.GhostBatchNorm`.
 
   Raises:
     UsageError: the method has another normalizer or none.
   """
+  method = get(method)
   if not method.has_batch_norm:
     raise UsageError(
       f"ghost_batch_size is {ghost_batch_size}, but method {method.name!r} has no "
@@ -628,12 +661,12 @@ def with_ghost_batches(method: Method, ghost_batch_size: int) -> Method:
   return dataclasses.replace(method, **changes)
 
 
-def linear(method: Method) -> Method:
+def linear(method: Method | str) -> Method:
   """Returns a method of linear networks: without activation.
 
   Weights have variance 1 / fan-in, which then keeps a layer's second moment; last
   layers that start at zero still do.
   """
   return dataclasses.replace(
-    method, activation=identity, kernel_init=VarianceScaling(1.0), branch_init=None
+    get(method), activation=identity, kernel_init=VarianceScaling(1.0), branch_init=None
   )

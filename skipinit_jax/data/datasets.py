@@ -281,8 +281,12 @@ def _make(name: str, make: Callable[[], Dataset]) -> Dataset:
       Split(np.asarray(split.images), np.asarray(split.labels))
       for split in (made.train, made.test)
     )
+    _check(dataclasses.replace(made, train=train, test=test))
+    # Integers are int64 where nobody says otherwise.
+    train, test = (
+      Split(split.images, split.labels.astype(np.int32)) for split in (train, test)
+    )
     dataset = dataclasses.replace(made, train=train, test=test)
-    _check(dataset)
   except errors.UsageError:
     raise
   except Exception as error:
@@ -307,10 +311,10 @@ def _check(dataset: Dataset) -> None:
       problem = (
         f"images have shape {images.shape[1:]}, those of training {dataset.image_shape}"
       )
-    elif labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+    elif labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
       problem = (
-        f"labels are {labels.dtype} of shape {labels.shape}, but must be int32 "
-        f"[{len(images)}]"
+        f"labels are {labels.dtype} of shape {labels.shape}, but must be integers of "
+        f"shape ({len(images)},)"
       )
     elif not images.size:
       problem = "there are no examples, or images without pixels"

@@ -11,6 +11,7 @@ from skipinit_jax.models.blocks import (
   ResidualBlock,
 )
 from skipinit_jax.models.depth import DepthStack, scan_variables, unroll_variables
+from skipinit_jax.models.registry import known_names, register
 from skipinit_jax.models.residual_mlp import ResidualMLP
 from skipinit_jax.models.resnet import ResNet
 from skipinit_jax.models.stochastic_depth import BranchDrop, branch_drops
@@ -41,6 +42,8 @@ __all__ = [
   "VisionTransformer",
   "WideResNet",
   "branch_drops",
+  "known_names",
+  "register",
   "scan_variables",
   "unroll_variables",
 ]

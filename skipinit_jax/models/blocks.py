@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, ScalarBias, he_normal, scaled
-from skipinit_jax.methods import Activation, ModuleFactory
+from skipinit_jax.methods import Activation, ModuleFactory, require_linen
 
 Initializer = jax.nn.initializers.Initializer
 Scalar = float | jax.Array
@@ -48,6 +48,11 @@ class ResidualBlock(nn.Module, kw_only=True):
   use_bias: bool = False
   dtype: jax.typing.DTypeLike | None = None
   param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __post_init__(self) -> None:
+    for name in ("normalizer", "last_normalizer", "branch_scale"):
+      require_linen(name, getattr(self, name))
+    super().__post_init__()
 
   def normalize(self, x: jax.Array, name: str) -> jax.Array:
     """Returns x behind a normalizer of this name; without normalization, x."""

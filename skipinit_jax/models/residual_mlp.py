@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax import methods
 from skipinit_jax.errors import require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
@@ -23,7 +24,7 @@ class ResidualMLP(Stacked):
     depth: number of residual blocks.
     width: features of every layer.
     num_classes: number of logits.
-    method: what keeps the network trainable; see `skipinit_jax.methods`.
+    method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
     layers_per_block: layers of one residual branch.
     scan: whether to scan over the blocks, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
@@ -37,7 +38,7 @@ class ResidualMLP(Stacked):
   depth: int
   width: int
   num_classes: int
-  method: Method
+  method: Method | str
   layers_per_block: int = 1
   scan: bool = True
   remat: bool = False
@@ -45,6 +46,7 @@ class ResidualMLP(Stacked):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
+    self.method = methods.get(self.method)
     super().__post_init__()
     check_types(self)
     require_positive(
@@ -57,7 +59,7 @@ class ResidualMLP(Stacked):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, ...], flattened, to logits [N, num_classes], float32."""
-    method = self.method
+    method = methods.get(self.method)
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = method.dense(
       self.width,

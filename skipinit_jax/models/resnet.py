@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax import methods
 from skipinit_jax.errors import UsageError, require_positive, unknown_name
 from skipinit_jax.fields import check_types
 from skipinit_jax.layers import ScalarBias
@@ -48,7 +49,7 @@ class ResNet(Stacked):
   Attributes:
     depth: 18, 34, 50, 101, 152 or 200.
     num_classes: number of logits.
-    method: what keeps the network trainable; see `skipinit_jax.methods`.
+    method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
     version: 1 or 2; None: `method.resnet_version`, or else 2.
     scan: whether to scan over the equal blocks of a stage, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
@@ -66,7 +67,7 @@ class ResNet(Stacked):
 
   depth: int
   num_classes: int
-  method: Method
+  method: Method | str
   version: int | None = None
   scan: bool = True
   remat: bool = False
@@ -76,8 +77,9 @@ class ResNet(Stacked):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
-    if self.version is None and isinstance(self.method, Method):
-      self.version = self.method.resnet_version or 2
+    method = self.method = methods.get(self.method)
+    if self.version is None:
+      self.version = method.resnet_version or 2
     super().__post_init__()
     check_types(self)
     require_positive(num_classes=self.num_classes)
@@ -87,9 +89,7 @@ class ResNet(Stacked):
     if self.version not in (1, 2):
       raise unknown_name("ResNet version", self.version, ("1", "2"))
     if self.version == 1:
-      self.method.require_default(
-        "divide_by_expected_std", network="a ResNet of version 1"
-      )
+      method.require_default("divide_by_expected_std", network="a ResNet of version 1")
 
   @nn.nowrap
   def stages(self) -> Stages:
@@ -111,7 +111,7 @@ class ResNet(Stacked):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    method, preactivation = self.method, self.version == 2
+    method, preactivation = methods.get(self.method), self.version == 2
     stages = self.stages()
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     symmetric = functools.partial(symmetric_conv, method.conv)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax import methods
 from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.layers import he_normal
@@ -141,9 +142,9 @@ class VisionTransformer(Stacked):
     depth: number of encoder layers.
     width: features of a token.
     num_classes: number of logits.
-    method: what keeps the network trainable; see `skipinit_jax.methods`. Fixup and
-      weight standardization are defined for layers one after the other, and attention
-      is not that.
+    method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
+      Fixup and weight standardization are defined for layers one after the other, and
+      attention is not that.
     patch_size: height and width of a patch in pixels; it must divide the images'.
     num_heads: attention heads; they must divide the width.
     scan: whether to scan over the encoder layers, or to write them out.
@@ -159,7 +160,7 @@ class VisionTransformer(Stacked):
   depth: int
   width: int
   num_classes: int
-  method: Method
+  method: Method | str
   patch_size: int = 2
   num_heads: int = 4
   scan: bool = True
@@ -168,6 +169,7 @@ class VisionTransformer(Stacked):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
+    self.method = methods.get(self.method)
     super().__post_init__()
     check_types(self)
     require_positive(
@@ -182,7 +184,7 @@ class VisionTransformer(Stacked):
         f"width is {self.width}: it is not a multiple of num_heads, which is "
         f"{self.num_heads}."
       )
-    self.method.require_default(
+    methods.get(self.method).require_default(
       "conv",
       "dense",
       "kernel_init",
@@ -197,7 +199,7 @@ class VisionTransformer(Stacked):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    method = self.method
+    method = methods.get(self.method)
     fields = method.block_fields(num_blocks=2 * self.depth, train=train, **dtypes)
     x = nn.Dense(
       self.width,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skipinit_jax import methods
 from skipinit_jax.errors import UsageError, require_positive
 from skipinit_jax.fields import check_types
 from skipinit_jax.methods import Method
@@ -26,7 +27,7 @@ class WideResNet(Stacked):
     depth: 6 n + 4 layers.
     width: factor on the features.
     num_classes: number of logits.
-    method: what keeps the network trainable; see `skipinit_jax.methods`.
+    method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
     scan: whether to scan over the equal blocks of a stage, or to write them out.
     remat: whether to recompute blocks in the backward pass to save memory.
     symmetric_padding: whether layers with strides pad both sides alike, as PyTorch's
@@ -41,7 +42,7 @@ class WideResNet(Stacked):
   depth: int
   width: int
   num_classes: int
-  method: Method
+  method: Method | str
   scan: bool = True
   remat: bool = False
   symmetric_padding: bool = False
@@ -49,6 +50,7 @@ class WideResNet(Stacked):
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def __post_init__(self) -> None:
+    self.method = methods.get(self.method)
     super().__post_init__()
     check_types(self)
     require_positive(width=self.width, num_classes=self.num_classes)
@@ -68,7 +70,7 @@ class WideResNet(Stacked):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    method, stages = self.method, self.stages()
+    method, stages = methods.get(self.method), self.stages()
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     conv = method.conv
     if self.symmetric_padding:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from skipinit_jax import models
+from skipinit_jax import methods, models
 from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.depth import of_block
 from skipinit_jax.models.head import Head as LinenHead
@@ -126,7 +126,7 @@ class _ConvolutionalNetwork(_Parts):
       stem: features, size and strides of the first convolution.
       **head: further arguments of the head.
     """
-    method, stages = twin.method, twin.stages()
+    method, stages = methods.get(twin.method), twin.stages()
     block = _BLOCKS[stages.block]
     dtypes: dict[str, Any] = {"dtype": twin.dtype, "param_dtype": twin.param_dtype}
     conv: Any = nnx_factory("conv", method.conv)
@@ -218,7 +218,7 @@ class WideResNet(_ConvolutionalNetwork):
     depth: int,
     width: int,
     num_classes: int,
-    method: Method,
+    method: Method | str,
     *,
     in_features: int = 3,
     scan: bool = True,
@@ -234,7 +234,7 @@ class WideResNet(_ConvolutionalNetwork):
       depth: 6 n + 4 layers.
       width: factor on the features.
       num_classes: number of logits.
-      method: what keeps the network trainable; see `skipinit_jax.methods`.
+      method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
       in_features: channels of the images.
       scan: whether to scan over the equal blocks of a stage, or to write them out.
       remat: whether to recompute blocks in the backward pass to save memory.
@@ -276,7 +276,7 @@ class ResNet(_ConvolutionalNetwork):
     self,
     depth: int,
     num_classes: int,
-    method: Method,
+    method: Method | str,
     *,
     version: int | None = None,
     in_features: int = 3,
@@ -293,7 +293,7 @@ class ResNet(_ConvolutionalNetwork):
     Args:
       depth: 18, 34, 50, 101, 152 or 200.
       num_classes: number of logits.
-      method: what keeps the network trainable; see `skipinit_jax.methods`.
+      method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
       version: 1 or 2; None: `method.resnet_version`, or else 2.
       in_features: channels of the images.
       scan: as in `WideResNet`.

@@ -4,29 +4,20 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 
-from skipinit_jax import data, methods
+from skipinit_jax import data, methods, models
 from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import call, check_types, taken, unusual
 from skipinit_jax.files import local_workdir, to_json
-from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
-from skipinit_jax.training.optimizer import ROLES, heavy_ball, weight_decay
+from skipinit_jax.models import registry
+from skipinit_jax.training.optimizer import OPTIMIZERS, ROLES, heavy_ball, l2_penalty
 from skipinit_jax.training.schedules import SCHEDULES
 
-Network: TypeAlias = WideResNet | ResNet | ResidualMLP | VisionTransformer
-
-# Each network's class, which takes the fields that it names, and its name for people.
-_NETWORKS: dict[str, tuple[Any, str]] = {
-  "wide_resnet": (WideResNet, "Wide-ResNet"),
-  "resnet": (ResNet, "ResNet"),
-  "residual_mlp": (ResidualMLP, "MLP"),
-  "vision_transformer": (VisionTransformer, "Vision Transformer"),
-}
-MODELS: tuple[str, ...] = tuple(_NETWORKS)
 _CHANGEABLE = (
   "data_dir",
   "data_workers",
@@ -64,7 +55,8 @@ class TrainConfig:
     image_size: height and width of the images of a streamed set; None: 224.
     crop_padding: pixels of padding on each side before a random crop; 0: no crop.
     flip: whether to flip training images at random.
-    model: wide_resnet, resnet, residual_mlp or vision_transformer.
+    model: wide_resnet, resnet, residual_mlp, vision_transformer or one of
+      `models.register`.
     depth: layers; in a residual_mlp blocks, in a vision_transformer encoder layers.
     width: factor on the features of a wide_resnet; features of a residual_mlp and of
       the tokens of a vision_transformer.
@@ -109,12 +101,17 @@ class TrainConfig:
     scale_rate_factor: likewise of scales: normalizers', alpha, standardized weights'.
       Fixup's own is 0.1.
     bias_rate_factor: likewise of every kind of bias. Fixup's own is 0.1.
-    momentum: heavy-ball momentum.
+    optimizer: sgd; adamw (Loshchilov & Hutter, ICLR 2019) or lamb (You et al., ICLR
+      2020), with optax's constants, and for lamb each block of a stack by itself.
+    momentum: heavy-ball momentum of sgd.
     nesterov: whether momentum is Nesterov's.
-    l2: coefficient of the L2 penalty `l2/2 |w|^2`, added to the gradient. It reaches
+    l2: coefficient of the L2 penalty `l2/2 |w|^2`, whose gradient sgd adds. It reaches
       every parameter, scales, scalars and biases too, but for `l2_exempt`.
-    l2_exempt: roles of parameters without L2: kernel, scale or bias. ('scale', 'bias')
-      leaves it to kernels, as the later code of SkipInit's authors does.
+    weight_decay: of adamw and lamb, decoupled: the rate times so much of each parameter
+      is taken from it, but for `l2_exempt`.
+    l2_exempt: roles of parameters without L2 or weight decay: kernel, scale or bias.
+      ('scale', 'bias') leaves it to kernels, as the later code of SkipInit's authors
+      does.
     clip_norm: largest global norm of the gradient; None: no clipping.
     adaptive_clip: largest ratio of gradient norm to parameter norm, unit by unit but
       for the classifier, scalars and what starts at zero (Brock et al., ICML 2021,
@@ -179,9 +176,11 @@ class TrainConfig:
   kernel_rate_factor: float | None = None
   scale_rate_factor: float | None = None
   bias_rate_factor: float | None = None
+  optimizer: str = "sgd"
   momentum: float = 0.9
   nesterov: bool = False
   l2: float = 5e-4
+  weight_decay: float = 1e-4
   l2_exempt: tuple[str, ...] = ()
   clip_norm: float | None = None
   adaptive_clip: float | None = None
@@ -203,14 +202,16 @@ class TrainConfig:
   @property
   def model_title(self) -> str:
     """The name of the kind of network for people."""
-    return _NETWORKS[self.model][1]
+    return registry.get(self.model).title
 
   @property
   def network_title(self) -> str:
     """The name of the network for people, such as "Wide-ResNet 16-1"."""
-    has_width = "width" in taken(_NETWORKS[self.model][0])
-    size = f"-{self.width}" if has_width else f" v{self._version}"
-    return f"{self.model_title} {self.depth}{size}"
+    fields = taken(registry.get(self.model).factory)
+    depth = f" {self.depth}" if "depth" in fields else ""
+    width = f"-{self.width}" if "width" in fields else ""
+    version = f" v{self._version}" if "version" in fields else ""
+    return f"{self.model_title}{depth}{width}{version}"
 
   @property
   def _version(self) -> int:
@@ -272,16 +273,25 @@ class TrainConfig:
       By the name of the field that chooses: what is chosen, and by each choice what
       then takes fields: functions and classes, by their parameters.
     """
-    return {
+    takers: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
       "dataset": (
         self.dataset,
         {name: _data_takers(name) for name in data.known_names()},
       ),
-      "model": (self.model, {name: (_NETWORKS[name][0],) for name in MODELS}),
+      "model": (
+        self.model,
+        {name: (registry.get(name).factory,) for name in models.known_names()},
+      ),
       "schedule": (self.schedule, {name: (SCHEDULES[name],) for name in SCHEDULES}),
-      "l2": ("above 0" if self.l2 else "0", {"above 0": (weight_decay,)}),
-      "momentum": ("above 0" if self.momentum else "0", {"above 0": (heavy_ball,)}),
+      "optimizer": (self.optimizer, {**OPTIMIZERS}),
     }
+    if self.optimizer == "sgd":
+      # Two of its own fields decide which of its fields have an effect.
+      takers["optimizer"][1]["sgd"] = ()
+      for name, part in (("l2", l2_penalty), ("momentum", heavy_ball)):
+        chosen = "above 0" if getattr(self, name) else "0"
+        takers[name] = (chosen, {"above 0": (part,)})
+    return takers
 
   def unused(self) -> dict[str, str]:
     """Returns the fields without effect here, with what they are for, in words."""
@@ -323,7 +333,8 @@ class TrainConfig:
     check_types(self)
     for name, known in {
       "dataset": data.known_names(),
-      "model": MODELS,
+      "model": models.known_names(),
+      "optimizer": OPTIMIZERS,
       "method": methods.NAMES,
       "schedule": SCHEDULES,
       "dtype": _DTYPES,
@@ -443,22 +454,26 @@ class TrainConfig:
       method = methods.with_ghost_batches(method, self.ghost_batch_size)
     return method
 
-  def make_model(self, num_classes: int) -> Network:
+  def make_model(self, num_classes: int) -> nn.Module:
     """Returns the network, with a logit for each class.
 
     Raises:
       UsageError: the network has no such depth, width or version.
     """
-    if self.model not in _NETWORKS:
-      raise unknown_name("model", self.model, MODELS)
-    made: Network = call(
-      _NETWORKS[self.model][0],
-      self,
-      num_classes=num_classes,
-      method=self.make_method(),
-      dtype=jnp.dtype(self.dtype),
-      param_dtype=jnp.dtype(self.param_dtype),
-    )
+    factory = registry.get(self.model).factory
+    given = {
+      "num_classes": num_classes,
+      "method": self.make_method(),
+      "dtype": jnp.dtype(self.dtype),
+      "param_dtype": jnp.dtype(self.param_dtype),
+    }
+    given = {name: given[name] for name in given.keys() & taken(factory)}
+    made: nn.Module = call(factory, self, **given)
+    if not isinstance(made, nn.Module):
+      raise UsageError(
+        f"model {self.model!r} is a {type(made).__name__}: its factory must return a "
+        "module of Flax Linen."
+      )
     return made
 
 

@@ -12,6 +12,8 @@ import jax
 
 from skipinit_jax import data
 from skipinit_jax.data import in_memory
+from skipinit_jax.errors import UsageError
+from skipinit_jax.fields import taken, unusual
 from skipinit_jax.files import (
   RECORD,
   RESULT,
@@ -30,10 +32,16 @@ from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import (
   MetricsWriter,
+  OnMetrics,
   read_metrics,
   warn_of_lost_epochs,
 )
-from skipinit_jax.training.optimizer import check_parameters
+from skipinit_jax.training.optimizer import (
+  OPTIMIZERS,
+  OptimizerFactory,
+  check_parameters,
+  optimizer_name,
+)
 from skipinit_jax.training.profile import Profile
 from skipinit_jax.training.progress import Progress
 from skipinit_jax.training.record import environment, jax_settings, make_record
@@ -106,6 +114,8 @@ def train(
   devices: Sequence[jax.Device] | None = None,
   stop: StopRequest | None = None,
   command: str | None = None,
+  optimizer: OptimizerFactory | None = None,
+  on_metrics: OnMetrics | None = None,
 ) -> Result:
   """Trains and evaluates one network.
 
@@ -121,6 +131,12 @@ def train(
     devices: the devices to use; None: all.
     stop: asks the run to save and stop; None: SIGTERM and SIGINT do.
     command: the command that makes the run, for its record.
+    optimizer: a function of optax, such as `optax.lion` or a `functools.partial` of
+      one, in place of the configuration's optimizer. It is called with a schedule of
+      rates. A run that is resumed needs one of the same name and settings.
+    on_metrics: for another logger: called in process 0 with the step, the kind
+      ("train", "eval" or "signal") and the values of each row that `metrics.jsonl`
+      gets. A resumed run calls it again for steps behind its checkpoint.
 
   Returns:
     The result.
@@ -132,7 +148,11 @@ def train(
   stopwatch = _Stopwatch(config.batch_size)
   first = distributed.is_first()
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  settings = {**dataclasses.asdict(config), **config.identity()}
+  identity = config.identity()
+  if optimizer is not None:
+    identity["optimizer"] = optimizer_name(optimizer)
+    _require_unset(config, identity["optimizer"])
+  settings = {**dataclasses.asdict(config), **identity}
   for name in ("data_dir", "data_workers"):
     settings.pop(name)
   distributed.check_same({**settings, "versions": versions, "jax": jax_settings()})
@@ -150,7 +170,9 @@ def train(
     check_parameters(config, model, dataset.image_shape)
     record = make_record(config, dataset)
     profile = Profile(directory, config.profile_steps, enabled=first)
-    finished = _finished_result(directory, config, record) if first else None
+    finished = None
+    if first:
+      finished = _finished_result(directory, config, identity, record)
   distributed.check_same({"record": record})
   device = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
   finished = distributed.from_first(finished)
@@ -166,7 +188,7 @@ def train(
   with (
     workdir_errors(workdir),
     Checkpoints(
-      workdir, config=config.identity(), record=record, meaning=TrainConfig.stored
+      workdir, config=identity, record=record, meaning=TrainConfig.stored
     ) as checkpoints,
     contextlib.nullcontext(stop) if stop else StopRequest() as stop,
     Progress(
@@ -177,7 +199,9 @@ def train(
       f"{data.title(config.dataset)}",
       enabled=show_progress and first,
     ) as progress,
-    Trainer(config, dataset, model, mesh, weights and weights.variables) as trainer,
+    Trainer(
+      config, dataset, model, mesh, weights and weights.variables, optimizer
+    ) as trainer,
     profile,
   ):
     restored = checkpoints.restore_latest(trainer.initial_state)
@@ -187,8 +211,9 @@ def train(
     with MetricsWriter(
       workdir,
       resume_step=step if restored else None,
-      hyperparameters=config.used(),
+      hyperparameters=config.used() | {"optimizer": identity["optimizer"]},
       enabled=first,
+      on_metrics=on_metrics,
     ) as writer:
       signal_log = SignalLog(
         writer,
@@ -274,7 +299,9 @@ def train(
       images_per_second=stopwatch.images_per_second,
       seconds_to_first_step=stopwatch.seconds_to_first_step,
       num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-      config=to_json(dataclasses.asdict(config)),
+      config=to_json(
+        {**dataclasses.asdict(config), "optimizer": identity["optimizer"]}
+      ),
       versions=versions,
       device=device,
       test_top5_accuracy=test["top5_accuracy"] if completed else None,
@@ -287,8 +314,19 @@ def train(
     return result
 
 
+def _require_unset(config: TrainConfig, optimizer: str) -> None:
+  """Raises a UsageError for a field that an optimizer of one's own does not see."""
+  fields = {"optimizer", *frozenset().union(*map(taken, sum(OPTIMIZERS.values(), ())))}
+  for name, _ in unusual(config):
+    if name in fields:
+      raise UsageError(
+        f"{name} is {getattr(config, name)}: {optimizer} does not see it, so it must "
+        "be left out."
+      )
+
+
 def _finished_result(
-  workdir: Path, config: TrainConfig, record: dict[str, Any]
+  workdir: Path, config: TrainConfig, identity: dict[str, Any], record: dict[str, Any]
 ) -> dict[str, Any] | None:
   """Returns the `Result` of a run of this configuration that has nothing left to do."""
   path, record_path = workdir / RESULT, workdir / RECORD
@@ -300,7 +338,7 @@ def _finished_result(
     result = as_type(Result, fields)
     there = as_type(TrainConfig, TrainConfig.stored(result.config, has_record))
   # If it is of another configuration or other data, `Checkpoints` says what differs.
-  same = to_json(there.identity()) == to_json(config.identity())
+  same = to_json(there.identity()) == to_json(identity)
   if has_record:
     with reading_record(record_path) as known:
       same = same and known == to_json(record)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, Self
 
 import numpy as np
@@ -35,6 +35,10 @@ _BUCKET_SECONDS = 30.0
 _MOST_NAMED = 10
 # The metrics by which TensorBoard compares runs.
 _COMPARED = ("eval/accuracy", "eval/loss", "train/accuracy", "train/loss")
+
+
+OnMetrics = Callable[[int, str, Mapping[str, Any]], None]
+"""Takes a step, a kind of row and its values, as `MetricsWriter.write` does."""
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -103,6 +107,7 @@ class MetricsWriter:
     resume_step: int | None,
     hyperparameters: Mapping[str, Any] | None = None,
     enabled: bool = True,
+    on_metrics: OnMetrics | None = None,
   ):
     """Opens the records, dropping the rows that the run will write again.
 
@@ -113,6 +118,7 @@ class MetricsWriter:
       hyperparameters: values by name, by which TensorBoard compares runs: numbers,
         texts, tuples of texts, and None, which it is not told.
       enabled: False writes nothing, as in all processes of a run but one.
+      on_metrics: is called with each row that is written.
 
     Raises:
       UsageError: `metrics.jsonl` cannot be read.
@@ -120,6 +126,7 @@ class MetricsWriter:
     self.kinds: set[str] = set()
     self.kept: list[dict[str, Any]] = []
     self._enabled = enabled
+    self._on_metrics = on_metrics
     if not enabled:
       return
     workdir = workdir_path(workdir)
@@ -172,6 +179,8 @@ class MetricsWriter:
       elif _is_finite(value):
         self._tensorboard.write(step, f"{kind}/{name}", float(value))
     self._tensorboard.flush()
+    if self._on_metrics is not None:
+      self._on_metrics(step, kind, values)
 
   def flush(self) -> None:
     """Writes out all rows, before a checkpoint from which a resumed run goes on."""

@@ -1,8 +1,8 @@
-"""The optimizer: SGD with momentum, L2 and rates by parameter role."""
+"""The optimizer: SGD, AdamW or LAMB, with clipping, decay and rates by role."""
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
@@ -94,8 +94,33 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
-def weight_decay(l2: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
-  """Adds the gradient of `l2/2 |w|^2`, but for parameters of exempt roles."""
+def by_block(
+  transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Applies a transformation without state to each block of a scanned stack by itself.
+
+  A stack's parameters have an axis over the blocks, which is no part of any layer.
+  """
+
+  def update_leaf(update: jax.Array, param: jax.Array) -> Any:
+    return transformation.update(update, transformation.init(param), param)[0]
+
+  def update(updates: Any, params: Any) -> Any:
+    def of_path(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> Any:
+      of_leaf = jax.vmap(update_leaf) if is_stacked(path) else update_leaf
+      return of_leaf(update, param)
+
+    return jax.tree.map_with_path(of_path, updates, params)
+
+  return optax.stateless(update)
+
+
+def l2_penalty(l2: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
+  """Adds `l2` of each parameter, but for those of exempt roles.
+
+  It is the gradient of `l2/2 |w|^2`, and behind the gradient's normalization decoupled
+  weight decay.
+  """
 
   def has_l2(params: Any) -> Any:
     return jax.tree.map(lambda role: role not in l2_exempt, parameter_roles(params))
@@ -118,6 +143,42 @@ def scale_by_role(factors: Mapping[str, float]) -> optax.GradientTransformation:
 def heavy_ball(momentum: float, nesterov: bool) -> optax.GradientTransformation:
   """Accumulates the gradient with momentum, as PyTorch's SGD does."""
   return optax.trace(decay=momentum, nesterov=nesterov)
+
+
+def adamw(
+  weight_decay: float, l2_exempt: Sequence[str]
+) -> optax.GradientTransformation:
+  """`optax.adamw`, without the rate."""
+  return optax.chain(optax.scale_by_adam(), l2_penalty(weight_decay, l2_exempt))
+
+
+def lamb(weight_decay: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
+  """`optax.lamb`, without the rate, layer by layer also in scanned stacks."""
+  return optax.chain(
+    optax.scale_by_adam(eps=1e-6),
+    l2_penalty(weight_decay, l2_exempt),
+    by_block(optax.scale_by_trust_ratio()),
+  )
+
+
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], ...]] = {
+  "sgd": (l2_penalty, heavy_ball),
+  "adamw": (adamw,),
+  "lamb": (lamb,),
+}
+"""By each optimizer's name, what takes fields of a configuration for it, in a chain."""
+
+OptimizerFactory = Callable[[optax.Schedule], optax.GradientTransformation]
+"""Returns an optimizer for a schedule of rates, as the functions of optax do."""
+
+
+def optimizer_name(optimizer: OptimizerFactory) -> str:
+  """Returns the name of a factory, with what a `functools.partial` sets."""
+  function = getattr(optimizer, "func", optimizer)
+  name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+  keywords = getattr(optimizer, "keywords", {})
+  settings = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+  return f"{name}({settings})" if settings else name
 
 
 def frozen_parameters(params: chex.ArrayTree, freeze: Sequence[str]) -> Any:
@@ -243,17 +304,20 @@ def make_optimizer(
   config: "TrainConfig",
   steps_per_epoch: int,
   learning_rate: jax.typing.ArrayLike | None = None,
+  optimizer: OptimizerFactory | None = None,
 ) -> optax.GradientTransformation:
   """Returns the configured optimizer.
 
-  The gradient is clipped, then L2 is added to it, then momentum accumulates it, as
-  in PyTorch's SGD; last come the rate and the factor of each parameter's role. The
-  highest rate is part of the optimizer's state: runs that differ in it share one
-  compiled program. Frozen parameters take no part, and an average sees all of them.
+  The gradient is clipped; with SGD L2 is then added to it, and momentum accumulates it,
+  as in PyTorch; last come the rate and the factor of each parameter's role. The highest
+  rate is part of the optimizer's state: runs that differ in it share one compiled
+  program. Frozen parameters take no part, and an average sees all of them.
 
   Args:
     learning_rate: the schedule's highest rate, which may be traced; None: the
       configuration's.
+    optimizer: in place of the configuration's, such as `optax.lion`, called with its
+      schedule of rates; clipping, factors and the rest stay the configuration's.
   """
   if learning_rate is None:
     learning_rate = config.learning_rate
@@ -262,25 +326,28 @@ def make_optimizer(
     transformations.append(optax.clip_by_global_norm(config.clip_norm))
   if config.adaptive_clip is not None:
     transformations.append(adaptive_grad_clip(config.adaptive_clip))
+  schedule = make_schedule(config, steps_per_epoch)
+  if optimizer is not None:
+    peak = learning_rate
+    transformations.append(optimizer(lambda step: peak * schedule(step)))
+  else:
+    transformations += [
+      *(call(part, config) for part in OPTIMIZERS[config.optimizer]),
+      optax.scale_by_schedule(schedule),
+      optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
+    ]
   factors = config.make_method().rate_factors
   # Without a factor, the state is as it was before there were any.
   by_role = [scale_by_role(factors)] if {*factors.values()} != {1.0} else []
-  optimizer = optax.chain(
-    *transformations,
-    call(weight_decay, config),
-    call(heavy_ball, config),
-    optax.scale_by_schedule(make_schedule(config, steps_per_epoch)),
-    optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate),
-    *by_role,
-  )
+  chain = optax.chain(*transformations, *by_role)
   if config.freeze:
-    optimizer = optax.multi_transform(
-      {"trained": optimizer, "frozen": optax.set_to_zero()},
+    chain = optax.multi_transform(
+      {"trained": chain, "frozen": optax.set_to_zero()},
       lambda params: jax.tree.map(
         lambda frozen: "frozen" if frozen else "trained",
         frozen_parameters(params, config.freeze),
       ),
     )
   if config.ema_decay is not None:
-    optimizer = optax.chain(optimizer, average_params(config.ema_decay))
-  return optimizer
+    chain = optax.chain(chain, average_params(config.ema_decay))
+  return chain

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training.config import Network, TrainConfig
+from skipinit_jax.models.depth import Stacked
+from skipinit_jax.training.config import TrainConfig
 
 # More blocks or layers have no ResNet, and take long to look at.
 _MOST = 200
@@ -20,21 +22,19 @@ _CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 @functools.lru_cache(maxsize=16)
-def num_parameters(model: Network, image_shape: tuple[int, ...]) -> int:
+def num_parameters(model: nn.Module, image_shape: tuple[int, ...]) -> int:
   """Returns how many parameters a network has, in a time that no size changes.
 
   Args:
     image_shape: height, width and channels.
   """
-  if not model.scan:
+  if not getattr(model, "scan", True):
     return num_parameters(model.clone(scan=True), image_shape)
   # It grows linearly with both. Blocks and layers would be looked at one by one.
-  for name, first, step in (
-    ("layers_per_block", 1, 1),
-    ("depth", 12 + model.depth % 6, 6),
-  ):
+  for name, first, step in (("layers_per_block", 1, 1), ("depth", 12, 6)):
     size = getattr(model, name, 0)
-    if size > _MOST:
+    first += size % step
+    if isinstance(model, Stacked) and size > _MOST:
       sizes: list[dict[str, Any]] = [{name: first}, {name: first + step}]
       small, larger = (
         num_parameters(model.clone(**each), image_shape) for each in sizes
@@ -48,7 +48,7 @@ def num_parameters(model: Network, image_shape: tuple[int, ...]) -> int:
 
 def check_size(
   config: TrainConfig,
-  model: Network,
+  model: nn.Module,
   image_shape: tuple[int, ...],
   total_steps: int,
   mesh: Mesh,
@@ -68,8 +68,9 @@ def check_size(
       f"epochs is {config.epochs}, which are {total_steps:,} steps: they must be below "
       "2^31."
     )
-  # Each parameter has a gradient, and a velocity where there is momentum.
-  copies = 2 + (config.momentum > 0)
+  # Each parameter has a gradient, and a velocity where there is momentum. Two moments
+  # are those of the other optimizers.
+  copies = 2 + (config.momentum > 0 if config.optimizer == "sgd" else 2)
   shards = mesh.size if config.shard_params else 1
   size = copies * jnp.dtype(config.param_dtype).itemsize / shards
   device = mesh.local_devices[0]
@@ -82,7 +83,7 @@ def check_size(
 
 
 def check_network(
-  model: Network,
+  model: nn.Module,
   image_shape: tuple[int, ...],
   bytes_per_parameter: float,
   device: jax.Device | None = None,

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flax import linen as nn
+
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import (
   CONFIG,
@@ -14,7 +16,7 @@ from skipinit_jax.files import (
   workdir_path,
 )
 from skipinit_jax.training.checkpoints import read_latest
-from skipinit_jax.training.config import Network, TrainConfig
+from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.optimizer import AveragedParams
 
 (_AVERAGE,) = AveragedParams._fields
@@ -30,7 +32,7 @@ class Trained(NamedTuple):
     config: the run's configuration.
   """
 
-  model: Network
+  model: nn.Module
   variables: dict[str, Any]
   step: int
   config: TrainConfig
@@ -64,9 +66,13 @@ def load_trained(workdir: str | os.PathLike[str], *, averaged: bool = False) -> 
       f"The run in {workdir} keeps no average of its parameters: its ema_decay is None."
     )
   variables = {"params": params, **state["model_state"]}
-  # One logit a class: the data set itself need not be here.
-  num_classes = variables["params"]["head"]["classifier"]["bias"].size
   config = _read_config(workdir_path(workdir))
+  # One logit a class: the data set itself need not be here, but for a user's network.
+  classifier = params.get("head", {}).get("classifier", {})
+  if "bias" in classifier:
+    num_classes = classifier["bias"].size
+  else:
+    num_classes = config.load_dataset().num_classes
   return Trained(config.make_model(num_classes), variables, step, config)
 
 

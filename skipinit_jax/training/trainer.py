@@ -16,7 +16,7 @@ from skipinit_jax.analysis import Signal
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.training.batches import make_batch_source
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.optimizer import make_optimizer
+from skipinit_jax.training.optimizer import OptimizerFactory, make_optimizer
 from skipinit_jax.training.schedules import make_schedule
 from skipinit_jax.training.signal_log import make_measure_signal
 from skipinit_jax.training.state import TrainState, make_init
@@ -49,12 +49,14 @@ class Trainer:
     model: nn.Module,
     mesh: Mesh,
     weights: Mapping[str, Any] | None = None,
+    optimizer: OptimizerFactory | None = None,
   ) -> None:
     """Compiles the programs of a configuration, and initializes the state meanwhile.
 
     Args:
       weights: variables to begin with in place of their initial values, as
         `weights.load_weights` reads them.
+      optimizer: in place of the configuration's: see `make_optimizer`.
 
     Raises:
       UsageError: the data set has fewer examples than a batch.
@@ -64,10 +66,12 @@ class Trainer:
     )
     self._peak_rate = config.learning_rate
     self._schedule = make_schedule(config, self.steps_per_epoch)
-    optimizer = functools.partial(make_optimizer, config, self.steps_per_epoch)
+    make = functools.partial(
+      make_optimizer, config, self.steps_per_epoch, optimizer=optimizer
+    )
     init, sharding = make_init(
       model,
-      optimizer,
+      make,
       dataset.image_shape,
       mesh=mesh,
       shard_params=config.shard_params,
@@ -81,7 +85,7 @@ class Trainer:
     train_steps = make_train_steps(
       make_train_step(
         model,
-        optimizer(),
+        make(),
         **layout,
         accumulation_steps=parts,
         label_smoothing=config.label_smoothing,

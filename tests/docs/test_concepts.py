@@ -22,6 +22,8 @@ def test_numbers_are_those_of_the_command():
     INITIAL["skipinit_inverse_sqrt_depth"],
     INITIAL["divide_by_sqrt2"],
   )
+  zero = INITIAL[concepts.ZERO_SCALE]
+  noise = NUMBERS["initialization_on_noise"]["batch_norm"]
   trained = TRAINED["SkipInit, α = 0"]
   for numbers, said in (
     (unnormalized, "of {theory[growth]:.2g} in theory and {measured[growth]:.2g} as"),
@@ -30,6 +32,15 @@ def test_numbers_are_those_of_the_command():
     (batch_norm, "{theory[last_branch_to_skip]:.3f} of the skip path's"),
     (batch_norm, "{measured[last_branch_to_skip]:.3f} of the skip path's"),
     (batch_norm, "and it has {theory[mean_path_length]:.1f}: the"),
+    (batch_norm, "factor of {theory[gradient_growth]:.0f} in theory"),
+    (batch_norm, "and of {measured[gradient_growth]:.0f} as measured"),
+    (NUMBERS["dimensions"], "digits vary in about {digits:.0f}, a"),
+    (NUMBERS["dimensions"], "On noise, in {noise:.0f} dimensions"),
+    (noise, "theory has {theory[gradient_growth]:.0f} and"),
+    (noise, "and {measured[gradient_growth]:.0f} is measured"),
+    (zero, "by a factor of {theory[growth]:.0f}, in theory"),
+    (zero, "by a factor of {measured[gradient_growth]:.0f}, in theory"),
+    (zero, "mean path has {measured[mean_path_length]:.0f} branches"),
     (scaled, "by {theory[growth]:.1f} in theory and {measured[growth]:.1f} as"),
     (scaled, "ratio of variances is {theory[last_branch_to_skip]:.3f} in every"),
     (divided, "a cosine of {theory[cosine_before]:.2f} before the first block"),

@@ -3,12 +3,19 @@
 A snippet asserts what holds exactly; what it prints is compared with the page here.
 """
 
+import dataclasses
+import importlib.util
 import re
+import sys
+import tempfile
 from pathlib import Path
 
+import optax
 import pytest
 
-from skipinit_jax import data
+from skipinit_jax import data, models, training
+from skipinit_jax.errors import UsageError
+from skipinit_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
@@ -51,6 +58,7 @@ CLAIMS = {
     ("from_weights", "it tells 78 % of", 0.78, 0.06),
     ("from_scratch", "from scratch, 69 %", 0.69, 0.08),
   ],
+  "how_to/own_run": [("result.test_accuracy", "tells 85 % of", 0.85, 0.08)],
   "how_to/resume": [],
   "how_to/transformer": [],
   "getting_started": [("ratio", "prints 0.008. It", 0.008, 0.001)],
@@ -61,6 +69,33 @@ WITHOUT_SNIPPETS = {"how_to/many_machines", "how_to/what_survives"}
 @pytest.fixture(autouse=True)
 def forget_registered(monkeypatch):
   monkeypatch.setattr(data.datasets, "_registered", {})
+  monkeypatch.setattr(models.registry, "_KINDS", dict(models.registry._KINDS))
+
+
+class StandIn:
+  """For a logger that is not installed: what pages call of it, and what it was told."""
+
+  def __init__(self, *_, **__):
+    self.rows = []
+
+  init = classmethod(lambda cls, **_: cls())
+
+  def log(self, values, *, step):
+    self.rows.append((step, values))
+
+  def log_metrics(self, values, *, step):
+    # As MLflow: numbers alone.
+    self.rows.append((step, {name: float(values[name]) for name in values}))
+
+  def finish(self):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def loggers(monkeypatch):
+  for name in ("wandb", "mlflow"):
+    if importlib.util.find_spec(name) is None:
+      monkeypatch.setitem(sys.modules, name, StandIn())
 
 
 def read(page):
@@ -88,6 +123,37 @@ def test_snippets_give_the_numbers_of_their_page(page):
     # What is said is that value.
     number = float(re.findall(r"\d+(?:\.\d+)?", said)[0])
     assert value == pytest.approx(number / 100 if "%" in said else number)
+
+
+def test_loggers_see_the_rows_that_are_written(monkeypatch):
+  logged = StandIn()
+  monkeypatch.setitem(sys.modules, "mlflow", logged)
+  monkeypatch.setitem(sys.modules, "wandb", StandIn())
+  names = {}
+  for block in snippets(read("how_to/own_run")):
+    # The second block is the run; here it keeps its folder.
+    if "wandb" not in block:
+      exec(compile(block, "own_run.md", "exec"), names)
+  with tempfile.TemporaryDirectory() as folder:
+    result = training.train(
+      names["config"],
+      folder,
+      on_metrics=names["log_to_mlflow"],
+      show_progress=False,
+      optimizer=optax.lion,
+    )
+    rows = [row for row in read_metrics(folder) if row["kind"] == "eval"]
+    with pytest.raises(UsageError, match=r"optimizer is \"optax.*lion\" there and"):
+      training.train(names["config"], folder, show_progress=False)
+    config = dataclasses.replace(names["config"], l2=0.1)
+    with pytest.raises(UsageError, match=r"l2 is 0.1: .*lion does not see it"):
+      training.train(config, folder, optimizer=optax.lion, show_progress=False)
+  assert result.config["optimizer"].endswith("lion")
+  seen = [(step, values) for step, values in logged.rows if "eval/accuracy" in values]
+  assert [step for step, _ in seen] == [row["step"] for row in rows] == [23, 46, 69]
+  assert [values["eval/accuracy"] for _, values in seen] == [
+    row["accuracy"] for row in rows
+  ]
 
 
 def test_program_with_a_method_of_its_own_runs_a_study(run_program, tmp_path):

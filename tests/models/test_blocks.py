@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from jax import lax
 
 from skipinit_jax.errors import UsageError
@@ -363,6 +364,33 @@ class Widen(nn.Module):
 def test_fully_connected_block_names_what_it_cannot_do():
   with pytest.raises(UsageError, match="has 4 features, but its input has 1"):
     FullyConnectedBlock(4).init(jax.random.key(0), jnp.ones((2, 1)))
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"normalizer": nn.LayerNorm()},
+      r"normalizer is a LayerNorm that is made already: give its class, LayerNorm, or",
+    ),
+    (
+      {"normalizer": nnx.LayerNorm},
+      "normalizer is nnx.LayerNorm, of Flax NNX, .*: give flax.linen.LayerNorm",
+    ),
+    (
+      {"normalizer": functools.partial(nnx.GroupNorm, num_groups=2)},
+      "normalizer is nnx.GroupNorm, .*: give flax.linen.GroupNorm",
+    ),
+    (
+      {"branch_scale": 0.0},
+      r"branch_scale is 0.0: .* such as functools.partial\(layers.SkipInit, 0.0\)",
+    ),
+    ({"normalizer": True}, "normalizer is True: .* such as flax.linen.LayerNorm"),
+  ],
+)
+def test_what_is_no_factory_is_one_sentence(fields, message):
+  with pytest.raises(UsageError, match=message):
+    BasicBlock(4, **fields)
 
 
 class OwnScale(nn.Module):

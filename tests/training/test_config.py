@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipinit_jax import data, methods
+from skipinit_jax import data, methods, models
 from skipinit_jax.errors import UsageError
 from skipinit_jax.fields import take_as_usual
 from skipinit_jax.layers import GhostBatchNorm
@@ -33,9 +33,10 @@ def message_of(num_devices=1, **fields):
   ("field", "value", "known"),
   [
     ("dataset", "mnist", data.NAMES),
-    ("model", "transformer", config_lib.MODELS),
+    ("model", "transformer", models.known_names()),
     ("method", "batchnorm", methods.NAMES),
     ("schedule", "linear", config_lib.SCHEDULES),
+    ("optimizer", "adam", config_lib.OPTIMIZERS),
     ("dtype", "float16", ("float32", "bfloat16")),
     ("param_dtype", "int8", ("float32", "bfloat16")),
     ("l2_exempt", ("kernel", "biases"), config_lib.ROLES),
@@ -164,8 +165,11 @@ WITHOUT_EFFECT = OTHER_MODELS | {
   "constant_epochs": [{"schedule": name} for name in ("cosine", "constant")],
   "halve_every_epochs": [{"schedule": "exponential"}],
   "growth_per_epoch": [{}, {"schedule": "cosine"}, {"schedule": "constant"}],
+  "l2": [{"optimizer": "adamw"}],
   "l2_exempt": [{"l2": 0.0}],
-  "nesterov": [{"momentum": 0.0}],
+  "momentum": [{"optimizer": "lamb"}],
+  "nesterov": [{"momentum": 0.0}, {"optimizer": "adamw"}],
+  "weight_decay": [{}],
   "crop_padding": [{"dataset": "imagenet2012"}],
   "flip": [{"dataset": "sample_photos"}],
   "image_size": [{}, {"dataset": "cifar10"}],
@@ -195,7 +199,7 @@ def test_field_without_effect(name, choice):
 
 def test_field_that_any_choice_uses_is_never_without_effect():
   conditional = {*WITHOUT_EFFECT}
-  for model in config_lib.MODELS:
+  for model in models.known_names():
     for schedule in config_lib.SCHEDULES:
       assert {*TrainConfig(model=model, schedule=schedule).unused()} <= conditional
 

@@ -221,6 +221,68 @@ def test_rates_by_role_are_those_of_optax_by_label():
   )
 
 
+# Two blocks of a scanned stack beside what is no stack.
+STACKED = {"blocks": {"conv": {"kernel": (2, 3, 3, 2, 4)}, "bias": {"bias": (2,)}}}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_other_optimizers_are_those_of_optax(name):
+  config = TrainConfig(
+    optimizer=name,
+    learning_rate=0.1,
+    weight_decay=0.2,
+    l2_exempt=("bias",),
+    schedule="constant",
+    scale_rate_factor=0.5,
+  )
+  config.validate()
+  start = draw(SHAPES | {"rest": STACKED}, 0)
+  grads = [draw(SHAPES | {"rest": STACKED}, seed) for seed in (1, 2, 3)]
+
+  def unrolled(tree):
+    return unroll_variables(tree)
+
+  reference = getattr(optax, name)(
+    0.1,
+    weight_decay=0.2,
+    mask=lambda params: jax.tree.map(
+      lambda role: role != "bias", optimizer_lib.parameter_roles(params)
+    ),
+  )
+  params = unrolled(start)
+  state = reference.init(params)
+  for each in grads:
+    updates, state = reference.update(unrolled(each), state, params)
+    updates["stage"]["norm"]["scale"] *= 0.5
+    updates["stage"]["branch_scale"]["alpha"] *= 0.5
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    unrolled(run(config, start, grads)[-1]),
+    params,
+  )
+
+
+def test_an_optimizer_of_ones_own_gets_the_schedule():
+  fields = {"learning_rate": 0.3, "l2": 0.0, "constant_epochs": 1, "clip_norm": 0.5}
+  config = TrainConfig(**fields, halve_every_epochs=0.5, bias_rate_factor=0.1)
+  start, grads = draw(SHAPES, 0), [draw(SHAPES, seed) for seed in (1, 2, 3, 4)]
+  own = optimizer_lib.make_optimizer(
+    config, 2, optimizer=functools.partial(optax.sgd, momentum=0.9)
+  )
+  params, state = start, own.init(start)
+  for each in grads:
+    updates, state = own.update(each, state, params)
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+    run(config, start, grads)[-1],
+    params,
+  )
+  lion = functools.partial(optax.lion, b1=0.8)
+  assert optimizer_lib.optimizer_name(lion) == "optax._src.alias.lion(b1=0.8)"
+
+
 def test_method_brings_its_rates():
   # Zhang, Dauphin & Ma's code: scalars learn at a tenth of the rate.
   method = methods.get("fixup")

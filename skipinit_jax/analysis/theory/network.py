@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from skipinit_jax import models
+from skipinit_jax import methods, models
 from skipinit_jax.analysis.signal import block_names
 from skipinit_jax.analysis.theory import kernel
 from skipinit_jax.errors import UsageError, require_positive
@@ -179,7 +179,7 @@ def _divided(layer: kernel.Layer, variance: float) -> kernel.Layer:
 
 
 def uniform(
-  method: Method,
+  method: Method | str,
   num_blocks: int,
   *,
   layers_per_block: int = 1,
@@ -191,7 +191,7 @@ def uniform(
   borders are neglected.
 
   Args:
-    method: see `methods.linear` for networks without activation.
+    method: a method or its name; see `methods.linear` for networks without activation.
     transitions: the blocks, counted from 1, whose shortcut is a projection of the
       activated input.
 
@@ -204,6 +204,7 @@ def uniform(
       raise UsageError(
         f"transitions holds {transition}, but the blocks are 1 to {num_blocks}."
       )
+  method = methods.get(method)
   fields = method.activated_block_fields(
     num_blocks=num_blocks,
     branch_layers=layers_per_block,
@@ -292,7 +293,7 @@ def describe(
     projection = layers.pop("projection", None)
     for name in block_names(block, repeats.get(block[:-1])):
       found.append(_Layers(name, list(layers.values()), projection))
-  blocks = _blocks(model.method, found)
+  blocks = _blocks(methods.get(model.method), found)
   first_layer, first_block = next(iter(modules)), next(iter(activations))
   stem = _layer(*modules[first_layer], None)
   if stem.output_grid(grids[first_layer]) != grids[first_block]:
