@@ -6,7 +6,7 @@ import pytest
 
 from skipinit_jax import fields, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
+from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
 SKIPINIT = methods.get("skipinit")
 
@@ -32,7 +32,6 @@ class Outer:
     # To Python, 50.0 is in the table of depths.
     (lambda: ResNet(50.0, 10, SKIPINIT), "depth is 50.0: it must be a whole"),
     (lambda: ResidualMLP(2, 8, 10, SKIPINIT, scan=1), "scan is 1: it must be True or"),
-    (lambda: VisionTransformer(2, 8, 10, "skipinit"), "it must be a Method"),
     (lambda: fields.check_types(Outer(inner=Inner(2.5))), "inner.size is 2.5: it must"),
     (lambda: fields.check_types(Outer(sizes=(True,))), "sizes is (True,): it must"),
   ],

@@ -215,8 +215,7 @@ class TrainConfig:
 
   @property
   def _version(self) -> int:
-    own = methods.get(self.method).resnet_version if self.model == "resnet" else None
-    return self.version or own or 2
+    return self.version or methods.get(self.method).resnet_version or 2
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields that a resumed run must agree with: those of its result.
@@ -225,7 +224,8 @@ class TrainConfig:
     are measured, and what is profiled may change.
     """
     fields = {**dataclasses.asdict(self), "init_from": _place(self.init_from)}
-    fields["version"] = self._version
+    if self.model == "resnet":
+      fields["version"] = self._version
     return {name: fields[name] for name in fields if name not in _CHANGEABLE}
 
   @classmethod
@@ -241,8 +241,11 @@ class TrainConfig:
     """
     meant = {**cls().identity(), **fields}
     meant["init_from"] = _place(meant["init_from"])
-    # Before `symmetric_stem`, all of a method's parameters learned at one rate.
+    # Before `symmetric_stem`, all networks had a version, and all of Fixup's parameters
+    # one rate.
     if "symmetric_stem" not in fields:
+      if meant["model"] != "resnet":
+        meant["version"] = None
       if meant["method"] == "nf_resnet":
         raise UsageError(
           "The run was begun by a version whose nf_resnet was another network, and "
