@@ -196,7 +196,7 @@ def save(
   config = {
     "library_name": "skipinit_jax",
     "architectures": [type(model).__name__],
-    "model": {**fields, "method": _describe(getattr(model, "method"))},  # noqa: B009
+    "model": {**fields, "method": _describe(methods.get(getattr(model, "method")))},  # noqa: B009
     "image_shape": list(image_shape),
     **(description or {}),
   }

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import linen as nn
 
 from skipinit_jax import convert, layers, methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResNet, WideResNet, unroll_variables
+from skipinit_jax.training import TrainConfig, load_weights
 
 MODEL = ResNet(50, 3, methods.get("batch_norm"), version=1, symmetric_padding=True)
 
@@ -163,6 +165,88 @@ def test_bad_state_dict(state_dict, change, message):
   with pytest.raises(UsageError, match=message) as error:
     convert.from_torchvision(change(state_dict))
   assert "\n" not in str(error.value)
+
+
+NF = ResNet(
+  50, 3, methods.get("nf_resnet"), symmetric_padding=True, average_projection=True
+)
+
+
+def test_timm_layouts_both_ways():
+  """tests/test_convert_torch.py has the logits."""
+  for model, names in (
+    (MODEL, {"layer4.2.bn3.running_var": (2048,), "fc.weight": (3, 2048)}),
+    (
+      MODEL.clone(version=2),
+      {"stages.3.blocks.2.norm3.bias": (512,), "head.fc.weight": (3, 2048, 1, 1)},
+    ),
+    (NF, {"stages.3.2.conv3.gain": (2048, 1, 1, 1), "stages.0.0.skipinit_gain": ()}),
+  ):
+    variables = make_variables(model)
+    state_dict = convert.to_timm(model, variables)
+    for name, shape in names.items():
+      assert state_dict[name].shape == shape
+    again, restored = convert.from_timm({"model": state_dict})
+    assert again == model
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6), restored, variables
+    )
+
+
+def test_training_begins_with_a_normalizer_free_network(tmp_path):
+  config = TrainConfig(
+    dataset="imagenet2012",
+    model="resnet",
+    depth=50,
+    method="nf_resnet",
+    alpha=1.0,
+    learnable_alpha=False,
+    symmetric_padding=True,
+    average_projection=True,
+  )
+  config.validate()
+  model = config.make_model(3)
+  variables = make_variables(model)
+  path = tmp_path / "nf.safetensors"
+  safetensors.numpy.save_file(convert.to_timm(model, variables), path)
+  loaded, _ = load_weights(str(path), model, (32, 32, 3))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-6), loaded, variables
+  )
+  with pytest.raises(UsageError, match="average_projection is False, but timm's netw"):
+    load_weights(str(path), model.clone(average_projection=False), (32, 32, 3))
+
+
+def test_factors_of_branches_are_folded():
+  for name, factor, leaf in (("layer_scale", 1.0, "scale"), ("rezero", 2.0, "alpha")):
+    method = dataclasses.replace(methods.get(name), branch_factor=factor)
+    model = ResNet(50, 3, method, symmetric_padding=True)
+    variables = make_variables(model)
+    first = unroll_variables(variables)["params"]["stage2_first"]
+    expected = factor * first["conv3"]["kernel"][0, 0] * first["branch_scale"][leaf]
+    there = convert.to_timm(model, variables)["stages.1.blocks.0.conv3.weight"]
+    np.testing.assert_allclose(there[:, :, 0, 0].T, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("method", "message"),
+  [
+    (
+      {"alpha": 0.5, "learnable_alpha": False},
+      "constant method.alpha is 0.5, but timm",
+    ),
+    ({"branch_scale": layers.LayerScale}, "method.branch_scale is .* have SkipInit"),
+    ({"conv": layers.Conv}, "method.conv is "),
+    ({"activation": nn.relu}, "method.activation is "),
+    (
+      {"branch_factor": 0.1},
+      "method.branch_factor is 0.1, but timm's networks have 0.2",
+    ),
+  ],
+)
+def test_other_normalizer_free_networks_are_refused(method, message):
+  with pytest.raises(UsageError, match=message):
+    convert.require_timm(NF.clone(method=dataclasses.replace(NF.method, **method)))
 
 
 def changed(**fields):

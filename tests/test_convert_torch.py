@@ -1,12 +1,19 @@
 """Converted networks against PyTorch's own: the same logits."""
 
+import functools
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from skipinit_jax import convert
+from skipinit_jax import convert, methods
 from skipinit_jax.errors import UsageError
+from skipinit_jax.models import ResNet
 from skipinit_jax.training import load_weights
 
 torch = pytest.importorskip(
@@ -168,6 +175,102 @@ def test_training_begins_with_the_weights_of_files(network, converted, tmp_path)
     with pytest.raises(UsageError, match=message) as error:
       load_weights(str(tmp_path / name), there, (32, 32, 3))
     assert "\n" not in str(error.value)
+
+
+class _Anything(type):
+  """A class that has every attribute, each another such class."""
+
+  def __getattr__(cls, name):
+    if name.startswith("__"):
+      raise AttributeError(name)
+    return _Anything(name, (), {})
+
+
+class _NoTorchvision:
+  """Finds modules without content: timm imports torchvision, and computes without."""
+
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] == "torchvision":
+      return importlib.machinery.ModuleSpec(name, self, is_package=True)
+    return None
+
+  def create_module(self, spec):
+    module = types.ModuleType(spec.name)
+    module.__getattr__ = lambda name: getattr(_Anything("torchvision", (), {}), name)
+    return module
+
+  def exec_module(self, module):
+    pass
+
+
+@pytest.fixture(scope="module")
+def timm():
+  with pytest.MonkeyPatch.context() as patch:
+    if importlib.util.find_spec("torchvision") is None:
+      patch.setattr(sys, "meta_path", [*sys.meta_path, _NoTorchvision()])
+    yield pytest.importorskip(
+      "timm",
+      reason="needs timm: .venv/bin/pip install timm==1.0.31 --no-deps, and "
+      "huggingface_hub",
+    )
+
+
+def randomize(network):
+  """Makes a network of which no array is at its initial value, in evaluation mode."""
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, array in [*network.named_parameters(), *network.named_buffers()]:
+      if array.dtype.is_floating_point and array.ndim != 2:
+        array.uniform_(0.7, 1.3)
+      if name.endswith(("bias", "running_mean")):
+        array.normal_(std=0.1)
+      if name.endswith(".weight") and array.ndim == 4:
+        nn.init.kaiming_normal_(array, nonlinearity="relu")
+  return network.eval()
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "nf_resnet50", "nf_resnet50 skipinit"])
+def test_from_and_to_timm(timm, name):
+  name, *skipinit = name.split()
+  network = randomize(
+    timm.create_model(name, num_classes=NUM_CLASSES, **dict.fromkeys(skipinit, True))
+  )
+  model, variables = convert.from_timm(network.state_dict())
+  # Small and odd sizes, at which the windows of strides differ.
+  images = make_images(47, 58)
+  assert_same(jax_logits(model, variables, images), torch_logits(network, images))
+  convert.require_timm(model)
+  state_dict = convert.to_timm(model, variables)
+  there = network.state_dict()
+  assert state_dict.keys() == there.keys()
+  for key, tensor in there.items():
+    np.testing.assert_allclose(state_dict[key], tensor.numpy(), rtol=1e-6, err_msg=key)
+
+
+def test_skipinit_to_timm(timm):
+  resnetv2 = pytest.importorskip("timm.models.resnetv2")
+  method = methods.get("regularized_skipinit")
+  model = ResNet(50, NUM_CLASSES, method, symmetric_padding=True)
+  images = make_images(47, 58)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      fan_in = np.prod(leaf.shape[-4:-1] if leaf.ndim > 2 else leaf.shape[:1])
+      return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype(np.float32)
+    return rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32)
+
+  variables = jax.tree.map_with_path(draw, shapes)
+  network = resnetv2.ResNetV2(
+    layers=[3, 4, 6, 3],
+    num_classes=NUM_CLASSES,
+    conv_layer=functools.partial(timm.layers.create_conv2d, bias=True),
+    norm_layer=lambda features, **_: nn.ReLU(),
+  ).eval()
+  state_dict = convert.to_timm(model, variables)
+  network.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})
+  assert_same(torch_logits(network, images), jax_logits(model, variables, images))
 
 
 def make_images(height, width):

@@ -139,12 +139,15 @@ class ConvolutionalBlock(ActivatedBlock):
     strides: strides of the block.
     conv: factory of convolutions, with the fields of `flax.linen.Conv`.
     projection_init: initializer of the shortcut's projection.
+    average_projection: whether the projection takes the mean of the pixels that its
+      strides would pass over, as timm's NF-ResNets do.
   """
 
   features: int
   strides: int = 1
   conv: ModuleFactory = Conv
   projection_init: Initializer = he_normal
+  average_projection: bool = False
 
   @nn.nowrap
   def convolution(
@@ -161,9 +164,16 @@ class ConvolutionalBlock(ActivatedBlock):
 
   def project(self, x: jax.Array, features: int) -> jax.Array:
     """Returns the shortcut's 1x1 convolution of x."""
-    y: jax.Array = self._conv(
-      features, 1, self.strides, self.projection_init, "projection"
-    )(x)
+    strides = self.strides
+    if self.average_projection and strides != 1:
+      # At the end of an odd size there are fewer.
+      pads = [(0, -size % strides) for size in x.shape[1:3]]
+      window = (strides, strides)
+      x = nn.avg_pool(x, window, window, pads, count_include_pad=False)
+      strides = 1
+    y: jax.Array = self._conv(features, 1, strides, self.projection_init, "projection")(
+      x
+    )
     return y
 
   @nn.nowrap

@@ -57,6 +57,8 @@ class ResNet(Stacked):
       do. XLA's SAME, the default, pads less at the top and left of even sizes.
     symmetric_stem: whether the stem's convolution does, whatever the other layers do.
       Alone it gives the padding of Flax's ImageNet example.
+    average_projection: whether projections with strides take means of pixels, as
+      timm's `nf_resnet50` does; theory does not know them.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
 
@@ -73,6 +75,7 @@ class ResNet(Stacked):
   remat: bool = False
   symmetric_padding: bool = False
   symmetric_stem: bool = False
+  average_projection: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
 
@@ -119,6 +122,7 @@ class ResNet(Stacked):
       stages.block,
       conv=symmetric if self.symmetric_padding else method.conv,
       projection_init=method.kernel_init,
+      average_projection=self.average_projection,
       **method.activated_block_fields(
         num_blocks=sum(stages.num_blocks),
         branch_layers=stages.branch_layers,

@@ -66,6 +66,8 @@ class TrainConfig:
       does: for weights from there (`skipinit_jax.convert`).
     symmetric_stem: whether the convolution of a resnet's stem does, whatever the rest
       does: alone, for weights of Flax's ImageNet example.
+    average_projection: whether a resnet's projections with strides take means of
+      pixels, as timm's nf_resnet50 does.
     layers_per_block: layers of one branch of a residual_mlp.
     patch_size: height and width in pixels of the patches of a vision_transformer.
     num_heads: attention heads of a vision_transformer.
@@ -80,8 +82,8 @@ class TrainConfig:
     learnable_alpha: whether alpha is a parameter or a constant; None: as the method.
     ghost_batch_size: examples of a ghost batch; None: normalize the global batch.
     init_from: where the first weights are from: a run's workdir, an export or its
-      safetensors file, or a PyTorch file by torchvision's names. All must fit but a
-      classifier of other classes, which is new; None: all are drawn at random.
+      safetensors file, or a PyTorch file by names of torchvision or timm. All must fit
+      but a classifier of other classes, which is new; None: all are drawn at random.
     freeze: parameters that stay as they are: roles (kernel, scale or bias) or regular
       expressions to be found in names such as stage1_first/conv1/kernel, by commas.
       Normalizers' statistics are no parameters and follow the batches.
@@ -151,6 +153,7 @@ class TrainConfig:
   version: int | None = None
   symmetric_padding: bool = False
   symmetric_stem: bool = False
+  average_projection: bool = False
   layers_per_block: int = 1
   patch_size: int = 2
   num_heads: int = 4

@@ -34,8 +34,8 @@ def load_weights(path: str, model: nn.Module, image_shape: tuple[int, ...]) -> W
 
   Args:
     path: a run's workdir, the folder or the safetensors file of an export, or
-      PyTorch's weights by torchvision's names, as a safetensors file or as `torch.save`
-      writes it. A PyTorch file is read without executing what it may hold.
+      PyTorch's weights by torchvision's or timm's names, as a safetensors file or as
+      `torch.save` writes it. A PyTorch file is read without executing what it may hold.
     model: the network. Scanned or not, it takes the weights of either form.
     image_shape: height, width and channels.
 
@@ -96,9 +96,9 @@ def _read(path: str, model: nn.Module) -> dict[str, Any]:
     arrays = export.load_arrays(place)
     if any(name.startswith("params/") for name in arrays):
       return traverse_util.unflatten_dict(arrays, sep="/")
-  _, variables = convert.from_torchvision(arrays)
+  _, variables = convert.from_timm(arrays)
   try:
-    convert.require_torchvision(model)
+    convert.require_timm(model)
   except UsageError as error:
     raise UsageError(f"init_from is {path}, of PyTorch's weights: {error}") from None
   return variables

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import LayerScale, SkipInit
+from skipinit_jax.layers import LayerScale, SkipInit, identity
 from skipinit_jax.models import (
   BasicBlock,
   BottleneckBlock,
@@ -453,3 +453,15 @@ def test_a_scale_keeps_no_activations(block, scale):
   assert kept(scale) == kept(None)
   # The measure sees what a scale behind the branch keeps.
   assert kept(functools.partial(OwnScale, 0.5)) == kept(None) + 1
+
+
+def test_average_projection_is_of_the_means_of_windows():
+  block = BottleneckBlock(2, 2, average_projection=True, activation=identity)
+  x = np.random.default_rng(0).normal(size=(1, 5, 4, 3)).astype(np.float32)
+  variables = block.init(jax.random.key(0), x)
+  params = variables["params"]
+  params["conv3"]["kernel"] *= 0
+  # The last window of an odd size has one row.
+  means = [[x[0, i : i + 2, j : j + 2].mean((0, 1)) for j in (0, 2)] for i in (0, 2, 4)]
+  expected = np.array(means) @ params["projection"]["kernel"][0, 0]
+  np.testing.assert_allclose(block.apply(variables, x)[0], expected, atol=1e-5)

@@ -157,6 +157,7 @@ OTHER_MODELS = {
   "version": [{}, {"model": "residual_mlp"}, {"model": "vision_transformer"}],
   "symmetric_padding": [{"model": "vision_transformer"}, {"model": "residual_mlp"}],
   "symmetric_stem": [{}, {"model": "residual_mlp"}],
+  "average_projection": [{}, {"model": "residual_mlp"}],
   "layers_per_block": [{}, {"model": "vision_transformer"}],
   "patch_size": [{}, {"model": "resnet", "depth": 50}],
   "num_heads": [{}, {"model": "residual_mlp"}],
