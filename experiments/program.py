@@ -33,7 +33,7 @@ LOST_PROCESS_STATUS = 5
 _Config = TypeVar("_Config")
 
 _QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
-# 2^-4 and 2⁻⁴: tables print the first, figures the second.
+# 2^-4 as people type it, and 2⁻⁴ as tables have it.
 _POWER = re.compile(
   r"(?<![\w.^])(?P<base>\d+(\.\d+)?)"
   r"(?P<exponent>\^[+-]?\d{1,4}|⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})(?![\w.^])"
@@ -103,7 +103,7 @@ class _PathParser(flags.ArgumentParser[str]):
 
 
 def _with_values(text: str) -> str:
-  """Returns a text in which powers, as tables print them, are numbers."""
+  """Returns a text in which powers, typed or copied from a table, are numbers."""
   return "".join(
     part if part[:1] in "'\"" and part else _POWER.sub(_value, part)
     for part in _QUOTED.split(text)

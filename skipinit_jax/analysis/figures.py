@@ -113,7 +113,11 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
   titles = [panel.title for panel in panels]
   figure, drawn = drawing.new_panels(titles, x_label, margin=0.9, height=2.5)
   labels = dict.fromkeys(label for panel in panels for label in panel.lines)
-  styles = {label: _style(index) for index, label in enumerate(labels)}
+  # Later marks are smaller, so that equal points are all seen.
+  styles = {
+    label: style | {"markersize": max(4.0, 6 - 0.7 * index)}
+    for index, (label, style) in enumerate(drawing.styles(labels).items())
+  }
   for axes, panel in zip(drawn, panels, strict=True):
     for label, each in panel.lines.items():
       line = each if isinstance(each, Line) else Line(*each, None, each[1])
@@ -128,11 +132,6 @@ def line_figure(panels: Sequence[Panel], x_label: str) -> "Figure":
     axes.tick_params(labelsize=9)
   drawing.finish(figure, styles)
   return figure
-
-
-def _style(index: int) -> dict[str, Any]:
-  # Later marks are smaller, so that equal points are all seen.
-  return drawing.style(index) | {"markersize": max(4.0, 6 - 0.7 * index)}
 
 
 def _draw(axes: "Axes", line: Line, style: dict[str, Any], log: bool) -> None:

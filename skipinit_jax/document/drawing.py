@@ -1,6 +1,7 @@
 """What all figures have in common: their width, their legend and no pyplot."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,21 +13,26 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-_COLORS = (
-  "#4269d0",
-  "#efb118",
-  "#3ca951",
-  "#ff725c",
-  "#6cc5b0",
-  "#a463f2",
-  "#9c6b4e",
-  "#e15ca8",
-  "#97bbf5",
-  "#1d3557",
-  "#b8c43a",
-  "#9498a0",
-)
-_MARKERS = "osD^vP*Xhp<>"
+# Color and mark of each method, by its title, in every figure.
+_METHODS = {
+  "Batch norm": ("#4269d0", "o"),
+  "SkipInit, α = 0": ("#efb118", "s"),
+  "SkipInit, α = 1/√d": ("#3ca951", "D"),
+  "SkipInit, α = 1": ("#ff725c", "^"),
+  "Divide by √2": ("#a463f2", "v"),
+  "Unnormalized": ("#9498a0", "X"),
+  "Fixup": ("#6cc5b0", "P"),
+  "NF-ResNet": ("#9c6b4e", "*"),
+  "Regularized SkipInit": ("#e15ca8", "h"),
+  "Layer norm": ("#97bbf5", "p"),
+  "Batch norm at the output only": ("#1d3557", "<"),
+  "ReZero": ("#b8c43a", ">"),
+  "Batch norm, scale 0": ("#1d3557", "D"),
+  "SkipInit + biases": ("#b8c43a", "^"),
+  "Fixup + dropout": ("#3ca951", "P"),
+  "LayerScale": ("#9c6b4e", "v"),
+  "Batch norm, divide by √2": ("#a463f2", "o"),
+}
 # Inches: a phone shows a figure so wide whole, with letters that can be read.
 _WIDTH = 6.4
 
@@ -68,11 +74,21 @@ def new_panels(
   return figure, panels
 
 
-def style(index: int) -> dict[str, Any]:
-  """Returns color and mark of the line of this number, for matplotlib's `plot`."""
+def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """Returns color and mark of each label, for matplotlib's `plot`.
+
+  A method's title has its own ones in every figure; any other label has the first that
+  no label of this figure has, as far as there are enough.
+  """
+  labels = list(dict.fromkeys(labels))
+  own = [_METHODS[label] for label in labels if label in _METHODS]
+  colors = {color for color, _ in own}
+  free = [each for each in _METHODS.values() if each[0] not in colors]
+  others = itertools.cycle(free or _METHODS.values())
+  chosen = {label: _METHODS.get(label) or next(others) for label in labels}
   return {
-    "color": _COLORS[index % len(_COLORS)],
-    "marker": _MARKERS[index % len(_MARKERS)],
+    label: {"color": color, "marker": marker}
+    for label, (color, marker) in chosen.items()
   }
 
 

@@ -1,14 +1,17 @@
 """Tables and findings as text: Markdown, LaTeX and the terminal."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
 from skipinit_jax.document.document import Entry, Finding, Table
 from skipinit_jax.errors import extra
 
-# Such as -1,000, 2^-5, 1.5e-3, 93.5±0.1 and 12 %.
-_NUMBER = re.compile(r"[-+]?\.?\d[\d.,]*(e[-+]?\d+|\^-?\d+)?( ?± ?[\d.]+)?( ?%)?")
+# Such as -1,000, 2⁻⁵, 1.5e-3, 93.5±0.1 and 12 %.
+_NUMBER = re.compile(
+  r"[-+]?\.?\d[\d.,]*(e[-+]?\d+|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?( ?± ?[\d.]+)?( ?%)?"
+)
 _NO_NUMBER = {"", "-", "nan", "inf", "-inf"}
 
 _STYLES = {"good": "green", "bad": "red", "muted": "dim", None: ""}
@@ -41,6 +44,12 @@ def latex(table: Table) -> str:
     tablefmt="latex_booktabs",
     disable_numparse=True,
     colalign=["right" if numeric else "left" for numeric in numeric_columns(table)],
+  )
+  # LaTeX's own fonts lack some of these signs.
+  text = re.sub(
+    "[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+",
+    lambda raised: f"\\textsuperscript{{{unicodedata.normalize('NFKC', raised[0])}}}",
+    text,
   )
   needs = "% Needs the package booktabs, and for signs such as α LuaLaTeX or XeLaTeX."
   return f"{needs}\n{text}\n"

@@ -347,24 +347,23 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
   drawing.scale_by_decades(
     loss, np.array([each.train_loss for each in searches if each.train_loss])
   )
-  for index, column in enumerate(
-    study.unique(each.column for each in results.searches)
-  ):
+  styles = drawing.styles(each.column for each in results.searches)
+  for column, style in styles.items():
     line = [
       (each.labels.batch_size, each) for each in searches if each.column == column
     ]
     if not line:
       continue
-    figures.draw_line(accuracy, figures.mean_points(line), index, column)
+    figures.draw_line(accuracy, figures.mean_points(line), style, column)
     losses = figures.mean_points(line, "train_loss", 1.0)
-    figures.draw_line(loss, losses, index)
-    figures.draw_line(best, figures.best_rate_points(line), index)
+    figures.draw_line(loss, losses, style)
+    figures.draw_line(best, figures.best_rate_points(line), style)
     rates = [
       Point(size, each.largest_stable_rate, is_bound=each.is_stable_throughout)
       for size, each in line
       if each.largest_stable_rate is not None
     ]
-    figures.draw_line(stable, rates, index)
+    figures.draw_line(stable, rates, style)
   for axes in panels:
     figures.log_axis(axes, "x", sizes, most=7, label=str)
   # Legends list error bars after lines, and this one is to be the last.

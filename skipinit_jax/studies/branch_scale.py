@@ -248,8 +248,7 @@ def branch_scale_curves(results: Results) -> "Drawing":
   figure, panels = drawing.new_panels(titles, "α at initialization")
   for accuracy, best, depth in zip(panels[::2], panels[1::2], depths, strict=True):
     searches = [each for each in results.searches if each.labels.depth == depth]
-    for index, line in enumerate(lines):
-      color = drawing.style(index)["color"]
+    for line, style in drawing.styles(lines).items():
       mine = [each for each in searches if _line_title(each.labels) == line]
       places = sorted(
         (
@@ -261,16 +260,16 @@ def branch_scale_curves(results: Results) -> "Drawing":
       )
       if not places:
         for search in mine:
-          _draw_reference(accuracy, best, search, color)
+          _draw_reference(accuracy, best, search, style["color"])
         continue
-      figures.draw_line(accuracy, figures.mean_points(places), index, line)
+      figures.draw_line(accuracy, figures.mean_points(places), style, line)
       failed = [place for place, search in places if search.test_accuracy is None]
-      accuracy.plot(failed, [3] * len(failed), "x", color=color, markersize=6)
-      figures.draw_line(best, figures.best_rate_points(places), index)
+      accuracy.plot(failed, [3] * len(failed), "x", color=style["color"], markersize=6)
+      figures.draw_line(best, figures.best_rate_points(places), style)
     accuracy.set_ylim(0, 104)
     figures.log_rate_axis(best, most=6)
     for axes in (accuracy, best):
-      ticks = [figures.tick(alpha, format_alpha) for alpha in alphas]
+      ticks = [format_alpha(alpha) for alpha in alphas]
       # Seven would touch each other.
       every = -(-len(alphas) // 6)
       axes.set_xticks(range(len(alphas))[::every], ticks[::every], fontsize=9)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _BARS_PER_PANEL = 20
 _NETWORKS_PER_PANEL = 3
 
+_LINE: dict[str, Any] = {"markersize": 5, "linewidth": 1.5}
+
 
 class Point(NamedTuple):
   """A mark at (x, y), with whiskers of two lengths; hollow if y is only a bound."""
@@ -46,21 +48,22 @@ def accuracy_bars(
     parts += [rows[start : start + most] for start in range(0, len(rows), most)]
   figure = drawing.new_figure(0.7 + 2.2 * len(parts))
   panels = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
-  bar_width = 0.84 / len(columns)
+  bar_width, styles = 0.84 / len(columns), drawing.styles(columns)
   for axes, rows in zip(panels, parts, strict=True):
     for search in results.searches:
       if search.row in rows:
         index = columns.index(search.column)
         center = rows.index(search.row) - 0.42 + (index + 0.5) * bar_width
-        _bar(axes, search, center, 0.92 * bar_width, drawing.style(index)["color"])
+        color = styles[search.column]["color"]
+        _bar(axes, search, center, 0.92 * bar_width, color)
     axes.set_xticks(range(len(rows)), rows, parse_math=False)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, max(map(len, parts)) - 0.5)
     axes.set_ylim(0, 114)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("test accuracy (%)")
-  for index, column in enumerate(columns):
-    panels[0].bar(0, 0, color=drawing.style(index)["color"], label=column)
+  for column, style in styles.items():
+    panels[0].bar(0, 0, color=style["color"], label=column)
   if not all(search.trains for search in results.searches):
     panels[0].bar(
       0, 0, color="none", edgecolor="gray", hatch="////", label="does not train"
@@ -109,13 +112,13 @@ def rate_curves(results: StudyResults[Labels]) -> "Figure":
   figure, panels = drawing.new_panels(
     results.rows, "learning rate", "test accuracy (%)"
   )
+  styles = drawing.styles(results.columns)
   for axes, row in zip(panels, results.rows, strict=True):
     failing = 0
     for search in results.in_row(row):
-      index = results.columns.index(search.column)
-      color = drawing.style(index)["color"]
+      color = styles[search.column]["color"]
       rates = [(rate.learning_rate, rate) for rate in search.rates]
-      draw_line(axes, mean_points(rates), index)
+      draw_line(axes, mean_points(rates), styles[search.column])
       failed = [rate for rate, summary in rates if summary.test_accuracy is None]
       if failed:
         # Below the accuracies, each method at its own height.
@@ -134,27 +137,26 @@ def rate_curves(results: StudyResults[Labels]) -> "Figure":
     axes.set_yticks(range(lowest, 101, 20 if lowest < 60 else 10))
     bottom = lowest - step * (failing + 0.7) if failing else lowest
     axes.set_ylim(bottom, 100 + step / 2)
-  _finish(figure, results.columns)
+  _finish(figure, styles)
   return figure
 
 
 def learning_curves(results: StudyResults[Labels]) -> "Figure":
   """Draws test accuracy by epoch at each best rate, the mean over completed runs."""
   figure, panels = drawing.new_panels(results.rows, "epoch", "test accuracy (%)")
+  styles = drawing.styles(results.columns)
   for axes, row in zip(panels, results.rows, strict=True):
     for search in results.in_row(row):
       curves = [run.history["test"] for run in results.at_best_rate(search)]
       if curves:
         accuracies = zip(*(curve["accuracy"] for curve in curves), strict=True)
         means = [100 * statistics.fmean(each) for each in accuracies]
-        _draw_curve(
-          axes, curves[0]["epoch"], means, results.columns.index(search.column)
-        )
+        _draw_curve(axes, curves[0]["epoch"], means, styles[search.column])
     if not axes.lines:
       axes.text(0.5, 0.5, "no rate completes", ha="center", transform=axes.transAxes)
     axes.set_ylim(0, 104)
     axes.set_xlim(left=0)
-  _finish(figure, results.columns)
+  _finish(figure, styles)
   return figure
 
 
@@ -162,10 +164,11 @@ def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   """Draws loss and accuracy of one run by epoch, on training and test set."""
   figure, (loss, accuracy) = drawing.new_panels(("loss", "accuracy (%)"), "epoch")
   curves = [history["train"], history["test"]]
-  for index, curve in enumerate(curves):
-    _draw_curve(loss, curve["epoch"], curve["loss"], index)
+  styles = drawing.styles(("training set, as trained on", "test set"))
+  for curve, style in zip(curves, styles.values(), strict=True):
+    _draw_curve(loss, curve["epoch"], curve["loss"], style)
     percent = [100 * value for value in curve["accuracy"]]
-    _draw_curve(accuracy, curve["epoch"], percent, index)
+    _draw_curve(accuracy, curve["epoch"], percent, style)
   # A run that diverged has losses that are not finite.
   losses = [
     value for curve in curves for value in curve["loss"] if 0 < value < math.inf
@@ -176,38 +179,44 @@ def run_curves(history: Mapping[str, Mapping[str, Any]]) -> "Figure":
   accuracy.set_ylim(0, 104)
   for axes in (loss, accuracy):
     axes.set_xlim(left=0)
-  _finish(figure, ("training set, as trained on", "test set"))
+  _finish(figure, styles)
   return figure
 
 
 def _draw_curve(
-  axes: "Axes", epochs: Sequence[float], values: Sequence[float], index: int
+  axes: "Axes",
+  epochs: Sequence[float],
+  values: Sequence[float],
+  style: Mapping[str, Any],
 ) -> None:
   # Twelve marks at most: more would hide the line.
-  axes.plot(epochs, values, markevery=max(1, -(-len(values) // 12)), **_style(index))
+  axes.plot(epochs, values, markevery=max(1, -(-len(values) // 12)), **style, **_LINE)
 
 
-def _finish(figure: "Figure", labels: Sequence[str]) -> None:
+def _finish(figure: "Figure", styles: Mapping[str, Mapping[str, Any]]) -> None:
   # The first panel may lack some of the lines.
-  drawing.finish(figure, {label: _style(index) for index, label in enumerate(labels)})
-
-
-def _style(index: int) -> dict[str, Any]:
-  return {**drawing.style(index), "markersize": 5, "linewidth": 1.5}
+  drawing.finish(figure, {label: {**style, **_LINE} for label, style in styles.items()})
 
 
 def draw_line(
-  axes: "Axes", points: Sequence[Point], index: int, label: str | None = None
+  axes: "Axes",
+  points: Sequence[Point],
+  style: Mapping[str, Any],
+  label: str | None = None,
 ) -> None:
-  """Draws a line through points, in the color and with the mark of its number."""
+  """Draws a line through points, in a style of `drawing.styles`."""
   x, y = [point.x for point in points], [point.y for point in points]
   whiskers = [[point.below for point in points], [point.above for point in points]]
-  axes.errorbar(x, y, whiskers, capsize=2, label=label, **_style(index))
+  axes.errorbar(x, y, whiskers, capsize=2, label=label, **style, **_LINE)
   bounds = [point for point in points if point.is_bound]
   if bounds:
-    hollow = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+    hollow: dict[str, Any] = {
+      "linestyle": "none",
+      "markerfacecolor": "white",
+      "zorder": 3,
+    }
     x, y = [point.x for point in bounds], [point.y for point in bounds]
-    axes.plot(x, y, **_style(index) | hollow)
+    axes.plot(x, y, **style, **_LINE, **hollow)
 
 
 def mean_points(
@@ -257,7 +266,7 @@ def log_axis(
   getattr(axes, f"set_{name}lim")(values[0] / 1.5, values[-1] * 1.5)
   axis = axes.xaxis if name == "x" else axes.yaxis
   shown = values[:: -(-len(values) // most)]
-  axis.set_ticks(shown, [(label or tick)(value) for value in shown], fontsize=9)
+  axis.set_ticks(shown, [(label or format_rate)(value) for value in shown], fontsize=9)
   axis.minorticks_off()
 
 
@@ -269,9 +278,3 @@ def log_rate_axis(axes: "Axes", *, most: int) -> list[float]:
     lowest, count = min(rates), round(math.log2(max(rates) / min(rates))) + 1
     log_axis(axes, "y", [lowest * 2.0**i for i in range(count)], most=most)
   return rates
-
-
-def tick(value: float, as_text: Callable[[float], str] = format_rate) -> str:
-  """Returns a number for an axis, with the exponent of a power of two raised."""
-  text = as_text(value)
-  return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text

@@ -207,9 +207,9 @@ def gains_table(results: Results) -> Table:
 def regularization_curves(results: Results) -> "Drawing":
   """Draws test accuracy by dropout rate, a line for each row of the table."""
   figure, (axes,) = drawing.new_panels([""], "dropout rate", "test accuracy (%)")
-  for index, row in enumerate(results.rows):
+  for row, style in drawing.styles(results.rows).items():
     points = [(each.labels.dropout_rate, each) for each in results.in_row(row)]
-    figures.draw_line(axes, sorted(figures.mean_points(points)), index, row)
+    figures.draw_line(axes, sorted(figures.mean_points(points)), style, row)
   drawing.finish(figure)
   return figure
 

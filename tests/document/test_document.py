@@ -11,8 +11,9 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure as Drawing
 
-from skipinit_jax import document
+from skipinit_jax import document, methods
 from skipinit_jax.document import Document, Entry, Figure, Finding, Section, Table
+from skipinit_jax.document.drawing import styles
 from skipinit_jax.errors import UsageError
 
 # Every sign that some format takes for its own.
@@ -30,7 +31,7 @@ ACCURACY = Table(
   "Test accuracy in %",
   ["network", "Batch norm", "SkipInit, α = 1/√d"],
   [
-    ["Wide-ResNet 16-2", "93.5±0.1", Entry("93.0±0.1, 2^-2 (2^-2..2^-1)", "good")],
+    ["Wide-ResNet 16-2", "93.5±0.1", Entry("93.0±0.1, 2⁻² (2⁻²..2^-1)", "good")],
     ["MLP 1000-64", "92.6", Entry("does not train", "bad")],
   ],
   note="The mean of the best 5 of 7 seeds.",
@@ -174,10 +175,21 @@ def test_names_that_cannot_be_files_are_refused(names, message, tmp_path):
 def test_terminal_shows_every_digit_and_no_markup(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "60")
   header = ["[red]network", *(f"method {number}" for number in range(12))]
-  rows = [[f"[/MLP] {row}", *["93.5±0.1, (2^-2..2^-1)"] * 12] for row in range(3)]
+  rows = [[f"[/MLP] {row}", *["93.5±0.1, (2⁻²..2^-1)"] * 12] for row in range(3)]
   document.print_table(Table("t", "[bold]title", header, rows, note="[dim]note"))
   printed = capsys.readouterr().out
-  assert printed.count("(2^-2..2^-1)") == 36
+  assert printed.count("(2⁻²..2^-1)") == 36
   assert "…" not in printed
   for text in ("[bold]title", "[red]network", "[/MLP] 2", "[dim]note"):
     assert text in printed
+
+
+def test_a_method_looks_the_same_in_every_figure():
+  titles = {methods.get(name).title for name in methods.NAMES}
+  everything = styles([*sorted(titles), "theory"])
+  looks = [(style["color"], style["marker"]) for style in everything.values()]
+  assert len(set(looks[:-1])) == len(titles)
+  few = styles(["theory", "SkipInit, α = 0", "nothing", "Batch norm"])
+  for title in ("SkipInit, α = 0", "Batch norm"):
+    assert few[title] == everything[title]
+  assert len({style["color"] for style in few.values()}) == 4

@@ -26,10 +26,10 @@ def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
   output = tmp_path / "new" / "report"
   done = run_program([*REPORT, f"--workdir={tmp_path}", f"--output={output}"], status=0)
   assert f"Report: {output / 'report.html'}, with its tables" in done.stdout
-  assert "87.5, 2^-3" in done.stdout
+  assert "87.5, 2⁻³" in done.stdout
   assert "[holds] SkipInit, α = 0 trains at every depth.\n" in done.stdout
   page = (output / "report.html").read_text()
-  assert "87.5, 2^-3" in page and results.command in page
+  assert "87.5, 2⁻³" in page and results.command in page
   assert (output / "accuracy_by_depth.png").stat().st_size > 0
   # NaN among them, the results are the same again, and so is the report.
   written = {path.name: path.read_bytes() for path in output.iterdir()}

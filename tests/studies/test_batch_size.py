@@ -168,7 +168,7 @@ def findings_on(*searches):
     ((-3, -4, -5, -6), SIZES[3::-1], {}, True, "power 1.00."),
     ((-4, -4, -4, -4, -3, -2, -1), SIZES, {}, False, ""),
     ((-8, -6, -4, -2, -2, -2, -2), SIZES, {}, False, "power 2.00."),
-    # 2^-4 throughout, but within a deviation also half and twice of it: over three
+    # 2⁻⁴ throughout, but within a deviation also half and twice of it: over three
     # doublings of the batch size the power is from -2/3 to 2/3.
     ((-4,) * 7, SIZES, {"within": (2**-5, 2**-3)}, None, "0.00 (-0.67 to 0.67 within"),
     # At chance, or with a best rate at the edge of what was tried. A grid of one rate
@@ -235,7 +235,7 @@ def test_stable_rate_of_which_only_a_bound_is_known():
     at_size("skipinit", 16, stable=2**-2, tried=(2**-4, 2**-2)),
     at_size("skipinit", 16, 0.1),
   ]
-  assert [format_stable_rate(each) for each in searches] == ["2^-2", "≥ 2^-2", "none"]
+  assert [format_stable_rate(each) for each in searches] == ["2⁻²", "≥ 2⁻²", "none"]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_same_optimal_rates_at_the_smallest_batch_size(norm, skip, holds):
   findings = findings_on(*others, *steps, *pair(16, norm, skip))
   finding = finding_of(findings, "At the smallest batch size")
   assert finding.holds is holds
-  assert finding.evidence.startswith("Batch 16: 2^")
+  assert finding.evidence.startswith("Batch 16: 2")
   assert finding_of(findings_on(*steps), "At the smallest").holds is False
 
 

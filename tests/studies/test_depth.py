@@ -207,7 +207,7 @@ def accuracy(labels, rate, seed):
     return None
   if (labels.depth, method) == (100, "divide_by_sqrt2"):
     return 0.1
-  # Best at 2^-3, and 2 points worse at the neighbours; seeds 0.4 points apart.
+  # Best at 2⁻³, and 2 points worse at the neighbours; seeds 0.4 points apart.
   mean, slope, spread = 0.93, 0.02, 0.004
   if method == "divide_by_sqrt2":
     distance = abs(math.log2(rate) + 1)
@@ -221,10 +221,10 @@ def accuracy(labels, rate, seed):
 def test_tables_of_a_report():
   results = run_study(depth_study(small_config()), accuracy)
   # Deviations of two seeds 0.4 points apart: 0.4 / sqrt(2) = 0.28; 3 apart: 2.12.
-  good = ["95.0±0.3, 2^-3", "94.0±0.3, 2^-3"]
+  good = ["95.0±0.3, 2⁻³", "94.0±0.3, 2⁻³"]
   assert [row[1:] for row in texts(accuracy_table(results))] == [
-    [*good, "93.0±2.1, 2^-3 (2^-4 to 2^-2)", "93.0±0.3, 2^-1*"],
-    [*good, "does not train (diverges)", "does not train (10.0±0.0, 2^-1)"],
+    [*good, "93.0±2.1, 2⁻³ (2⁻⁴ to 2⁻²)", "93.0±0.3, 2⁻¹*"],
+    [*good, "does not train (diverges)", "does not train (10.0±0.0, 2⁻¹)"],
   ]
   report = make_report(results)
   assert report.title == "Depth study on CIFAR-10"
@@ -254,14 +254,14 @@ def test_published_numbers_of_the_same_networks():
   rows = published_of(methods_without_l2=("skipinit",))
   assert len(rows) == 10
   # Deviations of 0.14 and 0.1.
-  expected = ["93.6±0.1, 2^-3", "93.5±0.1, 2^-1", "agrees: +0.1±0.2"]
+  expected = ["93.6±0.1, 2⁻³", "93.5±0.1, 2⁻¹", "agrees: +0.1±0.2"]
   assert rows["Wide-ResNet 16-2", "Batch norm"] == expected
-  expected = ["93.3±0.1, 2^-2", "differs: -0.9±0.2"]
+  expected = ["93.3±0.1, 2⁻²", "differs: -0.9±0.2"]
   assert rows["Wide-ResNet 16-2", "SkipInit, α = 0"][1:] == expected
-  assert rows["Wide-ResNet 16-2", "SkipInit, α = 0, no L2"][1] == "89.8±0.2, 2^-3"
+  assert rows["Wide-ResNet 16-2", "SkipInit, α = 0, no L2"][1] == "89.8±0.2, 2⁻³"
   ours, theirs, verdict = rows["Wide-ResNet 16-2", "Divide by √2"]
   assert ours == "does not train (diverges)"
-  assert theirs == "92.4±0.1, 2^-2 (2^-2 to 2^-1)"
+  assert theirs == "92.4±0.1, 2⁻² (2⁻² to 2⁻¹)"
   assert verdict == "differs: does not train here"
   _, *expected = rows["Wide-ResNet 100-2", "SkipInit, α = 1"]
   assert expected == ["does not train", "neither trains"]

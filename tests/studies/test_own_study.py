@@ -111,7 +111,7 @@ def test_one_file_gets_its_table_claim_figure_and_page(run_program, tmp_path):
   header, _, row = (workdir / "accuracy.md").read_text().splitlines()[2:5]
   assert header == "| width | SkipInit, α = 0 | ReZero by channel |"
   accuracies = [f"{100 * run['test_accuracy']:.1f}" for run in results["runs"]]
-  assert row == f"| width 16 | {accuracies[0]}, 2^-5 | {accuracies[1]}, 2^-5 |"
+  assert row == f"| width 16 | {accuracies[0]}, 2⁻⁵ | {accuracies[1]}, 2⁻⁵ |"
   # What a new method has to beat: a network that guesses one of ten digits.
   assert min(map(float, accuracies)) > 50
   assert (workdir / "accuracy_by_width.png").stat().st_size > 0

@@ -24,7 +24,7 @@ def study(make_study):
 
 @pytest.fixture
 def keys(study, wanted):
-  """SkipInit and batch norm at rate 2^-2, then both at 0.3."""
+  """SkipInit and batch norm at rate 2⁻², then both at 0.3."""
   return [key for _, key in wanted(study)]
 
 
@@ -48,11 +48,11 @@ def test_each_finished_trial_is_a_line(clock, study, keys):
   # Then the only one left is like that of its own network.
   assert stream.getvalue().splitlines() == [
     "[1 done, 1 running, 2 left, 0:01:40 passed, about 0:02:15 left] "
-    "MLP 2-8, skipinit, rate 2^-2, seed 0: 50.0 %, best 50.0 % at 2^-2",
+    "MLP 2-8, skipinit, rate 2⁻², seed 0: 50.0 %, best 50.0 % at 2⁻²",
     "[3 done, 1 running, 0 left, 0:02:10 passed, about 0:00:15 left] "
-    "MLP 2-8, batch_norm, rate 2^-2, seed 0: 25.0 %, best 25.0 % at 2^-2",
+    "MLP 2-8, batch_norm, rate 2⁻², seed 0: 25.0 %, best 25.0 % at 2⁻²",
     "[3 done, 1 running, 0 left, 0:02:10 passed, about 0:00:15 left] "
-    "MLP 2-8, skipinit, rate 0.3, seed 0: diverged at step 7, best 50.0 % at 2^-2",
+    "MLP 2-8, skipinit, rate 0.3, seed 0: diverged at step 7, best 50.0 % at 2⁻²",
     "something else",
     "[4 done, 0 running, 0 left, 1:02:10 passed, 0:00:00 left] "
     "MLP 2-8, batch_norm, rate 0.3, seed 0: 75.0 %, best 75.0 % at 0.3",

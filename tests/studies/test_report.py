@@ -67,12 +67,12 @@ def test_titles_of_users_are_text_in_every_format(tmp_path):
   ("search", "entry", "note"),
   [
     # Two seeds 0.4 points apart: 0.4 / sqrt(2) is 0.28.
-    ({"num_seeds": 2, "best_of": 2}, "95.0±0.3, 2^-3", "over the best 2 of 2 seeds"),
-    ({"num_seeds": 1, "best_of": 1}, "94.8, 2^-3", "One seed at each rate. The rates"),
-    ({"num_seeds": 3, "best_of": 1}, "95.6, 2^-3", "The best of 3 seeds at each rate."),
+    ({"num_seeds": 2, "best_of": 2}, "95.0±0.3, 2⁻³", "over the best 2 of 2 seeds"),
+    ({"num_seeds": 1, "best_of": 1}, "94.8, 2⁻³", "One seed at each rate. The rates"),
+    ({"num_seeds": 3, "best_of": 1}, "95.6, 2⁻³", "The best of 3 seeds at each rate."),
     (
       {"num_seeds": 1, "best_of": 1, "extend": True, "max_learning_rate": 2**-3},
-      "94.8, 2^-3*",
+      "94.8, 2⁻³*",
       "* The best rate is the lowest or highest that was allowed",
     ),
   ],
@@ -91,9 +91,9 @@ def test_all_runs():
   contents = contents_of(report)
   network = ["Wide-ResNet 100-2", "SkipInit, α = 1"]
   every = texts(contents["all_rates"])
-  for rate in ("2^-4", "2^-3"):
+  for rate in ("2⁻⁴", "2⁻³"):
     assert [*network, rate, "2", "2", "none", "none"] in every
-  trains = ["Wide-ResNet 16-2", "Batch norm", "2^-3", "2", "0", "95.0±0.3", "0.5500"]
+  trains = ["Wide-ResNet 16-2", "Batch norm", "2⁻³", "2", "0", "95.0±0.3", "0.5500"]
   assert trains in every
   assert len(every) == 12
   # Each run takes 90 seconds.
@@ -128,7 +128,7 @@ STUDIES = {
 
 
 # Two seeds of 80 and 81 % at the higher rate: a deviation of 0.7.
-GOOD = "80.5±0.7, 2^-3"
+GOOD = "80.5±0.7, 2⁻³"
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ GOOD = "80.5±0.7, 2^-3"
       "batch_size",
       "Batch-size study on scikit-learn's 8x8 digits",
       ["Batch norm", "SkipInit, α = 0"],
-      # Rates are in proportion to the batch size: 2^-3 and 2^-2.
+      # Rates are in proportion to the batch size: 2⁻³ and 2⁻².
       {
         "batch 16, same epochs": [GOOD] * 2,
-        "batch 32, same steps": ["80.5±0.7, 2^-2 (2^-3 to 2^-2)"] * 2,
+        "batch 32, same steps": ["80.5±0.7, 2⁻² (2⁻³ to 2⁻²)"] * 2,
       },
       "batch_size_same_steps",
     ),

@@ -50,7 +50,7 @@ def test_report_of_a_run(run):
   assert report.title == "MLP 3-8, SkipInit, α = 0"
   accuracy = f"{100 * result.test_accuracy:.2f}"
   assert report.lead.endswith(
-    f"highest learning rate of 2^-5. Test accuracy {accuracy} % after 6 steps."
+    f"highest learning rate of 2⁻⁵. Test accuracy {accuracy} % after 6 steps."
   )
   assert report.config == to_json(dataclasses.asdict(CONFIG))
   assert report.versions["jax"] == jax.__version__
