@@ -101,6 +101,7 @@ def main() -> None:
         "skipinit_jax": versions["skipinit_jax"],
       },
       card=_model_card(trained, dataset, description),
+      loadable=False,
     )
     write_json(output / "export.json", description)
   except OSError as error:

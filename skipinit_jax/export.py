@@ -21,6 +21,7 @@ description of the network beside them, they are loaded by this package:
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,9 +33,10 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 
-from skipinit_jax import methods, models
-from skipinit_jax.errors import UsageError, extra, misfit, unknown_name
+from skipinit_jax import methods
+from skipinit_jax.errors import UsageError, extra, misfit
 from skipinit_jax.files import local_path, read_json, to_json, write_json
+from skipinit_jax.models import registry
 
 __all__ = [
   "PLATFORMS",
@@ -53,16 +55,6 @@ PLATFORMS: tuple[str, ...] = ("cpu", "cuda", "tpu")
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 """What a folder holds, by the names that the Hugging Face Hub knows."""
-
-_NETWORKS: dict[str, Any] = {
-  network.__name__: network
-  for network in (
-    models.WideResNet,
-    models.ResNet,
-    models.ResidualMLP,
-    models.VisionTransformer,
-  )
-}
 
 
 def export_model(
@@ -168,6 +160,7 @@ def save(
   description: Mapping[str, Any] | None = None,
   metadata: Mapping[str, str] | None = None,
   card: str = "",
+  loadable: bool = True,
 ) -> None:
   """Writes a network as a folder, which `load` reads, in the Hugging Face Hub's layout.
 
@@ -176,27 +169,27 @@ def save(
 
   Args:
     directory: the folder, which is made if it does not exist.
-    model: one of this package's networks.
+    model: a network of a class that configurations know: one of this package's, or of
+      `models.register`.
     image_shape: height, width and channels.
     description: more values of JSON for config.json, such as the mean of the images.
     metadata: texts by name, for the header of the weights' file.
     card: the model card's text; empty: no card is written.
+    loadable: whether to refuse a network that `load` could not make again; otherwise
+      config.json says why.
 
   Raises:
-    UsageError: the network is another one, or its method has functions of its own.
+    UsageError: the network is of another class, or has a field that no file can hold.
   """
-  if type(model).__name__ not in _NETWORKS:
-    raise unknown_name("network", type(model).__name__, _NETWORKS)
-  fields = {
-    field.name: getattr(model, field.name)
-    for field in dataclasses.fields(model)
-    if field.name not in ("parent", "name", "method")
-  }
-  fields |= {name: jnp.dtype(fields[name]).name for name in ("dtype", "param_dtype")}
+  try:
+    described = _describe(model)
+  except UsageError as error:
+    if loadable:
+      raise
+    described = {"architecture": None, "reason": str(error)}
   config = {
     "library_name": "skipinit_jax",
-    "architectures": [type(model).__name__],
-    "model": {**fields, "method": _describe(methods.get(getattr(model, "method")))},  # noqa: B009
+    **described,
     "image_shape": list(image_shape),
     **(description or {}),
   }
@@ -225,11 +218,17 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
   folder = local_path(directory)
   config = read_json(folder / CONFIG)
   try:
-    (name,) = config["architectures"]
-    fields = {**config["model"]}
-    fields |= {each: jnp.dtype(fields[each]) for each in ("dtype", "param_dtype")}
-    fields["method"] = _make_method(**fields["method"])
-    model = _NETWORKS[name](**fields)
+    if config["architecture"] is None:
+      raise UsageError(f"{folder / CONFIG} describes no network: {config['reason']}")
+    fields: dict[str, Any] = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in config["model"].items()
+    }
+    for name in fields.keys() & {"dtype", "param_dtype"}:
+      fields[name] = jnp.dtype(fields[name])
+    if "method" in fields:
+      fields["method"] = _make_method(**fields["method"])
+    model = registry.get(config["architecture"]).factory(**fields)
     images = jnp.zeros((1, *config["image_shape"]))
   except UsageError:
     raise
@@ -310,10 +309,32 @@ def _hub(name: str) -> Iterator[Any]:
     )
 
 
-def _describe(method: methods.Method) -> dict[str, Any]:
-  """Returns a method as values of JSON: its name, and what differs from that method."""
+def _describe(model: Any) -> dict[str, Any]:
+  """Returns the name of a network's kind and its fields, as values of JSON."""
+  kinds = [n for n in registry.known_names() if registry.get(n).factory is type(model)]
+  if not kinds:
+    raise UsageError(
+      f"The network is a {type(model).__name__}, and no file can hold that: it must be "
+      "a class that `models.register` knows."
+    )
+  fields = {
+    field.name: getattr(model, field.name)
+    for field in dataclasses.fields(model)
+    if field.name not in ("parent", "name")
+  }
+  for name in fields.keys() & {"dtype", "param_dtype"}:
+    fields[name] = jnp.dtype(fields[name]).name
+  if "method" in fields:
+    fields["method"] = _describe_method(methods.get(fields["method"]))
+  for name, value in fields.items():
+    _require_plain(f"{name} of the network", value)
+  return {"architecture": kinds[0], "model": fields}
+
+
+def _describe_method(method: methods.Method) -> dict[str, Any]:
+  """Returns a method's name, and what differs from the method of that name."""
   known = methods.get(method.name)
-  described = {"name": method.name}
+  described: dict[str, Any] = {"name": method.name}
   for field in dataclasses.fields(method):
     value = getattr(method, field.name)
     if value == getattr(known, field.name):
@@ -321,14 +342,19 @@ def _describe(method: methods.Method) -> dict[str, Any]:
     ghost = getattr(value, "keywords", {}).get("ghost_batch_size")
     if ghost is not None:
       described["ghost_batch_size"] = ghost
-    elif callable(value):
-      raise UsageError(
-        f"{field.name} of method {method.name!r} is {value!r}, which no file can hold: "
-        "register the method under a name of its own."
-      )
-    else:
-      described[field.name] = to_json(value)
+      continue
+    _require_plain(
+      f"{field.name} of method {method.name!r}, which is not that of its name,", value
+    )
+    described[field.name] = value
   return described
+
+
+def _require_plain(what: str, value: Any) -> None:
+  try:
+    json.dumps(to_json(value))
+  except TypeError:
+    raise UsageError(f"{what} is {value!r}, and no file can hold that.") from None
 
 
 def _make_method(

@@ -15,10 +15,16 @@ import safetensors
 import safetensors.numpy
 from flax import linen as nn
 
-from skipinit_jax import export, methods
+from skipinit_jax import export, methods, models
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import read_json, write_json
-from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
+from skipinit_jax.models import (
+  ResidualMLP,
+  ResNet,
+  VisionTransformer,
+  WideResNet,
+  registry,
+)
 
 MODELS = {
   # Its last stage's images are smaller than its kernels.
@@ -170,7 +176,7 @@ def test_bad_folders(tmp_path):
   for change, message in (
     (lambda path: path.unlink(), "There is no file .*config.json"),
     (lambda path: path.write_text("{"), "config.json is damaged"),
-    (edit(architectures=["BertModel"]), "no network of this version .*BertModel"),
+    (edit(architecture="bert"), "Unknown model 'bert'"),
     (edit(model={}), "no network of this version"),
     (edit(image_shape=[5, 5, 1]), r"do not fit the network: .* has shape \(6, 6\)"),
     (
@@ -183,12 +189,37 @@ def test_bad_folders(tmp_path):
     with pytest.raises(UsageError, match=message):
       load(change)
   method = dataclasses.replace(model.method, activation=jnp.tanh)
-  with pytest.raises(UsageError, match=r"activation of .* register the method"):
+  with pytest.raises(UsageError, match=r"activation of method .* no file can hold"):
     export.save(
       tmp_path, model.clone(method=method), variables, image_shape=image_shape
     )
-  with pytest.raises(UsageError, match="Unknown network 'Dense'"):
+  with pytest.raises(UsageError, match=r"network is a Dense, .* `models.register` kno"):
     export.save(tmp_path, nn.Dense(3), {}, image_shape=(3,))
+  # A run may be of such a network, and is exported all the same.
+  export.save(tmp_path, nn.Dense(3), variables, image_shape=(3,), loadable=False)
+  with pytest.raises(UsageError, match=r"describes no network: The network is a Dense"):
+    export.load(tmp_path)
+
+
+def test_networks_of_ones_own(tmp_path, monkeypatch):
+  class Mine(nn.Module):
+    num_classes: int
+    sizes: tuple[int, ...] = (3,)
+
+    @nn.compact
+    def __call__(self, images, train):
+      for size in self.sizes:
+        images = nn.relu(nn.Conv(size, (3, 3))(images))
+      return nn.Dense(self.num_classes)(images.mean((1, 2)))
+
+  monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+  models.register("mine", Mine)
+  model = Mine(2, sizes=(4, 5))
+  variables = make_variables(model, (4, 4, 1))
+  export.save(tmp_path, model, variables, image_shape=(4, 4, 1))
+  again, loaded = export.load(tmp_path)
+  assert again == model
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
 def test_hub(tmp_path, monkeypatch):
