@@ -12,21 +12,26 @@ from skipinit_jax.analysis.diagnose import (
   diagnose_functions,
   diagnose_signal,
 )
+from skipinit_jax.analysis.repair import Change, Repair, Target, repair
 from skipinit_jax.analysis.signal import Signal
 
 __all__ = [
   "DISTANCE_LIMIT",
   "FORWARD_LIMIT",
   "GRADIENT_LIMIT",
+  "Change",
   "Diagnosis",
   "Fault",
+  "Repair",
   "Sharpness",
   "Signal",
+  "Target",
   "diagnose",
   "diagnose_functions",
   "diagnose_signal",
   "figures",
   "measure",
+  "repair",
   "sharpness",
   "theory",
 ]
