@@ -18,7 +18,8 @@ import json
 import pathlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import flags
 
@@ -27,12 +28,18 @@ from experiments import program
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.studies import batch_size, regularization
 
 _CHECK = flags.DEFINE_bool(
   "check", False, "Changes nothing, and fails if a page differs from the results."
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
+
+_MORE_TABLES: Mapping[str, Callable[[Any], Table]] = {
+  "batch_size_study": batch_size.rates_table,
+  "regularization_study": regularization.gains_table,
+}
 
 
 def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
@@ -53,7 +60,13 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 
 def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  return {"accuracy": studies.accuracy_table(studies.read_results(folder))}
+  results = studies.read_results(folder)
+  claims = studies.get_kind(results.name).claims(results)
+  tables = {"claims": document.findings_table(claims)}
+  if more := _MORE_TABLES.get(results.name):
+    table = more(results)
+    tables[table.name] = table
+  return {"accuracy": studies.accuracy_table(results), **tables}
 
 
 def _address(root: pathlib.Path) -> str:

@@ -11,7 +11,12 @@ from skipinit_jax.document.document import (
 )
 from skipinit_jax.document.pages import fill
 from skipinit_jax.document.report import FORMATS, write
-from skipinit_jax.document.tables import markdown, print_findings, print_table
+from skipinit_jax.document.tables import (
+  findings_table,
+  markdown,
+  print_findings,
+  print_table,
+)
 
 __all__ = [
   "FORMATS",
@@ -23,6 +28,7 @@ __all__ = [
   "Table",
   "command_line",
   "fill",
+  "findings_table",
   "markdown",
   "print_findings",
   "print_table",

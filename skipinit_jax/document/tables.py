@@ -9,6 +9,7 @@ from skipinit_jax.document.document import Entry, Finding, Table
 from skipinit_jax.errors import extra
 
 # Such as -1,000, 2⁻⁵, 1.5e-3, 93.5±0.1 and 12 %.
+_VERDICTS = {True: "holds", False: "does not hold", None: "cannot tell"}
 _NUMBER = re.compile(
   r"[-+]?\.?\d[\d.,]*(e[-+]?\d+|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?( ?± ?[\d.]+)?( ?%)?"
 )
@@ -88,11 +89,16 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
   rich.console.Console(file=file).print(view, crop=False)
 
 
+def findings_table(findings: Sequence[Finding]) -> Table:
+  """Returns the claims, whether they hold, and the evidence."""
+  rows = [[each.claim, _VERDICTS[each.holds], each.evidence] for each in findings]
+  return Table("claims", "What holds here", ["claim", "here", "evidence"], rows)
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
   """Prints the claims, each behind its verdict, to standard output."""
-  marks = {True: "holds", False: "does not hold", None: "cannot tell"}
   for finding in findings:
-    print(f"[{marks[finding.holds]}] {finding.claim}")
+    print(f"[{_VERDICTS[finding.holds]}] {finding.claim}")
 
 
 def entries(table: Table) -> list[list[Entry]]:
