@@ -38,11 +38,12 @@ Limits are calibrated against short trainings by `experiments/diagnosis_check.py
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 from skipinit_jax.analysis import measure
 from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
@@ -187,10 +188,32 @@ class Diagnosis:
     return self.text
 
 
+@overload
 def diagnose(
   model: nn.Module,
   variables: Mapping[str, Any],
   batch: Any,
+  *,
+  blocks: measure.Blocks | None = None,
+  loss: Callable[[Any], jax.Array] | None = None,
+  key: jax.Array | None = None,
+  **arguments: Any,
+) -> Diagnosis: ...
+@overload
+def diagnose(
+  model: nnx.Module,
+  batch: Any,
+  /,
+  *,
+  blocks: measure.Blocks | None = None,
+  loss: Callable[[Any], jax.Array] | None = None,
+  key: jax.Array | None = None,
+  **arguments: Any,
+) -> Diagnosis: ...
+def diagnose(  # type: ignore[misc]
+  model: Any,
+  variables: Any = None,
+  batch: Any = None,
   *,
   blocks: measure.Blocks | None = None,
   loss: Callable[[Any], jax.Array] | None = None,
@@ -202,14 +225,15 @@ def diagnose(
   It is one forward and one backward pass. For the reasoning see this module's text.
 
   Args:
-    model: any Flax Linen network of residual blocks.
-    variables: its variables, at initialization.
+    model: any network of residual blocks, of Flax Linen or NNX, which stays as it is.
+    variables: those of a Linen network, at initialization; NNX has none here:
+      `diagnose(model, batch)`.
     batch: at least two different examples, as `measure.signal` takes them.
     blocks: the residual blocks; None: those of this package. See `measure.Blocks`.
     loss: as `measure.signal` takes it.
     key: likewise.
-    **arguments: the model's other arguments. A model's argument `train` is True unless
-      given.
+    **arguments: the model's other arguments. A Linen model's argument `train` is True
+      unless given; a network of NNX is seen in the mode that `train()` sets.
 
   Returns:
     The diagnosis.
@@ -217,10 +241,17 @@ def diagnose(
   Raises:
     UsageError: as `measure.signal`.
   """
-  arguments = training_arguments(model, arguments)
   blocks = blocks or measure.Blocks()
+  operands: tuple[Any, ...]
+  if isinstance(model, nnx.Module):
+    batch = measure.inputs_of_nnx(variables, batch)
+    model = nnx.clone(model)
+    model.train()
+    operands = (batch,)
+  else:
+    arguments, operands = training_arguments(model, arguments), (variables, batch)
   signal = measure.signal(
-    model, variables, batch, blocks=blocks, loss=loss, key=key, **arguments
+    model, *operands, blocks=blocks, loss=loss, key=key, **arguments
   )
   return diagnose_signal(signal)
 

@@ -1,39 +1,36 @@
-"""The signal and its gradient, measured in any Flax Linen network.
+"""The signal and its gradient, measured in any Flax network, of Linen or NNX.
 
     signal = measure.signal(model, variables, images, train=True)
+    signal = measure.signal(model_of_nnx, images)
     ensemble = measure.over_seeds(model, images, num_seeds=8, train=True)
 
-Neither the model's code nor its output changes: a method interceptor sees the calls of
-the residual blocks, and what it measures leaves the network as Flax variables of one
-collection, which a scan over depth stacks. Only a few numbers of each block are kept:
+Neither the model's code nor its output changes. In Linen, a method interceptor sees
+the calls of the residual blocks, and what it measures leaves the network as variables
+of one collection, which a scan over depth stacks. For NNX, see `inside_nnx.py`.
+Only a few numbers of each block are kept:
 a derivative's mean square is taken where the derivative is, in the backward pass, and
 returned in place of the derivative of a scalar variable.
 """
 
 import dataclasses
-import fnmatch
 import functools
-import inspect
 import itertools
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
-from skipinit_jax.analysis import probes
-from skipinit_jax.analysis.signal import (
-  Signal,
-  block_names,
-  to_numpy,
-)
-from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.layers import GhostBatchNorm
-from skipinit_jax.layers.normalization import normalize_sub_batches
+from skipinit_jax.analysis import blocks as blocks_lib
+from skipinit_jax.analysis import inside_nnx, probes
+from skipinit_jax.analysis.blocks import Blocks, Call, Path
+from skipinit_jax.analysis.signal import Signal, to_numpy
+from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResidualBlock
 
 __all__ = [
@@ -47,53 +44,37 @@ __all__ = [
 _COLLECTION = "signal"
 _SLOTS = "_slots"
 _RECORD = "_record"
-
-Path = tuple[str, ...]
-Call = tuple[Path, int]
-"""A block's path, and how often it was called before."""
+_OURS = Blocks()
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-  """Which modules of a network are its residual blocks, and what they add.
-
-  A block's first argument is the stream's features, and so is its result, or the first
-  of several; channels are last. A block that is called several times, with the same
-  weights, counts as several.
-
-  In this package's blocks, what `merge` adds are skip path and branch. In others,
-  the skip path is what the child `shortcut` returns, or else the block's input if it
-  has the output's shape; the branch is what the last called child of `branch` returns,
-  or else the block's output less the skip path. So where a block scales its sum, name
-  the branch's last child. Without skip path, as behind an unnamed projection, the
-  statistics of skip path and branch are NaN.
-
-  Attributes:
-    select: the blocks' class or classes, or a glob pattern of their paths, in which
-      "*" stands for any part of one module's name: "stage*_rest/blocks".
-    shortcut: name of the child module that projects the skip path.
-    branch: names of child modules at the end of the branch.
-  """
-
-  select: type[nn.Module] | tuple[type[nn.Module], ...] | str = ResidualBlock
-  shortcut: str = "projection"
-  branch: tuple[str, ...] = ("branch_scale", "branch_bias")
-
-  def __contains__(self, module: nn.Module) -> bool:
-    if not isinstance(self.select, str):
-      return isinstance(module, self.select)
-    patterns = self.select.split("/")
-    return len(patterns) == len(module.path) and all(
-      map(fnmatch.fnmatchcase, module.path, patterns)
-    )
-
-
+@overload
 def signal(
   model: nn.Module,
   variables: Mapping[str, Any],
   inputs: Any,
   *,
-  blocks: Blocks = Blocks(),
+  blocks: Blocks = _OURS,
+  loss: Callable[[Any], jax.Array] | None = None,
+  key: jax.Array | None = None,
+  **arguments: Any,
+) -> Signal: ...
+@overload
+def signal(
+  model: nnx.Module,
+  inputs: Any,
+  /,
+  *,
+  blocks: Blocks = _OURS,
+  loss: Callable[[Any], jax.Array] | None = None,
+  key: jax.Array | None = None,
+  **arguments: Any,
+) -> Signal: ...
+def signal(  # type: ignore[misc]
+  model: Any,
+  variables: Any = None,
+  inputs: Any = None,
+  *,
+  blocks: Blocks = _OURS,
   loss: Callable[[Any], jax.Array] | None = None,
   key: jax.Array | None = None,
   **arguments: Any,
@@ -108,8 +89,10 @@ def signal(
   wider, are infinite.
 
   Args:
-    model: the network, called as `model.apply(variables, inputs, **arguments)`.
-    variables: its variables. Their updates are dropped.
+    model: the network, called as `model.apply(variables, inputs, **arguments)`; or one
+      of NNX, called as `model(inputs, **arguments)` in the mode that it has. It stays
+      as it is: a copy runs.
+    variables: those of a Linen network. Their updates are dropped. NNX has none here.
     inputs: a batch of at least two examples: an array [N, ...], of integers too, or a
       tree of them. A dict whose keys are names of the model's arguments is given as
       these arguments.
@@ -125,16 +108,31 @@ def signal(
 
   Raises:
     UsageError: the batch has fewer than two examples; there are no such blocks; what
-      a block takes or returns are no features; or a scan of the network withholds new
-      variables.
+      a block takes or returns are no features; a scan of the network withholds new
+      variables; or there are variables beside a network of NNX.
   """
   key = jax.random.key(0) if key is None else key
+  of_module: Any = functools.partial(_measure, model)
+  if isinstance(model, nnx.Module):
+    inputs = inputs_of_nnx(variables, inputs)
+    graphdef, variables = nnx.split(model)
+    of_module = functools.partial(inside_nnx.measure, graphdef)
   measured = jax.jit(
-    lambda variables, inputs, key: _measure(
-      model, variables, inputs, blocks, loss, key, arguments
+    lambda variables, inputs, key: of_module(
+      variables, inputs, blocks, loss, key, arguments
     )
   )(variables, inputs, key)
   return probes.with_unknown(measured)
+
+
+def inputs_of_nnx(first: Any, second: Any) -> Any:
+  """Returns the batch, the only argument beside a network of NNX."""
+  if first is not None and second is not None:
+    raise UsageError(
+      "There are three arguments, but a network of NNX has its variables inside: give "
+      "the model and the batch alone."
+    )
+  return second if first is None else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +161,11 @@ class Ensemble:
 
 
 def over_seeds(
-  model: nn.Module,
+  model: nn.Module | Callable[[nnx.Rngs], nnx.Module],
   inputs: Any,
   *,
   num_seeds: int,
-  blocks: Blocks = Blocks(),
+  blocks: Blocks = _OURS,
   loss: Callable[[Any], jax.Array] | None = None,
   key: jax.Array | None = None,
   **arguments: Any,
@@ -178,7 +176,8 @@ def over_seeds(
   one.
 
   Args:
-    model: the network, initialized as `model.init(key, inputs, **arguments)`.
+    model: the network, initialized as `model.init(key, inputs, **arguments)`; or a
+      function that makes one of NNX, such as `lambda rngs: Network(rngs=rngs)`.
     inputs: a batch as `signal` takes it, the same for all seeds.
     num_seeds: how many initializations; at least two.
     blocks: the residual blocks.
@@ -190,14 +189,25 @@ def over_seeds(
     The ensemble.
 
   Raises:
-    UsageError: as `signal`, or `num_seeds` is below two.
+    UsageError: as `signal`; `num_seeds` is below two; or the model is a network of NNX,
+      which has its values already.
   """
   if num_seeds < 2:
     raise UsageError(f"num_seeds is {num_seeds}: a standard error needs at least 2.")
 
+  if isinstance(model, nnx.Module):
+    raise UsageError(
+      f"model is a {type(model).__name__}, which has its values already: give a "
+      "function that makes one from random streams, such as lambda rngs: "
+      f"{type(model).__name__}(..., rngs=rngs)."
+    )
+
   def measure_seed(key: jax.Array, inputs: jax.Array) -> Signal:
     init_key, key = jax.random.split(key)
-    args, kwargs = _call(model, inputs, arguments)
+    if not isinstance(model, nn.Module):
+      parts = nnx.split(model(nnx.Rngs(init_key)))
+      return inside_nnx.measure(*parts, inputs, blocks, loss, key, arguments)
+    args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
     variables = model.init(init_key, *args, **kwargs)
     return _measure(model, variables, inputs, blocks, loss, key, arguments)
 
@@ -303,7 +313,7 @@ def _measure(
   probes.require_examples(inputs)
   model_key, noise_key = jax.random.split(key)
   mutable = [name for name in variables if name != "params"] + [_COLLECTION]
-  args, kwargs = _call(model, inputs, arguments)
+  args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
 
   def run(slots: Mapping[str, Any], interceptor: Any) -> tuple[Any, Any]:
     with nn.intercept_methods(interceptor):
@@ -331,7 +341,7 @@ def _measure(
     slots,
     loss,
   )
-  return _gather(
+  return blocks_lib.gather(
     {
       call: _at(state, call, _RECORD) | {"gradient": _at(gradients, call)}
       for call in calls
@@ -341,50 +351,9 @@ def _measure(
   )
 
 
-def _call(
-  model: nn.Module, inputs: Any, arguments: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-  """Returns a call's arguments, positional and by name."""
-  names = inspect.signature(type(model).__call__).parameters
-  if isinstance(inputs, Mapping) and all(name in names for name in inputs):
-    return (), {**inputs, **arguments}
-  return (inputs,), dict(arguments)
-
-
 def _at(tree: Mapping[str, Any], call: Call, kind: str = _SLOTS) -> Any:
   path, number = call
   return functools.reduce(lambda node, name: node[name], path, tree)[f"{kind}{number}"]
-
-
-def _gather(
-  records: Mapping[Call, probes.Record], bodies: Mapping[Path, object], head: jax.Array
-) -> Signal:
-  """Brings the records of all calls into one row of blocks, in their order."""
-  names: list[str] = []
-  # Blocks in the body of one scan take turns.
-  order: list[int] = []
-
-  def stacked(call: Call) -> Any:
-    # Leading axes are those of the scans around a block.
-    return records[call]["output"]["cosine"]
-
-  for _, group in itertools.groupby(
-    records, lambda call: (id(bodies[call[0]]), stacked(call).shape)
-  ):
-    calls, start = list(group), len(names)
-    count = stacked(calls[0]).size
-    of_calls = [
-      [
-        name + (f" (call {number + 1})" if (path, 1) in records else "")
-        for name in block_names(path, count if stacked((path, number)).ndim else None)
-      ]
-      for path, number in calls
-    ]
-    for index in range(count):
-      for position, of_call in enumerate(of_calls):
-        names.append(of_call[index])
-        order.append(start + position * count + index)
-  return probes.assemble(names, list(records.values()), head, order)
 
 
 class _Finder:
@@ -419,12 +388,16 @@ class _Finder:
     output = run(*args, **kwargs)
     self._active.pop()
     if path not in self.transformed or path in self._active:
-      self._make_slots(module, _stream(module, args, kwargs)[0], output)
+      self._make_slots(
+        module,
+        blocks_lib.stream(type(module), "/".join(module.path), args, kwargs)[0],
+        output,
+      )
     return output
 
   def _make_slots(self, module: nn.Module, x: Any, output: Any) -> None:
     name = "/".join(module.path)
-    y = _first(output)
+    y = blocks_lib.first(output)
     probes.require_features(name, input=x, output=y)
     if not module.is_mutable_collection(_COLLECTION):
       raise UsageError(
@@ -438,24 +411,9 @@ class _Finder:
 
   def found(self) -> list[Call]:
     """Returns the blocks' calls, or raises a UsageError if there are none."""
-    select = self.blocks.select
-    if self._calls:
-      return list(self._calls)
-    modules = {path: kind for path, kind in self._classes.items() if path}
-    if not modules:
-      raise UsageError(
-        "The network has no modules inside, so no blocks: give the blocks as functions "
-        "to analysis.diagnose_functions."
-      )
-    if isinstance(select, str):
-      raise unknown_name("block", select, modules)
-    classes = select if isinstance(select, tuple) else (select,)
-    wanted = " or ".join(each.__name__ for each in classes)
-    present = ", ".join(sorted(set(modules.values())))
-    raise UsageError(
-      f"The network has no residual blocks of class {wanted}: select them by one of "
-      f"its modules' classes ({present}) or by a pattern of their paths."
-    )
+    if not self._calls:
+      raise blocks_lib.none_found(self.blocks, self._classes)
+    return list(self._calls)
 
 
 def _calls_before(module: nn.Module, kind: str) -> int:
@@ -463,19 +421,6 @@ def _calls_before(module: nn.Module, kind: str) -> int:
   # A scope is new for each trace of a transformation; a counter here would not be.
   numbers = itertools.count()
   return next(n for n in numbers if not module.has_variable(_COLLECTION, f"{kind}{n}"))
-
-
-def _stream(
-  module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]]:
-  """Returns a block's first argument, and the arguments with another in its place."""
-  if args:
-    return args[0], lambda x: ((x, *args[1:]), dict(kwargs))
-  # `self` is the first.
-  for name in list(inspect.signature(type(module).__call__).parameters)[1:]:
-    if name in kwargs:
-      return kwargs[name], lambda x, name=name: ((), {**kwargs, name: x})
-  raise UsageError(f"Block {'/'.join(module.path)!r} is called without an argument.")
 
 
 class _Recorder:
@@ -518,8 +463,10 @@ class _Recorder:
     called = context.method_name == "__call__"
     if context.method_name == "merge" and isinstance(module, ResidualBlock):
       seen["skip"], seen["branch"] = args
-    elif called and isinstance(module, nn.BatchNorm | GhostBatchNorm):
-      seen.setdefault("moving_variance", _normalizer_variance(module, args[0]))
+    elif called and isinstance(module, blocks_lib.NORMALIZERS):
+      seen.setdefault(
+        "moving_variance", blocks_lib.normalizer_variance(module, args[0])
+      )
     output = run(*args, **kwargs)
     if called and module.path[:-1] == block:
       if module.name == self.blocks.shortcut:
@@ -538,14 +485,14 @@ class _Recorder:
   ) -> Any:
     number = _calls_before(module, _RECORD)
     slots: dict[str, Any] = module.get_variable(_COLLECTION, f"{_SLOTS}{number}")
-    x, replaced = _stream(module, args, kwargs)
+    x, replaced = blocks_lib.stream(type(module), "/".join(module.path), args, kwargs)
     x = probes.probe(x, slots["input"])
     args, kwargs = replaced(x)
     seen: dict[str, jax.Array] = {}
     self._open.append((module.path, seen))
     output = run(*args, **kwargs)
     self._open.pop()
-    y = probes.probe(_first(output), slots["output"])
+    y = probes.probe(blocks_lib.first(output), slots["output"])
     # What is seen is alpha and a normalizer's variance, where there are such, beside
     # skip path and branch.
     record = probes.record(x, y, seen)
@@ -553,17 +500,3 @@ class _Recorder:
     if (module.path, number) == self.last:
       y = probes.end(y, slots["end"], slots["last"] > 0, self.noise_key)
     return (y, *output[1:]) if isinstance(output, tuple) else y
-
-
-def _first(output: Any) -> Any:
-  return output[0] if isinstance(output, tuple) else output
-
-
-def _normalizer_variance(
-  module: nn.BatchNorm | GhostBatchNorm, x: jax.Array
-) -> jax.Array:
-  x = probes.wide(x)
-  if isinstance(module, GhostBatchNorm):
-    one = jnp.ones((1,) * x.ndim)
-    return normalize_sub_batches(x, module.ghost_batch_size, one, one, 1.0)[2].mean()
-  return probes.variance(x)

@@ -168,10 +168,11 @@ def test_stochastic_depth_leaves_out_branches_of_examples(small):
   [
     (11, {}, "depth is 11: a Wide-ResNet has"),
     (10, {"width": 0}, "width is 0"),
+    (10, {"method": "skip"}, "Unknown method 'skip'"),
   ],
 )
 def test_networks_that_do_not_exist(depth, changes, message):
-  fields = {"width": 1, "num_classes": 5, "method": methods.get("skipinit")} | changes
+  fields = {"width": 1, "num_classes": 5, "method": "skipinit"} | changes
   with pytest.raises(UsageError, match=message):
     native.WideResNet(depth, **fields, rngs=nnx.Rngs(0))
 
