@@ -55,7 +55,8 @@ def prepare(source: str | os.PathLike[str], data_dir: str | None = None) -> str:
     UsageError: the folder is another one; images are damaged or cannot be read; or
       `data_dir` cannot be written, or holds other files for this data set.
   """
-  import tensorflow_datasets as tfds
+  with errors.extra("photos"):
+    import tensorflow_datasets as tfds
 
   data_dir = prepared.directory(data_dir)
   builder = tfds.builder(NAME, data_dir=data_dir, file_format="array_record")

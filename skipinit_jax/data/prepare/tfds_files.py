@@ -76,8 +76,9 @@ def write_arrays(
     UsageError: the examples have not the data set's features; `data_dir` cannot be
       written, or holds other files for the data set.
   """
-  import tensorflow_datasets as tfds
-  from PIL import Image
+  with errors.extra("train"):
+    import tensorflow_datasets as tfds
+    from PIL import Image
 
   registered: Any = tfds.builder_cls(name)
 
