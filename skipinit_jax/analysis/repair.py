@@ -61,9 +61,10 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from skipinit_jax.analysis import blocks as blocks_lib
 from skipinit_jax.analysis import measure, probes
+from skipinit_jax.analysis.blocks import Blocks, Call, Path
 from skipinit_jax.analysis.diagnose import Diagnosis, diagnose_signal
-from skipinit_jax.analysis.measure import Call, Path
 from skipinit_jax.analysis.signal import (
   Signal,
   block_names,
@@ -137,7 +138,7 @@ def repair(
   variables: Mapping[str, Any],
   batch: Any,
   *,
-  blocks: measure.Blocks | None = None,
+  blocks: Blocks | None = None,
   last_layers: str | Sequence[str] | None = None,
   to: Target = "measured",
   more_batches: Sequence[Any] = (),
@@ -184,7 +185,7 @@ def repair(
   for name, tree in {"batch": batches, "variables": variables}.items():
     _require_finite(name, tree)
   arguments = training_arguments(model, arguments)
-  blocks = blocks or measure.Blocks()
+  blocks = blocks or Blocks()
   key = jax.random.key(0) if key is None else key
   signal = jax.jit(
     lambda variables: measure.signal(
@@ -198,11 +199,8 @@ def repair(
 
   scaler = _Scaler(blocks, last_layers)
   passes = [_pass(model, variables, each, scaler, key, arguments) for each in batches]
-  factors = _factors(passes, to)
-  repaired = {
-    **variables,
-    "params": _scale(variables["params"], factors, scaler.layers),
-  }
+  params, factors = _scale(variables["params"], _factors(passes, to), scaler.layers)
+  repaired = {**variables, "params": params}
   measured = signal(repaired)
   after = diagnose_signal(measured)
   if to != "inverse_sqrt_depth":
@@ -240,7 +238,7 @@ def _pass(
   """Returns, by call, what a block's branches are multiplied by and what that does."""
   model_key, scaler.noise_key = jax.random.split(key)
   mutable = [name for name in variables if name != "params"] + [measure._COLLECTION]
-  args, kwargs = measure._call(model, inputs, arguments)
+  args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
 
   def run(variables: Mapping[str, Any], interceptor: Any) -> Any:
     with nn.intercept_methods(interceptor):
@@ -308,9 +306,10 @@ def _scale(
   params: Mapping[str, Any],
   factors: Mapping[Path, np.ndarray],
   layers: Mapping[Path, "_Layers"],
-) -> dict[str, Any]:
-  """Returns the parameters, those of last layers multiplied."""
+) -> tuple[dict[str, Any], dict[Path, np.ndarray]]:
+  """Returns the parameters, those of last layers multiplied, and by what they were."""
   scaled: dict[str, Any] = jax.tree.map(lambda leaf: leaf, dict(params))
+  applied = dict(factors)
   for path, factor in factors.items():
     for layer, ranks in layers[path].parameters.items():
       try:
@@ -324,10 +323,13 @@ def _scale(
       for name, leaf in leaves.items():
         axes = leaf.ndim - ranks[name]
         # Blocks of a scan that share a parameter have one factor, the smallest.
-        each = factor if leaf.shape[:axes] == factor.shape else factor.min()
+        each = factor
+        if leaf.shape[:axes] != factor.shape:
+          each = factor.min()
+          applied[path] = np.full_like(factor, each)
         each = each.reshape(each.shape + (1,) * (leaf.ndim - each.ndim))
         owner[name] = (leaf * each).astype(leaf.dtype)
-  return scaled
+  return scaled, applied
 
 
 def _require_scaled(
@@ -396,9 +398,7 @@ class _Scaler:
   noise_key: jax.Array
   share: jax.Array
 
-  def __init__(
-    self, blocks: measure.Blocks, last_layers: str | Sequence[str] | None
-  ) -> None:
+  def __init__(self, blocks: Blocks, last_layers: str | Sequence[str] | None) -> None:
     self.blocks = blocks
     named = [last_layers] if isinstance(last_layers, str) else last_layers
     self.last_layers = named
@@ -427,7 +427,7 @@ class _Scaler:
     self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
   ) -> Any:
     block, variables = module.unbind()
-    x, replaced = measure._stream(module, args, kwargs)
+    x, replaced = blocks_lib.stream(type(module), "/".join(module.path), args, kwargs)
     assert module.scope is not None
     rngs = {name: module.make_rng(name) for name in module.scope.rngs}
     mutable = [name for name in variables if name != "params"]
@@ -449,7 +449,7 @@ class _Scaler:
 
       def features(x: jax.Array) -> tuple[jax.Array, Any]:
         output = times(x, factor)
-        return measure._first(output), output
+        return blocks_lib.first(output), output
 
       y, pull, output = jax.vjp(features, x, has_aux=True)
       noise = jax.random.normal(jax.random.clone(self.noise_key), y.shape, jnp.float32)
@@ -513,7 +513,7 @@ class _Times:
 def _find_layers(
   call: Callable[[jax.Array, Any], Any],
   x: jax.Array,
-  blocks: measure.Blocks,
+  blocks: Blocks,
   patterns: Sequence[str] | None,
   path: Path,
 ) -> _Layers:
@@ -521,7 +521,7 @@ def _find_layers(
   tagger = _Tagger(blocks)
 
   def tagged(x: jax.Array) -> Any:
-    return measure._first(call(checkpoint_name(x, _INPUT), tagger))
+    return blocks_lib.first(call(checkpoint_name(x, _INPUT), tagger))
 
   jaxpr = jax.make_jaxpr(tagged)(x).jaxpr
   names = ["/".join(layer) for layer in tagger.parameters]
@@ -554,7 +554,7 @@ class _Tagger:
     has_branch: whether the block itself says what its branch is.
   """
 
-  def __init__(self, blocks: measure.Blocks) -> None:
+  def __init__(self, blocks: Blocks) -> None:
     self.blocks = blocks
     self.parameters: dict[Path, dict[str, int]] = {}
     self.has_branch = False

@@ -25,7 +25,7 @@ class Network(nn.Module):
 
   blocks: tuple
   length: int | None = None
-  axes: int = 0
+  shared: bool = False
 
   @nn.compact
   def __call__(self, x):
@@ -35,8 +35,9 @@ class Network(nn.Module):
       return x
     scan = nn.scan(
       lambda block, x, _: (block(x), None),
-      variable_axes={"params": self.axes, "signal": 0},
-      split_rngs={"params": True},
+      variable_broadcast="params" if self.shared else False,
+      variable_axes={"signal": 0} | ({} if self.shared else {"params": 0}),
+      split_rngs={"params": not self.shared},
       length=self.length,
     )
     (block,) = self.blocks
@@ -111,6 +112,14 @@ def test_the_backward_pass_counts_where_it_grows_faster():
   _, repaired = run(model)
   np.testing.assert_allclose(factors(repaired), (2 / (depth * k**2)) ** 0.5, rtol=0.2)
   assert 1 < repaired.after.gradient_growth < np.e**1.3
+
+
+def test_blocks_that_share_their_weights_have_one_factor():
+  # As many blocks as rows of the kernel, which has no axis over them.
+  _, repaired = run(in_depth(lambda x: dense()(nn.relu(x)), WIDTH, shared=True))
+  assert len(repaired.changes) == WIDTH
+  assert len(set(factors(repaired))) == 1
+  assert 1 < repaired.after.forward_growth < np.e
 
 
 @pytest.mark.parametrize(("to", "factor"), [("zero", 0.0), ("inverse_sqrt_depth", 0.2)])
