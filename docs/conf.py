@@ -16,12 +16,13 @@ project_copyright = author
 extensions = [
   "myst_nb",
   "sphinx.ext.autodoc",
-  "sphinx.ext.mathjax",
   "sphinx.ext.napoleon",
+  "sphinx_copybutton",
+  "browser",
   "repository_links",
   "written_signatures",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_extensions", "_static"]
 
 # On the site, links to files that are not pages lead to the repository, or, as long as
 # that has no address, to the files beside.
@@ -61,4 +62,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = project

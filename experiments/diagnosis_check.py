@@ -221,7 +221,16 @@ def confusion(rows: list[dict[str, Any]]) -> Table:
     title="Verdict and training",
     header=["cells", "verdict", "trains", "does not train"],
     rows=[
-      [part, verdict, *(str(counts[part, healthy, trains]) for trains in (True, False))]
+      [
+        part,
+        verdict,
+        *(
+          document.Entry(str(count), "good" if healthy == trains else "bad")
+          if (count := counts[part, healthy, trains])
+          else "0"
+          for trains in (True, False)
+        ),
+      ]
       for part in ("tuned", "judged")
       for verdict, healthy in (("healthy", True), ("faulty", False))
     ],

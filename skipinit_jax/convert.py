@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 from flax.errors import FlaxError
 
-from skipinit_jax import layers, methods
+from skipinit_jax import layers, methods, models
 from skipinit_jax.errors import UsageError, misfit
 from skipinit_jax.methods import Method, bind_normalizer
 from skipinit_jax.models.depth import scan_variables, unroll_variables
@@ -166,7 +166,7 @@ _AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
 
 def from_torchvision(
   state_dict: Mapping[str, Any], num_classes: int | None = None
-) -> tuple[ResNet, dict[str, Any]]:
+) -> tuple[models.ResNet, dict[str, Any]]:
   """Returns the network that a PyTorch checkpoint is of, and its variables.
 
   Args:
@@ -194,7 +194,7 @@ def from_torchvision(
 
 def from_timm(
   state_dict: Mapping[str, Any], num_classes: int | None = None
-) -> tuple[ResNet, dict[str, Any]]:
+) -> tuple[models.ResNet, dict[str, Any]]:
   """Returns the network that a checkpoint of timm is of, and its variables.
 
   Args:
@@ -219,7 +219,7 @@ def from_timm(
 
 def _from(
   layout: _Layout, weights: dict[str, np.ndarray], num_classes: int | None
-) -> tuple[ResNet, dict[str, Any]]:
+) -> tuple[models.ResNet, dict[str, Any]]:
   counts = tuple(
     len({match[1] for name in weights if (match := re.match(pattern, name))})
     for pattern in (rf"{re.escape(layout.block(s, ''))}(\d+)\." for s in (1, 2, 3, 4))
@@ -287,7 +287,9 @@ def _from(
   return model, scan_variables(traverse_util.unflatten_dict(flat))
 
 
-def to_torchvision(model: ResNet, variables: Mapping[str, Any]) -> dict[str, Any]:
+def to_torchvision(
+  model: models.ResNet, variables: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns a network's weights as a PyTorch checkpoint.
 
   Args:
@@ -306,7 +308,7 @@ def to_torchvision(model: ResNet, variables: Mapping[str, Any]) -> dict[str, Any
   return _to(_TORCHVISION, model, variables)
 
 
-def to_timm(model: ResNet, variables: Mapping[str, Any]) -> dict[str, Any]:
+def to_timm(model: models.ResNet, variables: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a network's weights as a checkpoint of timm.
 
   Without normalization, as with SkipInit, alpha is folded into the last layer of each

@@ -37,6 +37,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
   app.connect("autodoc-process-signature", _signature)
   app.connect("autodoc-skip-member", _skip_field)
   # Before napoleon, which moves lines.
+  app.connect("autodoc-process-docstring", _inherit_fields, priority=50)
   app.connect("autodoc-process-docstring", _mark_blocks, priority=100)
   app.connect("missing-reference", _resolve_by_last_name)
   return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -140,6 +141,46 @@ def _adopt_constants(app: Sphinx) -> None:
         for (scope, name), text in documented.items():
           if not scope and name in package.__all__:
             known.attr_docs["", name] = text
+
+
+def _inherit_fields(
+  app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+  """Adds what base classes say of the fields that the constructor takes too."""
+  if what != "class" or not dataclasses.is_dataclass(obj):
+    return
+  known = _documented_fields("\n".join(lines))
+  inherited: dict[str, list[str]] = {}
+  for base in obj.__mro__[1:]:
+    if base.__module__.startswith("skipinit_jax"):
+      fields = _documented_fields(inspect.getdoc(base) or "")
+      inherited |= {key: fields[key] for key in fields if key not in known | inherited}
+  taken = [field.name for field in dataclasses.fields(obj) if field.name in inherited]
+  if not taken:
+    return
+  if "Attributes:" not in lines:
+    lines += ["", "Attributes:"]
+  end = start = lines.index("Attributes:") + 1
+  for number, line in enumerate(lines[start:], start + 1):
+    if line.startswith("  "):
+      end = number
+    elif line:
+      break
+  lines[end:end] = [line for key in taken for line in inherited[key]]
+
+
+def _documented_fields(text: str) -> dict[str, list[str]]:
+  """Returns the lines of each field in a docstring."""
+  section = text.partition("Attributes:\n")[2]
+  fields: dict[str, list[str]] = {}
+  for line in section.splitlines():
+    if match := re.match(r"  (\w+): ", line):
+      key = match[1]
+      fields[key] = []
+    elif not line.startswith("    "):
+      break
+    fields[key].append(line)
+  return fields
 
 
 def _mark_blocks(

@@ -6,6 +6,7 @@ Sphinx itself warns of a page without a place and of a picture that is not there
 import html.parser
 import importlib
 import pkgutil
+import re
 import urllib.parse
 from pathlib import Path
 from unittest import mock
@@ -114,3 +115,11 @@ def test_links_of_a_notebook_with_an_address(link, expected, monkeypatch):
   content = [f"[there]({link})"]
   links._rewrite(app, "run_a_study", content)
   assert content == [f"[there]({expected})"]
+
+
+def test_pages_need_no_network(site):
+  outside = re.compile(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//')
+  texts = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+  assert [path.name for path, text in texts.items() if outside.search(text)] == []
+  concepts = texts[site / "concepts.html"]
+  assert concepts.count("<math ") > 10 and "$" not in concepts.partition("</head>")[2]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from skipinit_jax import models
 from skipinit_jax.analysis.signal import Signal, require_two_examples
 from skipinit_jax.analysis.theory.kernel import (
   BatchNorm,
@@ -15,7 +16,6 @@ from skipinit_jax.analysis.theory.kernel import (
 )
 from skipinit_jax.analysis.theory.network import Block, Network, describe
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResidualMLP, ResNet, WideResNet
 
 
 def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
@@ -156,7 +156,7 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
 
 
 def predict_model(
-  model: ResidualMLP | WideResNet | ResNet, inputs: ArrayLike
+  model: models.ResidualMLP | models.WideResNet | models.ResNet, inputs: ArrayLike
 ) -> Signal:
   """Predicts the signal of a model of this package for a batch of inputs.
 
