@@ -55,11 +55,11 @@ def measure(
     model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
     modules = watcher.watch(model)
     args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
-    token = _watcher.set(watcher)
+    token = present.set(watcher)
     try:
       outputs = model(*args, **kwargs)
     finally:
-      _watcher.reset(token)
+      present.reset(token)
     return outputs, watcher.left(modules)
 
   finder = _Watcher(blocks)
@@ -139,7 +139,7 @@ class _Watcher:
         module._signal_path = path
         module._signal_block = is_block
         kind: Any = type(module)
-        object.__setattr__(module, "__class__", _watched(kind))
+        object.__setattr__(module, "__class__", watched(kind))
     for (path, number), slots in (self.slots or {}).items():
       setattr(found[path], f"{_SLOTS}{number}", _Slots(slots))
     return found
@@ -227,24 +227,25 @@ class _Watcher:
     return self._traces[self._traces.index(trace)]
 
 
-_watcher: contextvars.ContextVar[_Watcher] = contextvars.ContextVar("watcher")
+present: contextvars.ContextVar[Any] = contextvars.ContextVar("watcher")
+"""Who sees the calls of watched modules: it has `call` and `merged`, as below."""
 
 
 @functools.cache
-def _watched(kind: Any) -> Any:
+def watched(kind: Any) -> Any:
   """Returns a class of modules whose calls the present watcher sees."""
 
   def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
     run = functools.partial(kind.__call__, self)
-    return _watcher.get().call(self, run, args, kwargs)
+    return present.get().call(self, run, args, kwargs)
 
   def merge(self: Any, shortcut: jax.Array, branch: jax.Array) -> Any:
-    _watcher.get().merged(shortcut, branch)
+    present.get().merged(shortcut, branch)
     return kind.merge(self, shortcut, branch)
 
   methods: dict[str, Any] = {"__call__": functools.wraps(kind.__call__)(__call__)}
   if issubclass(kind, native.ResidualBlock):
     methods["merge"] = merge
   metaclass: Any = type(kind)
-  watched: type[Any] = metaclass(kind.__name__, (kind,), methods)
-  return watched
+  derived: type[Any] = metaclass(kind.__name__, (kind,), methods)
+  return derived

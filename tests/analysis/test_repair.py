@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from skipinit_jax import layers, methods
 from skipinit_jax.analysis import Diagnosis, measure, repair
-from skipinit_jax.analysis.repair import _find_layers as find_layers
+from skipinit_jax.analysis.branches import find_layers
+from skipinit_jax.analysis.repair import _Inside
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import BasicBlock, ResidualMLP
 
@@ -114,6 +116,45 @@ def test_the_backward_pass_counts_where_it_grows_faster():
   assert 1 < repaired.after.gradient_growth < np.e**1.3
 
 
+class NnxBlock(nnx.Module):
+  def __init__(self, rngs):
+    init = orthogonal(3.0)
+    self.dense = nnx.Linear(WIDTH, WIDTH, use_bias=False, kernel_init=init, rngs=rngs)
+    self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+  def __call__(self, x):
+    return x + self.drop(self.dense(x))
+
+
+class NnxNetwork(nnx.Module):
+  def __init__(self, rngs):
+    make = nnx.vmap(lambda rngs: NnxBlock(rngs), in_axes=0, out_axes=0)
+    self.layers = nnx.split_rngs(splits=12)(make)(rngs)
+
+  def __call__(self, x):
+    scan = nnx.scan(
+      lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry
+    )
+    return scan(self.layers, x)
+
+
+def test_nnx_networks_are_repaired_by_their_state():
+  """Dropout at 0.1 adds a ninth to the branch's second moment."""
+  model = NnxNetwork(nnx.Rngs(0))
+  kernel = model.layers.dense.kernel[...].copy()
+  repaired = repair(model, x, blocks=measure.Blocks(NnxBlock))
+  np.testing.assert_array_equal(model.layers.dense.kernel[...], kernel)
+  assert repaired.changes[3].name == "layers/3" and len(repaired.changes) == 12
+  assert (factors(repaired) * 3 * (12 / 0.9) ** 0.5 > 0.8).all()
+  assert (factors(repaired) * 3 * (12 / 0.9) ** 0.5 < 1.05).all()
+  nnx.update(model, repaired.variables)
+  np.testing.assert_allclose(
+    model.layers.dense.kernel[...], kernel * factors(repaired)[:, None, None]
+  )
+  again = repair(model, x, blocks=measure.Blocks(NnxBlock))
+  assert again.changes == ()
+
+
 def test_blocks_that_share_their_weights_have_one_factor():
   # As many blocks as rows of the kernel, which has no axis over them.
   _, repaired = run(in_depth(lambda x: dense()(nn.relu(x)), WIDTH, shared=True))
@@ -199,16 +240,19 @@ class Transition(nn.Module):
   ],
 )
 def test_last_layers_are_found(block, last):
+  assert find(block).names == last
+
+
+def find(block, patterns=None):
   features = images if "Basic" in str(block) else x
-  variables = jax.eval_shape(block().init, jax.random.key(0), features)
+  variables = variables_of(jax.eval_shape(block().init, jax.random.key(0), features))
 
-  def call(x, interceptor):
-    with nn.intercept_methods(interceptor):
-      return block().apply(variables_of(variables), x)
+  def call(x, observe):
+    with nn.intercept_methods(_Inside(observe)):
+      return block().apply(variables, x)
 
-  blocks = measure.Blocks(shortcut="skip")
-  found = find_layers(call, features, blocks, None, ("block",))
-  assert found.names == last
+  shortcut = "projection" if features is images else "skip"
+  return find_layers(call, features, shortcut, patterns, ("block",))
 
 
 def variables_of(shapes):
@@ -246,17 +290,27 @@ def bounded(x):
 
 
 @pytest.mark.parametrize(
-  ("branch", "arguments", "message"),
+  ("branch", "message"),
   [
-    (bounded, {}, r"is not found: .* modules with parameters \('Dense_0'\)"),
-    (bounded, {"last_layers": "conv*"}, r"is none of conv\*: name it by last_layers"),
-    (lambda x: Unscaled(name="last")(x), {}, "not become smaller with .* of 'last'"),
-    (lambda x: dense(9.0)(x) - x, {}, "'layers' has no skip path"),
+    (lambda x: Unscaled(name="last")(x), "not become smaller with .* of 'last'"),
+    (lambda x: dense(9.0)(x) - x, "'layers' has no skip path"),
   ],
 )
-def test_branches_that_cannot_be_scaled(branch, arguments, message):
+def test_branches_that_cannot_be_scaled(branch, message):
   with pytest.raises(UsageError, match=message):
-    run(in_depth(branch, 6), **arguments)
+    run(in_depth(branch, 6))
+
+
+@pytest.mark.parametrize(
+  ("patterns", "message"),
+  [
+    (None, r"'block' is not found: .* modules with parameters \('Dense_0'\)"),
+    (["conv*", "out"], r"is none of conv\*, out: name it by last_layers"),
+  ],
+)
+def test_last_layers_that_are_not_found(patterns, message):
+  with pytest.raises(UsageError, match=message):
+    find(functools.partial(Block, bounded), patterns)
 
 
 def test_the_last_layer_is_told():
