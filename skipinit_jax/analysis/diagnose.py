@@ -309,6 +309,9 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     # Behind an overflow there is nothing to differentiate, and no direction.
     if np.isinf(forward).any():
       backward = gradient = np.full_like(backward, np.nan)
+    else:
+      overflows = ~np.isfinite(signal.gradient_second_moment)
+      backward = np.where(overflows, np.inf, backward)
     faults = tuple(_faults(signal, seen, backward))
     alpha, advice = _advice(signal, faults)
   return Diagnosis(

@@ -110,6 +110,17 @@ def test_shallower_networks_are_healthy(name, kind, direction, advice):
   assert not verdict(name, fault.harmless_depth + 1).healthy
 
 
+def test_a_gradient_that_overflows_alone():
+  """As behind sin(k x), whose second moment is bounded and whose derivative is not."""
+  network = theory.uniform(methods.get("skipinit"), 20)
+  signal = theory.predict(network, theory.Kernel.uniform(1.0, 0.0), 64)
+  gradient = np.array(signal.gradient_second_moment)
+  gradient[:15], gradient[:3] = np.inf, np.nan
+  diagnosis = diagnose_signal(signal.replace(gradient_second_moment=gradient))
+  (fault,) = diagnosis.faults
+  assert (fault.kind, fault.direction, fault.block) == ("explodes", "backward", 15)
+
+
 def test_sums_that_are_too_small_vanish():
   diagnosis = verdict("unnormalized", 50, sum_scale=0.5)
   assert (diagnosis.faults[0].kind, diagnosis.faults[0].direction) == (
