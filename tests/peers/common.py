@@ -1,0 +1,89 @@
+"""What tests against independent code share: variables, gradients, and comparisons."""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from skipinit_jax.models import unroll_variables
+
+FLOAT64 = {"dtype": np.float64, "param_dtype": np.float64}
+# By the number of a kernel's axes: ours in the order of PyTorch's.
+AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
+
+
+@contextlib.contextmanager
+def float64():
+  """Computes in 64 bits, where a difference of 1e-12 is none of rounding."""
+  with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    yield
+
+
+def random_variables(model, images):
+  """Variables in float64, none at its initial value: by tuples of names, unrolled."""
+  shapes = jax.eval_shape(
+    lambda: unroll_variables(model.init(jax.random.key(0), images, train=False))
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1] == "kernel":
+      return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape)
+    if path[-1] in ("scale", "var"):
+      return rng.uniform(0.5, 1.5, leaf.shape)
+    return rng.normal(0.2, 0.4, leaf.shape)
+
+  flat = traverse_util.flatten_dict(shapes)
+  # A scalar that is drawn is no array.
+  return {path: np.asarray(draw(path, leaf)) for path, leaf in flat.items()}
+
+
+def run(model, variables, images, labels, *, evaluate=True):
+  """Runs a network of this package as the peers are run.
+
+  Returns:
+    Logits in evaluation, or None; then, in training, logits, the gradients of the mean
+    cross-entropy by tuples of names, and the statistics afterwards.
+  """
+  tree = traverse_util.unflatten_dict(variables)
+  params, state = tree["params"], {k: v for k, v in tree.items() if k != "params"}
+
+  def loss(params, state, images):
+    logits, new = model.apply(
+      {"params": params, **state}, images, train=True, mutable=[*state]
+    )
+    return cross_entropy(logits, labels), (logits, new)
+
+  apply = jax.jit(functools.partial(model.apply, train=False))
+  evaluated = np.asarray(apply(tree, images)) if evaluate else None
+  # The statistics are an argument: XLA folds constants for minutes.
+  gradients, (logits, new) = jax.jit(jax.grad(loss, has_aux=True))(
+    params, state, images
+  )
+  flat = traverse_util.flatten_dict({"params": gradients, **new})
+  parts = ({}, {})
+  for path, leaf in flat.items():
+    parts[path[0] != "params"][path] = np.asarray(leaf)
+  return evaluated, np.asarray(logits), *parts
+
+
+def cross_entropy(logits, labels):
+  """The mean cross-entropy."""
+  return -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels].mean()
+
+
+def to_torch(path, array):
+  """Returns a variable, or its gradient, as PyTorch has it."""
+  return array.transpose(AXES[array.ndim]) if path[-1] == "kernel" else array
+
+
+def assert_same(actual, expected, tolerance=1e-11):
+  """Compares arrays by name, relative to each one's largest number."""
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    value = np.asarray(value)
+    assert actual[name].dtype == value.dtype == np.float64
+    error = np.abs(actual[name] - value).max() / max(np.abs(value).max(), 1e-3)
+    assert error < tolerance, (name, error)
