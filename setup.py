@@ -162,6 +162,9 @@ setup(
     # PyPI's CUDA build, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu names
     # the smaller one.
     "torch": ["torch==2.13.0"],
+    # Independent networks that tests/peers compare with; so does timm, whose classes
+    # need nothing of what it requires: pip install --no-deps timm.
+    "peers": ["dm-haiku>=0.0.16", "torch==2.13.0"],
     "docs": _DOCS,
     "tests": [
       *_ALL,

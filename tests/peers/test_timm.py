@@ -61,7 +61,7 @@ class Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def nfnet():
   """timm's module of networks without normalization."""
   if importlib.util.find_spec("timm") is None:
-    pytest.skip("needs timm: pip install -e '.[peers]'")
+    pytest.skip("needs timm: pip install --no-deps timm")
   finders = [] if importlib.util.find_spec("torchvision") else [Torchvision()]
   sys.meta_path += finders
   try:
