@@ -125,8 +125,10 @@ class _Watcher:
     """Watches a model's modules, and returns the blocks by their paths."""
     found: dict[Path, nnx.Module] = {}
     children = {self.blocks.shortcut, *self.blocks.branch}
-    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    for raw, module in modules:
+    nodes: list[tuple[Any, Any]] = list(nnx.iter_graph(model))
+    for raw, module in nodes:
+      if not isinstance(module, nnx.Module):
+        continue
       path = tuple(map(str, raw))
       # Numbers become wildcards: a thousand blocks are one name.
       pattern = re.sub(r"\d+", "*", "/".join(path))

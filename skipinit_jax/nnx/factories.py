@@ -13,18 +13,19 @@ from skipinit_jax.methods import ModuleFactory
 from skipinit_jax.nnx import layers
 
 _TWINS: dict[type[nn.Module], ModuleFactory] = {
-  nn.BatchNorm: nnx.BatchNorm,
   nn.Conv: nnx.Conv,
   nn.Dense: nnx.Linear,
-  nn.GroupNorm: nnx.GroupNorm,
-  nn.InstanceNorm: nnx.InstanceNorm,
-  nn.LayerNorm: nnx.LayerNorm,
-  nn.RMSNorm: nnx.RMSNorm,
   linen_layers.GhostBatchNorm: layers.GhostBatchNorm,
   linen_layers.LayerScale: layers.LayerScale,
   linen_layers.SkipInit: layers.SkipInit,
   linen_layers.WeightStandardizedConv: layers.WeightStandardizedConv,
   linen_layers.WeightStandardizedDense: layers.WeightStandardizedLinear,
+}
+# Flax 0.11 has no InstanceNorm in NNX.
+_TWINS |= {
+  getattr(nn, name): getattr(nnx, name)
+  for name in ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
+  if hasattr(nnx, name)
 }
 # By field: an example, and what it is called with.
 _CALLS = {

@@ -62,6 +62,7 @@ CLAIMS = {
   "how_to/own_run": [("result.test_accuracy", "tells 86 % of", 0.86, 0.08)],
   "how_to/resume": [],
   "how_to/transformer": [],
+  "how_to/from_nnx": [],
   "getting_started": [("ratio", "prints 0.008. It", 0.008, 0.001)],
 }
 WITHOUT_SNIPPETS = {"how_to/many_machines", "how_to/what_survives"}
