@@ -138,8 +138,8 @@ class _Watcher:
         found[path] = module
       is_child = bool(children.intersection(path[-1:]))
       if is_block or is_child or isinstance(module, blocks_lib.NORMALIZERS):
-        module._signal_path = path
-        module._signal_block = is_block
+        node: Any = module
+        node._signal_path, node._signal_block = path, is_block
         kind: Any = type(module)
         object.__setattr__(module, "__class__", watched(kind))
     for (path, number), slots in (self.slots or {}).items():
