@@ -1,8 +1,8 @@
 """Very deep residual networks, with and without normalization, in JAX and Flax.
 
 Modules load when they are first used, as `skipinit_jax.models` or by an import of their
-own. The core has `layers`, `models`, `methods`, `analysis` and `convert`; others need
-an extra, and say which: `pip install 'skipinit_jax[train]'`.
+own. The core has `layers`, `models`, `nnx`, `methods`, `analysis` and `convert`; others
+need an extra, and say which: `pip install 'skipinit_jax[train]'`.
 """
 
 import importlib.metadata
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from skipinit_jax import layers as layers
   from skipinit_jax import methods as methods
   from skipinit_jax import models as models
+  from skipinit_jax import nnx as nnx
   from skipinit_jax import studies as studies
   from skipinit_jax import training as training
 

@@ -186,7 +186,7 @@ def repair(  # type: ignore[misc]
     batch: at least two different examples, as `measure.signal` takes them.
     blocks: the residual blocks; None: those of this package. See `measure.Blocks`.
     last_layers: the last layers of each block's branches, as patterns of their paths in
-      the block, such as "conv2" or "*/out"; None: they are found.
+      the block, such as `conv2` or `*/out`; None: they are found.
     to: what branches are scaled to: "measured" shares of the stream, 1 / sqrt(d) times
       their present size ("inverse_sqrt_depth"), or "zero".
     more_batches: a block's factor is the smallest over the batches.
