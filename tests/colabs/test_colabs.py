@@ -93,6 +93,9 @@ assert max(one_by_one["batch norm"], averaged) < one_by_one["SkipInit"] - 0.2
 assert max(one_by_one["batch norm"], averaged) < as_trained - 0.2
 # Behind its first steps the network of nothing is at chance.
 assert averages["nothing"][0] > 1e3 * averages["nothing"][-1]
+# The same in NNX.
+assert not analysis.diagnose(in_nnx["nothing"], images[:64]).healthy
+assert analysis.diagnose(in_nnx["SkipInit"], images[:64]).healthy
 """,
   "run_a_study": """
 import re
