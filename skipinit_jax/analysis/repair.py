@@ -74,6 +74,8 @@ from skipinit_jax.compilation import compiler_options
 from skipinit_jax.errors import UsageError, unknown_name
 
 Target = Literal["measured", "inverse_sqrt_depth", "zero"]
+"""What `repair` scales branches to."""
+
 _TARGETS = ("measured", "inverse_sqrt_depth", "zero")
 _FACTOR = "_factor"
 _MOST_PASSES = 20
