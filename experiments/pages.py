@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import benchmark, scaling_model
-from experiments import program
+from experiments import program, repair_comparison
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
@@ -57,6 +57,11 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   judged = [cell for cell in cells if cell["part"] == "judged"]
   agree = sum(cell["healthy"] == cell["trains"] for cell in judged)
   return {"agreement": f"{agree} of {len(judged)}"}
+
+
+def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  results = json.loads((folder / "repair.json").read_text("utf-8"))
+  return {"accuracy": repair_comparison.accuracy_table(results)}
 
 
 def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
@@ -113,6 +118,7 @@ _FOLDERS = {
   "decode": benchmark.read_tables,
   "diagnosis": _diagnosis,
   "performance": _performance,
+  "repair": _repair,
   "repository": _repository,
   "scaling": _scaling,
   "storm": benchmark.read_tables,

@@ -81,9 +81,9 @@ class Scaler:
     """Scales the branches of one block.
 
     Returns:
-      Its output, and by name: the `factor`; the `skip` path's second moment over the
-      branch's; that of the `output`; its `growth` against the skip path's, and that of
-      the gradient, [2].
+      Its output, and by name: the `factor`; whether there is a `skip` path; the second
+      moment of the `output`; its `growth` against the skip path's, and that of the
+      gradient, [2].
     """
     layers = find_layers(call, x, self.blocks.shortcut, self._last, path)
     self.layers[path] = layers
@@ -115,11 +115,15 @@ class Scaler:
     in_skip, in_branch = _moments(skip), _moments(branch)
     ratio = (in_branch / in_skip).max()
     factor = jnp.where(ratio > self.share, jnp.sqrt(self.share / ratio), 1.0)
+    # Less is rounding; but where the stream itself has vanished, it says nothing.
+    before = jnp.square(probes.wide(x)).mean()
+    no_skip = (in_skip[0] < 1e-6 * before) & (in_skip[0] < 1e-9 * in_branch[0])
+    no_skip &= before > 1e-30
     scaled, output = terms(factor)
     in_sum = _moments(scaled)
     return output, {
       "factor": factor,
-      "skip": in_skip[0] / in_branch[0],
+      "skip": ~no_skip * 1.0,
       "output": in_sum[0],
       "growth": in_sum / in_skip,
     }

@@ -81,8 +81,7 @@ _FACTOR = "_factor"
 _MOST_PASSES = 20
 # A decline to a twentieth is harmless. Post-activation makes one of a few blocks each.
 _LEAST_LOG = -3.0
-# Second moment of the skip path over that of the branch: less is rounding.
-_LEAST_SKIP = 1e-9
+_LEAST_MOMENT = 1e-30
 # What chance, such as dropout's, may change in the logarithm of a second moment.
 _CHANCE = 0.25
 
@@ -305,7 +304,8 @@ def _lower(
     # Forward and backward.
     growth = sum(np.log(values["growth"]).reshape(-1, 2).sum(0) for values in found)
     excess = np.maximum(growth, growth / _LEAST_LOG).max()
-    if excess <= 1:
+    # It is no number where the stream vanishes, which no share prevents.
+    if not excess > 1:
       break
     # Growth is proportional to the share, or to its root where branches correlate.
     share *= 0.9 / min(excess, 100)
@@ -359,8 +359,7 @@ def _factors(
 
 
 def _require_skip(path: Path, layers: Layers, values: Mapping[str, np.ndarray]) -> None:
-  # A branch that is zero makes it infinite or, without skip path, not a number.
-  if (values["skip"] > _LEAST_SKIP).all():
+  if values["skip"].all():
     return
   raise UsageError(
     f"Block {'/'.join(path)!r} has no skip path: its output vanishes with "
@@ -414,7 +413,8 @@ def _require_scaled(
   for name, moment in zip(signal.names, signal.second_moment[1:], strict=True):
     block, _, call = name.partition(" (call ")
     expected, last = moments[block, int(call.rstrip(")") or 1) - 1]
-    if not np.log(moment / expected) < _CHANCE:
+    # Where the stream vanishes, there is nothing to compare.
+    if expected > _LEAST_MOMENT and np.log(moment / expected) >= _CHANCE:
       raise UsageError(
         f"Block {name!r} does not become smaller with the parameters of {last.text}, "
         "as a layer that standardizes its weights does not: name another module of its "

@@ -336,11 +336,12 @@ class Divided(nn.Module):
     ({"blocks": measure.Blocks("conv*")}, r"Unknown block 'conv\*'"),
     ({"to": "one"}, "Unknown target `to` 'one'"),
     ({}, "not enough: with them scaled, The signal vanishes .* Leave the sum"),
+    ({"model": Network((Divided,), 99)}, "The signal vanishes .* Leave the sum"),
   ],
 )
 def test_what_is_refused(change, message):
-  model = Network((Divided,), 8)
   given = {"batch": x, "blocks": measure.Blocks(Divided)} | change
+  model = given.pop("model", Network((Divided,), 8))
   variables = given.pop("variables", None) or model.init(jax.random.key(0), x)
   with pytest.raises(UsageError, match=message):
     repair(model, variables, given.pop("batch"), **given)

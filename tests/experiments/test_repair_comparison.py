@@ -40,7 +40,9 @@ def test_lsuv_makes_every_variance_one():
 
 def config(**changes):
   small = repair_comparison.RepairConfig(
-    datasets=("digits",), ways=("as it is", "repaired"), networks=("residual_mlp",)
+    ways=("as it is", "repaired"),
+    residual_mlp_datasets=("digits",),
+    wide_resnet_datasets=(),
   )
   train = dataclasses.replace(small.residual_mlp, depth=24, width=24, epochs=2)
   search = SearchConfig((2**-8,), extend=False, num_seeds=1, best_of=1)
@@ -66,7 +68,9 @@ def test_a_comparison_goes_on_and_makes_its_table(tmp_path, capsys):
   assert float(repaired.split(",")[0]) > 30
 
 
-@pytest.mark.parametrize("field", ["datasets", "ways", "networks"])
-def test_unknown_names(field, tmp_path):
-  with pytest.raises(UsageError, match=f"Unknown {field[:-1]} 'none'"):
+@pytest.mark.parametrize(
+  ("field", "kind"), [("wide_resnet_datasets", "dataset"), ("ways", "way")]
+)
+def test_unknown_names(field, kind, tmp_path):
+  with pytest.raises(UsageError, match=f"Unknown {kind} 'none'"):
     repair_comparison.compare(config(**{field: ("none",)}), tmp_path / "repair.json")
