@@ -136,7 +136,8 @@ class _Watcher:
 def _own(module: nnx.Module) -> dict[str, int]:
   """Returns the names and ranks of a module's own parameters."""
   return {
-    name: value[...].ndim
+    name: value.ndim
     for name, value in vars(module).items()
-    if isinstance(value, nnx.Param) and value.get_value() is not None
+    # A layer without bias may have a parameter that is None.
+    if isinstance(value, nnx.Param) and hasattr(value, "ndim")
   }

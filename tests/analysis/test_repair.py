@@ -12,7 +12,7 @@ from flax import nnx
 from skipinit_jax import layers, methods
 from skipinit_jax.analysis import Diagnosis, measure, repair
 from skipinit_jax.analysis.branches import find_layers
-from skipinit_jax.analysis.repair import _Inside
+from skipinit_jax.analysis.repair import _factors, _Inside
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import BasicBlock, ResidualMLP
 
@@ -161,6 +161,17 @@ def test_blocks_that_share_their_weights_have_one_factor():
   assert len(repaired.changes) == WIDTH
   assert len(set(factors(repaired))) == 1
   assert 1 < repaired.after.forward_growth < np.e
+
+
+def test_of_several_batches_and_calls_the_smallest_factor_counts():
+  first = {(("a",), 0): np.array([0.3, 0.1]), (("a",), 1): np.array([0.2, 0.4])}
+  second = {(("a",), 0): np.array([0.5, 0.5]), (("a",), 1): np.array([0.1, 0.7])}
+  passes = [
+    {call: {"factor": factor} for call, factor in each.items()}
+    for each in (first, second)
+  ]
+  assert _factors(passes, "measured")["a",].tolist() == [0.1, 0.1]
+  assert _factors(passes, "inverse_sqrt_depth")["a",].tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(("to", "factor"), [("zero", 0.0), ("inverse_sqrt_depth", 0.2)])
