@@ -4,6 +4,8 @@ Example:
   python -m experiments.regularization_study --workdir=/tmp/study --config=digits
 """
 
+import dataclasses
+
 from experiments import program, protocols, study_program
 from skipinit_jax.studies import (
   RegularizationStudyConfig,
@@ -18,6 +20,21 @@ def digits() -> RegularizationStudyConfig:
   return RegularizationStudyConfig(
     train=TrainConfig(width=1, batch_size=32, epochs=8, constant_epochs=4),
     search=SearchConfig(learning_rates=(2**-5, 2**-4), num_seeds=3, best_of=2),
+  )
+
+
+def l2_on_kernels() -> RegularizationStudyConfig:
+  """Cells of `digits` with L2 on kernels alone, as the authors' later code has it.
+
+  By default L2 reaches scales, scalars and biases too.
+  """
+  config = digits()
+  return dataclasses.replace(
+    config,
+    methods_without_l2=(),
+    use_bias=(True,),
+    dropout_rates=(0.0,),
+    train=dataclasses.replace(config.train, l2_exempt=("scale", "bias")),
   )
 
 
@@ -61,6 +78,7 @@ def cifar10() -> RegularizationStudyConfig:
 
 CONFIGS = {
   "digits": digits,
+  "l2_on_kernels": l2_on_kernels,
   "fashion_mnist_cpu": fashion_mnist_cpu,
   "fashion_mnist": fashion_mnist,
   "cifar10": cifar10,
