@@ -94,6 +94,7 @@ def test_formats(written, tmp_path):
   assert r"\begin{tabular}{lrl}" in lines
   cells = next(line for line in lines if "MLP" in line).removesuffix(r"\\").split("&")
   assert [cell.strip() for cell in cells] == ["MLP 1000-64", "92.6", "does not train"]
+  assert "93.0±0.1, 2\\textsuperscript{\u22122} (" in files["accuracy.tex"].decode()
   with pytest.raises(UsageError, match="Unknown format 'svg': choose one of md, pdf"):
     document.write(sample(), tmp_path / "new", formats=("md", "svg"))
   assert not (tmp_path / "new").exists()
