@@ -421,13 +421,15 @@ def require_linen(name: str, value: Any) -> None:
   """Raises a UsageError for a factory that a block of Flax Linen cannot use."""
   check_factory(name, value)
   kind = getattr(value, "func", value)
+  if not isinstance(kind, type):
+    kind = type(kind)
   # flax.nnx itself need not be loaded.
-  if isinstance(kind, type) and any(
-    base.__module__.startswith("flax.nnx") for base in kind.__mro__
-  ):
+  if any(base.__module__.startswith("flax.nnx") for base in kind.__mro__):
+    ours = kind.__module__.startswith("skipinit_jax.")
+    twin = f"{'skipinit_jax.layers' if ours else 'flax.linen'}.{kind.__name__}"
     raise UsageError(
       f"{name} is nnx.{kind.__name__}, of Flax NNX, and the block is of Flax Linen: "
-      f"give flax.linen.{kind.__name__}."
+      f"give {twin if ours or hasattr(nn, kind.__name__) else 'a Linen module'}."
     )
 
 

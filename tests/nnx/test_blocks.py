@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from skipinit_jax import layers, methods
+from skipinit_jax import layers, methods, models
 from skipinit_jax import nnx as native
 from skipinit_jax.errors import UsageError
 
@@ -154,6 +154,21 @@ class OfAUser(nn.Module):
 def test_what_a_block_cannot_be_made_of(fields, message):
   with pytest.raises(UsageError, match=message):
     native.BottleneckBlock(**{"in_features": 8, "out_features": 8} | fields, rngs=None)
+
+
+@pytest.mark.parametrize(
+  ("factory", "advice"),
+  [
+    (native.SkipInit, "give skipinit_jax.layers.SkipInit"),
+    (native.SkipInit(), "give skipinit_jax.layers.SkipInit"),
+    (nnx.LayerNorm, "give flax.linen.LayerNorm"),
+    (functools.partial(nnx.Embed, 3), "give flax.linen.Embed"),
+    (type("Mine", (nnx.Module,), {}), "give a Linen module"),
+  ],
+)
+def test_modules_of_nnx_in_a_block_of_linen(factory, advice):
+  with pytest.raises(UsageError, match=f"branch_scale is nnx.* of Flax NNX.*{advice}"):
+    models.BasicBlock(8, branch_scale=factory)
 
 
 def test_other_inputs():
