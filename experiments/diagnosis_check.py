@@ -1,10 +1,13 @@
 """Checks the verdicts of `analysis.diagnose` against short trainings on digits.
 
-Each cell is a network: a method, a depth and an initial alpha. It is trained for a few
-epochs at several learning rates, and diagnosed at initialization. The limits of
-`analysis.diagnose` were chosen by cells of the part "tuned", and were final before any
-cell of the part "judged" was trained: it has other depths, alphas and widths, and
-deeper convolutional networks.
+Each cell is a network of a family that people train, healthy or broken: see
+`experiments/diagnosis_families.py`. It is diagnosed at initialization, and trained by
+SGD and by Adam at a few learning rates. The limits of `analysis.diagnose` were chosen
+by cells of the part "tuned", and were final before any cell of the part "judged" was
+trained.
+
+The program resumes: cells that the workdir has are not trained again, only judged by
+today's limits.
 
 Example:
   python -m experiments.diagnosis_check --workdir=/tmp/diagnosis
@@ -13,242 +16,260 @@ Example:
 import collections
 import dataclasses
 import functools
+import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from absl import flags, logging
 
-from experiments import program, study_program
-from skipinit_jax import analysis, data, document, methods, studies
+from experiments import diagnosis_families, program
+from experiments.diagnosis_families import Cell
+from skipinit_jax import analysis, data, document
+from skipinit_jax.analysis import measure
 from skipinit_jax.document import Table
-from skipinit_jax.files import write_json
-from skipinit_jax.studies import Search, SearchConfig, Study, StudyKind, StudyReport
-from skipinit_jax.training import TrainConfig
+from skipinit_jax.files import from_json, make_directory, to_json, write_json
 
-_TRAIN = TrainConfig(batch_size=64, epochs=4, schedule="constant", l2=0.0)
-_SEARCH = SearchConfig(
-  learning_rates=(2**-10, 2**-7, 2**-4), extend=False, num_seeds=1, best_of=1
-)
-# Half way to perfect: chance is 10 %, and most that train reach 80 % or more.
+_BATCH_SIZE = 16
+# Twice through all images.
+_STEPS = 224
+# Each optimizer's learning rates, the likeliest first.
+_RATES = {"SGD": (2**-5, 2**-8, 2**-3), "Adam": (2**-9, 2**-12, 2**-7)}
+# Half way to perfect: chance is 10 %.
 _TRAINS_ABOVE = 0.5
+# Of the running mean of accuracies of batches, before their step.
+_MEMORY = 0.9
 
-# At the top level, because the processes that train import this module.
-methods.register(
-  dataclasses.replace(
-    methods.get("unnormalized"), name="halve", title="divide by 2", sum_scale=0.5
-  )
-)
+PARTS = ("tuned", "judged")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A network.
+@functools.partial(jax.jit, static_argnums=0)
+def _train(
+  model: Any,
+  variables: Any,
+  images: jax.Array,
+  labels: jax.Array,
+  rate: jax.Array,
+  adam: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Trains until it is known to train, diverges, or has had its steps.
 
-  Attributes:
-    part: "tuned" or "judged".
-    method: a name in `methods.NAMES`, or "halve" for a sum divided by 2.
-    depth: blocks of a fully connected network, layers of a Wide-ResNet.
-    alpha: initial factor on the branch, of method "skipinit_one" only.
-    width: features, or factor on those of a Wide-ResNet.
-    layers_per_block: layers of one branch of a fully connected network.
-    model: "residual_mlp" or "wide_resnet".
+  One program for both optimizers: compiling takes longer than training.
+
+  Args:
+    images: of all batches in their order, [steps, batch size, ...].
+    rate: learning rate.
+    adam: whether to take Adam's steps or those of SGD with momentum 0.9.
+
+  Returns:
+    The running accuracy on batches before their step, and the steps taken.
   """
+  state = {name: value for name, value in variables.items() if name != "params"}
+  optimizers = optax.sgd(rate, momentum=0.9), optax.adam(rate)
 
-  part: str
-  method: str
-  depth: int
-  alpha: float | None = None
-  width: int = 48
-  layers_per_block: int = 1
-  model: str = "residual_mlp"
-
-  @property
-  def train_config(self) -> TrainConfig:
-    """How it is trained."""
-    fields = dataclasses.asdict(self)
-    del fields["part"]
-    return dataclasses.replace(_TRAIN, **fields)
-
-  @property
-  def title(self) -> str:
-    """Its name for people."""
-    layers = "" if self.layers_per_block == 1 else ", 2-layer branches"
-    method = methods.get(self.method).title
-    if self.alpha is not None:
-      method = f"SkipInit, α = {self.alpha:.3g}"
-    return f"{self.train_config.network_title}{layers}, {method}"
-
-
-@dataclasses.dataclass
-class DiagnosisConfig:
-  """Which cells there are.
-
-  Attributes:
-    max_depth: the largest depth; less is for a quick look.
-  """
-
-  max_depth: int = 500
-
-
-def cells() -> Iterator[Cell]:
-  """Yields the cells of both parts."""
-  for depth in (16, 64, 256):
-    for alpha in sorted({1.0, 0.5, 0.25, depth**-0.5, 0.0}):
-      yield Cell("tuned", "skipinit_one", depth, alpha)
-    for name in ("divide_by_sqrt2", "batch_norm", "batch_norm_divide_by_sqrt2"):
-      yield Cell("tuned", name, depth)
-  for name in ("divide_by_sqrt2", "batch_norm_divide_by_sqrt2"):
-    yield Cell("tuned", name, 128)
-  for depth in (16, 64):
-    yield Cell("tuned", "halve", depth)
-
-  for depth in (24, 96, 400):
-    for alpha in (1.0, 0.35, 0.1):
-      yield Cell("tuned", "skipinit_one", depth, alpha, width=64)
-  two_layers = functools.partial(Cell, width=32, layers_per_block=2)
-  for depth in (8, 32, 100):
-    for name in ("divide_by_sqrt2", "batch_norm_divide_by_sqrt2", "unnormalized"):
-      yield two_layers("tuned", name, depth)
-  for name, depth in (("batch_norm", 100), ("fixup", 100), ("halve", 8), ("halve", 32)):
-    yield two_layers("tuned", name, depth)
-  convolutional = functools.partial(Cell, width=1, model="wide_resnet")
-  for name in ("batch_norm", "skipinit", "unnormalized"):
-    yield convolutional("tuned", name, 16)
-
-  for depth in (12, 48, 192, 500):
-    for alpha in (0.7, 0.2, 0.05):
-      yield Cell("judged", "skipinit_one", depth, alpha, width=40)
-  for name in ("divide_by_sqrt2", "batch_norm_divide_by_sqrt2"):
-    for depth in (20, 50, 160):
-      yield Cell("judged", name, depth, width=56)
-  yield Cell("judged", "batch_norm", 500, width=56)
-  for depth in (5, 18, 60):
-    yield two_layers("judged", "unnormalized", depth)
-  for name, depth in (("fixup", 300), ("halve", 4), ("halve", 20)):
-    yield two_layers("judged", name, depth)
-  for depth in (28, 100):
-    for name in (
-      "batch_norm",
-      "batch_norm_divide_by_sqrt2",
-      "skipinit",
-      "skipinit_inverse_sqrt_depth",
-      "divide_by_sqrt2",
-      "unnormalized",
-    ):
-      yield convolutional("judged", name, depth)
-  for name in ("batch_norm", "skipinit", "divide_by_sqrt2"):
-    yield convolutional("judged", name, 220)
-
-
-def diagnosis_study(config: DiagnosisConfig) -> Study[Cell]:
-  """Returns the study of the cells' trainings."""
-  studies.checks.check_config(config, varied={})
-  searches = [
-    Search(
-      name="/".join(str(value) for value in dataclasses.astuple(cell)),
-      row=cell.title,
-      column=cell.part,
-      labels=cell,
-      config=cell.train_config,
-      protocol=_SEARCH,
+  def loss(params: Any, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    logits, _ = model.apply(
+      {"params": params, **state},
+      images[step],
+      train=True,
+      rngs=jax.random.fold_in(jax.random.key(1), step),
+      mutable=list(state),
     )
-    for cell in cells()
-    if cell.depth <= config.max_depth
-  ]
-  return Study("diagnosis_check", config, tuple(searches))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[step])
+    return losses.mean(), (logits.argmax(-1) == labels[step]).mean()
+
+  def update(carry: Any) -> Any:
+    params, opt_states, accuracy, step, _ = carry
+    (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(params, step)
+    pairs = [
+      optimizer.update(gradient, opt_state)
+      for optimizer, opt_state in zip(optimizers, opt_states, strict=True)
+    ]
+    (sgd, adams), opt_states = zip(*pairs, strict=True)
+    updates = jax.tree.map(lambda a, b: jnp.where(adam, a, b), adams, sgd)
+    accuracy = _MEMORY * accuracy + (1 - _MEMORY) * correct
+    params = optax.apply_updates(params, updates)
+    return params, opt_states, accuracy, step + 1, jnp.isfinite(value)
+
+  def goes_on(carry: Any) -> jax.Array:
+    _, _, accuracy, step, finite = carry
+    return finite & (step < len(labels)) & (accuracy < _TRAINS_ABOVE)
+
+  params = variables["params"]
+  opt_states = tuple(optimizer.init(params) for optimizer in optimizers)
+  start = params, opt_states, jnp.array(0.1), 0, jnp.array(True)
+  _, _, accuracy, step, finite = jax.lax.while_loop(goes_on, update, start)
+  return jnp.where(finite, accuracy, 0), step
 
 
-studies.register(
-  StudyKind(
-    "diagnosis_check",
-    Cell,
-    ("network", "part"),
-    claims=lambda results: [],
-    report=lambda results: StudyReport("Does the diagnosis agree with training?", ""),
-    make=diagnosis_study,
-  )
-)
+def _batches() -> tuple[jax.Array, jax.Array]:
+  dataset = data.load("digits")
+  splits = dataset.train, dataset.test
+  pixels = np.concatenate([split.images for split in splits])
+  labels = np.concatenate([split.labels for split in splits])
+  rng = np.random.default_rng(0)
+  passes = -(-_STEPS * _BATCH_SIZE // len(labels))
+  order = np.concatenate([rng.permutation(len(labels)) for _ in range(passes)])
+  order = order[: _STEPS * _BATCH_SIZE].reshape(_STEPS, _BATCH_SIZE)
+  images = data.augmentation.normalize(jnp.asarray(pixels), dataset.mean, dataset.std)
+  return images[order], jnp.asarray(labels)[order]
 
 
-def diagnose(cell: Cell) -> dict[str, Any]:
-  """Returns what the diagnosis of a cell at its first batch says, for JSON."""
-  dataset = data.load(_TRAIN.dataset)
-  model = cell.train_config.make_model(dataset.num_classes)
-  pixels = jnp.asarray(dataset.train.images[: _TRAIN.batch_size])
-  images = data.augmentation.normalize(pixels, dataset.mean, dataset.std)
+def check(cell: Cell, images: jax.Array, labels: jax.Array) -> dict[str, Any]:
+  """Measures and trains a cell.
+
+  Returns:
+    Its signal at the first batches and its accuracies, for JSON.
+  """
+  model = cell.make()
+  blocks = measure.Blocks() if cell.blocks is None else measure.Blocks(cell.blocks)
+  batch = images[:4].reshape(-1, *images.shape[2:])
 
   @jax.jit
-  def measure(key: jax.Array) -> analysis.Signal:
-    variables = model.init(key, images, train=True)
-    return analysis.measure.signal(model, variables, images, train=True)
+  def initialize(key: jax.Array) -> tuple[Any, analysis.Signal]:
+    variables = model.init(key, batch, train=True)
+    return variables, measure.signal(model, variables, batch, blocks=blocks, train=True)
 
-  signal = measure(jax.random.key(_TRAIN.seed))
+  variables, signal = initialize(jax.random.key(0))
+  accuracies: dict[str, list[float]] = {}
+  for name, rates in _RATES.items():
+    of_rates = accuracies.setdefault(name, [])
+    for rate in rates:
+      accuracy, _ = _train(model, variables, images, labels, rate, name == "Adam")
+      of_rates.append(round(float(accuracy), 3))
+      if accuracy >= _TRAINS_ABOVE:
+        break
+  return dataclasses.asdict(cell) | {
+    "accuracies": accuracies,
+    "signal": {
+      name: [float(f"{v:.4g}") for v in np.atleast_1d(getattr(signal, name))]
+      for name in _MEASURED
+    },
+  }
+
+
+_MEASURED = (
+  "second_moment",
+  "gradient_second_moment",
+  "cosine",
+  "skip_second_moment",
+  "branch_second_moment",
+  "moving_variance",
+  "head",
+)
+
+
+def judge(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns what today's limits say of a measured cell, beside what training said."""
+  measured = {name: np.array(row["signal"][name], float) for name in _MEASURED}
+  names = [str(index) for index in range(1, len(measured["moving_variance"]) + 1)]
+  unknown = np.full(len(names), np.nan)
+  signal = analysis.Signal(
+    names=tuple(names),
+    **measured | {"head": measured["head"][0]},
+    variance=np.full(len(names) + 1, np.nan),
+    skip_variance=unknown,
+    branch_variance=unknown,
+  )
   diagnosis = analysis.diagnose_signal(signal)
-  return {
-    **dataclasses.asdict(cell),
-    "forward_growth": diagnosis.forward_growth,
-    "gradient_growth": diagnosis.gradient_growth,
-    "median_gradient_growth": float(np.median(signal.relative_gradient)),
-    "cosine": diagnosis.cosine,
+  trains = {
+    name: max(values) >= _TRAINS_ABOVE for name, values in row["accuracies"].items()
+  }
+  with np.errstate(all="ignore"):
+    median = float(np.median(signal.relative_sensitivity))
+  return row | {
     "healthy": diagnosis.healthy,
+    "trains": any(trains.values()),
+    "trains_by": trains,
+    "forward_growth": diagnosis.forward_growth,
+    "head": diagnosis.head,
+    "sensitivity_growth": diagnosis.sensitivity_growth,
+    "median_sensitivity": median,
+    "cosine": diagnosis.cosine,
     "verdict": diagnosis.text,
   }
 
 
-def compare(results: studies.StudyResults[Cell]) -> list[dict[str, Any]]:
-  """Returns for each cell what its diagnosis says and what its training did."""
-  rows = []
-  for search in results.searches:
-    runs = [run for run in results.runs if run.search == search.name]
-    runs.sort(key=lambda run: -run.learning_rate)
-    accuracies = [run.test_accuracy or 0.0 for run in runs]
-    trained = {"accuracies": accuracies, "test_accuracy": max(accuracies)}
-    trained["trains"] = max(accuracies) >= _TRAINS_ABOVE
-    rows.append(diagnose(search.labels) | trained)
-  return rows
-
-
-def confusion(rows: list[dict[str, Any]]) -> Table:
-  """Counts the cells by verdict and training."""
+def confusion(rows: list[dict[str, Any]], part: str) -> Table:
+  """Counts the cells of a part by family, verdict and training."""
   counts = collections.Counter(
-    (row["part"], row["healthy"], row["trains"]) for row in rows
+    (family, row["healthy"], row["trains"])
+    for row in rows
+    if row["part"] == part
+    for family in (row["family"], "all")
   )
+  kinds = [(True, True), (False, False), (False, True), (True, False)]
+  families = [
+    family
+    for family in diagnosis_families.VARIANTS
+    if any(counts[family, *kind] for kind in kinds)
+  ]
   return Table(
-    name="confusion",
-    title="Verdict and training",
-    header=["cells", "verdict", "trains", "does not train"],
-    rows=[
-      [
-        part,
-        verdict,
-        *(
-          document.Entry(str(count), "good" if healthy == trains else "bad")
-          if (count := counts[part, healthy, trains])
-          else "0"
-          for trains in (True, False)
-        ),
-      ]
-      for part in ("tuned", "judged")
-      for verdict, healthy in (("healthy", True), ("faulty", False))
+    name=part,
+    title=f"Verdict and training, {part}",
+    header=[
+      "family",
+      "healthy, trains",
+      "faulty, does not train",
+      "faulty, but trains",
+      "healthy, but does not train",
     ],
-    note="A network trains if its test accuracy at the best learning rate is at least "
-    f"{100 * _TRAINS_ABOVE:.0f} %.",
+    rows=[
+      [family, *(str(counts[family, *kind]) for kind in kinds)]
+      for family in [*families, "all"]
+    ],
+    note="A network trains if SGD or Adam, at the best of three learning rates each, "
+    f"brings the running accuracy to {100 * _TRAINS_ABOVE:.0f} % in two epochs.",
   )
 
 
-def write_diagnosis(results: studies.StudyResults[Cell], workdir: str) -> None:
-  """Compares the cells with their diagnoses: writes diagnosis.json, prints a table."""
-  rows = compare(results)
-  write_json(pathlib.Path(workdir, "diagnosis.json"), {"cells": rows})
-  document.print_table(confusion(rows))
+def main(workdir: str, parts: list[str], families: list[str], max_depth: int) -> None:
+  """Checks the chosen cells that the workdir does not have, and judges all it has."""
+  folder = pathlib.Path(workdir)
+  make_directory(folder)
+  log = folder / "cells.jsonl"
+  rows = [from_json(json.loads(line)) for line in _lines(log)]
+  done = {(row["family"], row["variant"], row["depth"]) for row in rows}
+  images, labels = _batches()
+  cells = [
+    cell
+    for part in parts
+    for cell in diagnosis_families.cells()
+    if cell.part == part and cell.family in families and cell.depth <= max_depth
+  ]
+  for cell in cells:
+    if (cell.family, cell.variant, cell.depth) in done:
+      continue
+    row = check(cell, images, labels)
+    with log.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(to_json(row)) + "\n")
+    rows.append(row)
+    logging.info("%s: %s", cell.name, row["accuracies"])
+  rows = [judge(row) for row in rows]
+  write_json(folder / "diagnosis.json", {"cells": rows})
+  for part in parts:
+    document.print_table(confusion(rows, part))
 
 
-main = study_program.StudyProgram(
-  diagnosis_study, {"digits": DiagnosisConfig}, "digits", finish=write_diagnosis
-)
+def _lines(path: pathlib.Path) -> list[str]:
+  return path.read_text("utf-8").splitlines() if path.exists() else []
+
 
 if __name__ == "__main__":
-  program.run(main)
+  _WORKDIR = program.define_workdir("cells.jsonl and diagnosis.json")
+  _PARTS = flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "Which cells to check.")
+  _MAX_DEPTH = flags.DEFINE_integer(
+    "max_depth", 1000, "The largest depth; less is for a quick look.", lower_bound=1
+  )
+  _FAMILIES = flags.DEFINE_multi_enum(
+    "family",
+    list(diagnosis_families.VARIANTS),
+    list(diagnosis_families.VARIANTS),
+    "Which families to check.",
+  )
+  program.run(
+    lambda: main(_WORKDIR.value, _PARTS.value, _FAMILIES.value, _MAX_DEPTH.value)
+  )

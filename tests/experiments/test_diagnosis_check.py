@@ -8,22 +8,21 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_a_cell_is_diagnosed_and_trained(run_program, tmp_path):
-  done = run_program(
-    [
-      "experiments.diagnosis_check",
-      f"--workdir={tmp_path}",
-      "--config.max_depth=4",
-      "--workers=1",
-    ],
-    status=0,
-  )
-  assert "MLP 4-32, 2-layer branches, divide by 2" in done.stdout + done.stderr
+def test_a_cell_is_diagnosed_trained_and_not_trained_again(run_program, tmp_path):
+  arguments = [
+    "experiments.diagnosis_check",
+    f"--workdir={tmp_path}",
+    "--part=tuned",
+    "--family=MLP",
+    "--max_depth=6",
+  ]
+  done = run_program(arguments, status=0)
+  assert "Verdict and training, tuned" in done.stdout
   (cell,) = json.loads((tmp_path / "diagnosis.json").read_text())["cells"]
-  assert len(cell["accuracies"]) == 3
-  assert cell["trains"] == (max(cell["accuracies"]) >= 0.5)
+  assert cell["trains_by"] == {"SGD": True, "Adam": True}
+  assert cell["trains"] and cell["healthy"]
   committed = json.loads((ROOT / "results/diagnosis/diagnosis.json").read_text())
-  key = ("part", "method", "depth", "width")
+  key = ("part", "family", "variant", "depth")
   (same,) = (
     each
     for each in committed["cells"]
@@ -31,3 +30,9 @@ def test_a_cell_is_diagnosed_and_trained(run_program, tmp_path):
   )
   assert cell["verdict"] == same["verdict"]
   assert cell["forward_growth"] == pytest.approx(same["forward_growth"], rel=1e-3)
+  # What is there is only judged.
+  (tmp_path / "diagnosis.json").unlink()
+  run_program(arguments, status=0)
+  (again,) = json.loads((tmp_path / "diagnosis.json").read_text())["cells"]
+  assert again == cell
+  assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 1

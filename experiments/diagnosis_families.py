@@ -1,0 +1,324 @@
+"""Small networks of the families that people train, healthy and broken.
+
+Each is written as its users write it, in plain Flax, and is tiny: a few features, 8x8
+digits or 16 tokens of them. What differs between variants of a family is a `Form`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skipinit_jax import layers, methods, models
+from skipinit_jax.methods import ModuleFactory
+
+_TOKENS = 16
+_VALUES = 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """What makes a network healthy or not.
+
+  Attributes:
+    norm: where the normalizers are: "pre" before the branch, "post" behind the sum,
+      "final" only before the head, or "none".
+    scale: initial value of a learnable factor on each feature of a branch; None: there
+      is no factor.
+    sum_scale: a constant factor on each sum.
+    embedding: standard deviation of embeddings of tokens and positions.
+    dropout: rate, at the end of each branch.
+  """
+
+  norm: str = "pre"
+  scale: float | None = None
+  sum_scale: float = 1.0
+  embedding: float = 1.0
+  dropout: float = 0.0
+
+
+class Block(nn.Module):
+  """x + f(x), as the form has it.
+
+  Attributes:
+    branch: factory of f.
+    norm: factory of normalizers.
+    form: the form.
+  """
+
+  branch: ModuleFactory
+  norm: ModuleFactory
+  form: Form
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps features to features of the same shape."""
+    form = self.form
+    y = self.norm(name="norm")(x) if form.norm == "pre" else x
+    y = self.branch(name="branch")(y)
+    if form.scale is not None:
+      y *= self.param("scale", nn.initializers.constant(form.scale), (y.shape[-1],))
+    x = (x + nn.Dropout(form.dropout, deterministic=False)(y)) * form.sum_scale
+    return self.norm(name="norm")(x) if form.norm == "post" else x
+
+
+class Attention(nn.Module):
+  """Self-attention of four heads."""
+
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [N, T, C] to [N, T, C]."""
+    mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
+    return nn.MultiHeadDotProductAttention(4)(x, mask=mask)
+
+
+class MLP(nn.Module):
+  """Two dense layers, behind a depthwise convolution in ConvNeXt."""
+
+  norm: ModuleFactory | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps features [..., C] to [..., C]."""
+    features = x.shape[-1]
+    if self.norm is not None:
+      x = nn.Conv(features, (3, 3), feature_group_count=features)(x)
+      x = self.norm()(x)
+    return nn.Dense(features)(nn.gelu(nn.Dense(4 * features)(x)))
+
+
+class Convolutions(nn.Module):
+  """Convolutions of these features and sizes, each behind an activation."""
+
+  shape: tuple[tuple[int, int], ...]
+  norm: ModuleFactory | None
+  activation: str = "relu"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps images [N, H, W, C] to [N, H, W, features of the last]."""
+    for index, (features, size) in enumerate(self.shape):
+      # The block itself normalizes what it gives the branch.
+      if index and self.norm is not None:
+        x = self.norm()(x)
+      x = getattr(nn, self.activation)(x)
+      x = layers.Conv(features, (size, size), kernel_init=layers.he_normal)(x)
+    return x
+
+
+class _Layer(nn.Module):
+  blocks: tuple[ModuleFactory, ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for index, block in enumerate(self.blocks):
+      x = block(name=f"block{index}")(x)
+    return x
+
+
+class Network(nn.Module):
+  """A network of any of these families but NF-ResNet.
+
+  Attributes:
+    family: a key of `VARIANTS`.
+    depth: layers: two blocks each in Transformers, one in the others.
+    form: the form.
+  """
+
+  family: str
+  depth: int
+  form: Form
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [N, 8, 8, 1] to logits [N, 10]."""
+    norm = nn.LayerNorm
+    inner = None if self.form.norm in ("none", "final") else norm
+    if self.family in ("GPT", "ViT"):
+      x = self._tokens(images)
+      branches = [functools.partial(Attention, self.family == "GPT"), MLP]
+    elif self.family == "ConvNeXt":
+      x = nn.Conv(24, (2, 2), 2)(images)
+      branches = [functools.partial(MLP, inner)]
+    else:
+      if self.family == "U-Net":
+        norm = functools.partial(nn.GroupNorm, 4)
+      else:
+        norm = functools.partial(nn.BatchNorm, use_running_average=False)
+      x = layers.Conv(16, (3, 3))(images)
+    if self.family == "U-Net":
+      x = self._u_net(x, norm)
+    elif self.family == "bottleneck":
+      shape = ((6, 1), (6, 3), (24, 1))
+      inner = None if inner is None else norm
+      x = layers.Conv(24, (2, 2), (2, 2))(x)
+      x = self._stack([functools.partial(Convolutions, shape, inner)], norm)(x)
+    elif self.family == "ConvNeXt":
+      # As there, the only normalizer of a block is within its branch.
+      form = dataclasses.replace(self.form, norm="none")
+      block = functools.partial(Block, branches[0], norm, form)
+      x = models.DepthStack(functools.partial(_Layer, (block,)), self.depth)(x)
+    else:
+      x = self._stack(branches, norm)(x)
+    if self.form.norm in ("pre", "final"):
+      x = norm(name="last_norm")(x)
+    x = x[:, -1] if self.family == "GPT" else x.mean(tuple(range(1, x.ndim - 1)))
+    return nn.Dense(10)(x)
+
+  def _stack(
+    self, branches: list[ModuleFactory], norm: ModuleFactory, depth: int | None = None
+  ) -> nn.Module:
+    blocks = [functools.partial(Block, each, norm, self.form) for each in branches]
+    layer = functools.partial(_Layer, tuple(blocks))
+    return models.DepthStack(layer, depth or self.depth)
+
+  def _tokens(self, images: jax.Array) -> jax.Array:
+    """Returns a token of 32 features for each 2x2 patch."""
+    size = len(images)
+    patches = images.reshape(size, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
+    patches = patches.reshape(size, _TOKENS, 4)
+    init = nn.initializers.normal(self.form.embedding)
+    if self.family == "ViT":
+      x = nn.Dense(32)(patches)
+    else:
+      # Brightness, in steps, is a vocabulary.
+      tokens = jnp.clip(jnp.round(4 * patches.mean(-1) + 4), 0, _VALUES - 1)
+      x = nn.Embed(_VALUES, 32, embedding_init=init)(tokens.astype(jnp.int32))
+    return x + self.param("positions", init, (_TOKENS, 32))
+
+  def _u_net(self, x: jax.Array, norm: ModuleFactory) -> jax.Array:
+    inner = None if self.form.norm in ("none", "final") else norm
+
+    def blocks(features: int) -> nn.Module:
+      shape = ((features, 3),) * 2
+      branch = functools.partial(Convolutions, shape, inner, "silu")
+      return self._stack([branch], norm, self.depth // 3)
+
+    high = blocks(16)(x)
+    low = blocks(24)(layers.Conv(24, (3, 3), (2, 2))(high))
+    low = jnp.repeat(jnp.repeat(low, 2, 1), 2, 2)
+    return blocks(16)(layers.Conv(16, (3, 3))(jnp.concatenate([high, low], -1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A network of the check.
+
+  Attributes:
+    part: "tuned", by which limits were set, or "judged".
+    family: its family.
+    variant: its form, in words.
+    depth: its layers, or blocks.
+  """
+
+  part: str
+  family: str
+  variant: str
+  depth: int
+
+  @property
+  def name(self) -> str:
+    """Its name for people."""
+    return f"{self.family} {self.depth}, {self.variant}"
+
+  def make(self) -> nn.Module:
+    """Returns the network."""
+    variant = VARIANTS[self.family][self.variant][0]
+    if isinstance(variant, Form):
+      if variant.scale == INVERSE_SQRT:
+        branches = self.depth * (2 if self.family in ("GPT", "ViT") else 1)
+        variant = dataclasses.replace(variant, scale=branches**-0.5)
+      return Network(self.family, self.depth, variant)
+    method = methods.get(variant) if isinstance(variant, str) else variant
+    if self.family == "MLP":
+      return models.ResidualMLP(self.depth, 48, 10, method)
+    return models.WideResNet(self.depth, 1, 10, method)
+
+  @property
+  def blocks(self) -> type[nn.Module] | None:
+    """The class of its blocks; None: the package's."""
+    return Block if isinstance(VARIANTS[self.family][self.variant][0], Form) else None
+
+
+INVERSE_SQRT = -1.0
+"""As a form's scale: one over the root of the number of branches."""
+
+_nf_resnet = methods.get("nf_resnet")
+_ROOT = 0.5**0.5
+_PRE, _NONE = Form(), Form("none")
+_small = functools.partial(dataclasses.replace, _PRE, embedding=0.02)
+VARIANTS: dict[str, dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]]] = {
+  "GPT": {
+    "pre-norm": (_PRE, (6,), (24,)),
+    "pre-norm, embeddings of 0.02": (_small(), (), (12,)),
+    "pre-norm, scale 1 / sqrt(2 L), dropout": (
+      _small(scale=INVERSE_SQRT, dropout=0.1),
+      (12,),
+      (),
+    ),
+    "pre-norm, divided by sqrt(2)": (_small(sum_scale=_ROOT), (24,), (48,)),
+    "post-norm": (Form("post"), (100,), (6, 80)),
+    "no norm": (_NONE, (3, 16), (10,)),
+    "no norm, scale 1 / sqrt(2 L)": (Form("none", INVERSE_SQRT), (), (16,)),
+  },
+  "ViT": {
+    "pre-norm": (_PRE, (6,), ()),
+    "pre-norm, dropout": (Form(dropout=0.1), (), (12,)),
+    "post-norm": (Form("post"), (60,), (6,)),
+    "no norm": (_NONE, (16,), (24,)),
+    "no norm, divided by sqrt(2)": (Form("none", sum_scale=_ROOT), (48,), ()),
+    "norm before the head only": (Form("final"), (), (8,)),
+    "no norm, alpha = 0": (Form("none", 0.0), (), (24,)),
+  },
+  "ConvNeXt": {
+    "LayerScale of 1e-6": (Form(scale=1e-6), (), (12,)),
+    "no LayerScale": (_PRE, (12,), ()),
+    "no norm": (_NONE, (30,), (24,)),
+  },
+  "U-Net": {
+    "group norm": (_PRE, (6,), (12,)),
+    "no norm": (_NONE, (30,), (24,)),
+    "no norm, alpha = 0": (Form("none", 0.0), (), (12,)),
+  },
+  "bottleneck": {
+    "batch norm": (_PRE, (16,), (32,)),
+    "no norm": (_NONE, (32,), (8,)),
+    "no norm, scale 1 / sqrt(L)": (Form("none", INVERSE_SQRT), (), (16,)),
+    "norm before the head only": (Form("final"), (16,), ()),
+    "batch norm, divided by sqrt(2)": (Form(sum_scale=_ROOT), (), (80,)),
+  },
+  "NF-ResNet": {
+    "as it is": ("nf_resnet", (28,), (16,)),
+    "alpha = 5, no division": (
+      dataclasses.replace(
+        _nf_resnet, alpha=5.0, divide_by_expected_std=False, name="nf_resnet_five"
+      ),
+      (64,),
+      (52,),
+    ),
+  },
+  "MLP": {
+    "unnormalized": ("unnormalized", (6,), (40,)),
+    "divided by sqrt(2)": ("divide_by_sqrt2", (128,), (16,)),
+    "batch norm, divided by sqrt(2)": ("batch_norm_divide_by_sqrt2", (160,), (100,)),
+  },
+  "Wide-ResNet": {
+    "SkipInit": ("skipinit", (), (28,)),
+    "unnormalized": ("unnormalized", (100,), ()),
+  },
+}
+"""By family and variant: what makes it, and the depths that are tuned and judged."""
+
+
+def cells() -> Iterator[Cell]:
+  """Yields the cells of both parts."""
+  for family, variants in VARIANTS.items():
+    for variant, (_, tuned, judged) in variants.items():
+      for part, depths in (("tuned", tuned), ("judged", judged)):
+        for depth in depths:
+          yield Cell(part, family, variant, depth)
