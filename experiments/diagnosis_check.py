@@ -40,6 +40,8 @@ _STEPS = 224
 _RATES = {"SGD": (2**-5, 2**-8, 2**-3), "Adam": (2**-9, 2**-12, 2**-7)}
 # Half way to perfect: chance is 10 %.
 _TRAINS_ABOVE = 0.5
+# A run below this behind so many steps ends, which saves the hour of the deepest.
+_HOPELESS = 0.2, 96
 # Of the running mean of accuracies of batches, before their step.
 _MEMORY = 0.9
 
@@ -96,7 +98,8 @@ def _train(
 
   def goes_on(carry: Any) -> jax.Array:
     _, _, accuracy, step, finite = carry
-    return finite & (step < len(labels)) & (accuracy < _TRAINS_ABOVE)
+    hopeless = (accuracy < _HOPELESS[0]) & (step >= _HOPELESS[1])
+    return finite & (step < len(labels)) & (accuracy < _TRAINS_ABOVE) & ~hopeless
 
   params = variables["params"]
   opt_states = tuple(optimizer.init(params) for optimizer in optimizers)
@@ -237,7 +240,7 @@ def main(workdir: str, parts: list[str], families: list[str], max_depth: int) ->
   cells = [
     cell
     for part in parts
-    for cell in diagnosis_families.cells()
+    for cell in sorted(diagnosis_families.cells(), key=lambda cell: cell.depth)
     if cell.part == part and cell.family in families and cell.depth <= max_depth
   ]
   for cell in cells:

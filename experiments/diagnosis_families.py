@@ -262,7 +262,7 @@ VARIANTS: dict[str, dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]]] 
       (),
     ),
     "pre-norm, divided by sqrt(2)": (_small(sum_scale=_ROOT), (24,), (48,)),
-    "post-norm": (Form("post"), (100,), (6, 80)),
+    "post-norm": (Form("post"), (100,), (6, 60)),
     "no norm": (_NONE, (3, 16), (10,)),
     "no norm, scale 1 / sqrt(2 L)": (Form("none", INVERSE_SQRT), (), (16,)),
   },

@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import benchmark, scaling_model
-from experiments import program, repair_comparison
+from experiments import diagnosis_check, program, repair_comparison
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
@@ -56,7 +56,10 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   cells = json.loads((folder / "diagnosis.json").read_text("utf-8"))["cells"]
   judged = [cell for cell in cells if cell["part"] == "judged"]
   agree = sum(cell["healthy"] == cell["trains"] for cell in judged)
-  return {"agreement": f"{agree} of {len(judged)}"}
+  tables = {
+    part: diagnosis_check.confusion(cells, part) for part in ("tuned", "judged")
+  }
+  return {**tables, "agreement": f"{agree} of {len(judged)}"}
 
 
 def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:

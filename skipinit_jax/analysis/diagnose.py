@@ -5,35 +5,8 @@
 It looks at the signal at initialization and at nothing else, so it speaks of depth, not
 of learning rates or data.
 
-What counts, and what does not. Let x_l be the stream behind block l, g_l the loss's
-derivative by it, and f_l the branch that block l adds. The stream's size by itself
-means nothing: only the branches and the head, what stands behind the last block, see
-it, and what they make of it decides.
-
-- A normalizer at the beginning of each branch takes the size away: f_l(c x) = f_l(x).
-  Then x_0's size is arbitrary, x_l = x_0 + f_1 + ... + f_l forgets it, and a small one,
-  such as embeddings of deviation 0.02, makes the first branch's derivative large, and
-  with it g_0, but nothing else. So growth is counted from x_1, where the first branch
-  has given the stream its size. Where branches are homogeneous, f_l(c x) = c f_l(x), as
-  with ReLU and without normalizer, that is one block of d later, and every later block
-  still counts.
-- The head sees x_d's size unless it begins with a normalizer. The relative change of
-  its output over that of x_d's size is its elasticity, `Signal.head`: 1 for a linear
-  head, 0 behind a normalizer. Where it is not 0, the growth is held to `FORWARD_LIMIT`.
-- Let a constant behind block l's sum change the stream's unit: x_l becomes c_l x_l.
-  Homogeneous blocks and a normalized head compute the same function with the same
-  weights, g_l becomes g_l / c_l, and no weight's gradient changes, since it is a
-  product of a g and an x of one unit. Training is the same. What no unit changes is
-  E[g_l^2] E[x_l^2], the loss's sensitivity to a relative change of the stream. It is
-  constant where a branch passes on gradients as it passes on the signal,
-  E|J^T g|^2 / E|g|^2 = E|f|^2 / E|x|^2. That holds of linear layers and ReLU with
-  random weights, with any growth, any constant behind the sum, and any alpha. What is
-  left, and held to `GRADIENT_LIMIT`, is that blocks pass on too much gradient for their
-  signal, as with batch normalization and a sum that is divided, or too little, as
-  attention does to tokens that have become alike.
-- Directions have no unit. Two inputs that have become alike, `DISTANCE_LIMIT`, stay so.
-
-Limits are calibrated against short trainings by `experiments/diagnosis_check.py`.
+What counts is derived in `diagnose_signal`. Limits are calibrated against short
+trainings by `experiments/diagnosis_check.py`.
 """
 
 import dataclasses
@@ -222,7 +195,8 @@ def diagnose(  # type: ignore[misc]
 ) -> Diagnosis:
   """Diagnoses a network: does the signal survive its depth, forward and backward?
 
-  It is one forward and one backward pass. For the reasoning see this module's text.
+  It is one forward and one backward pass. `diagnose_signal` derives what
+  counts.
 
   Args:
     model: any network of residual blocks, of Flax Linen or NNX, which stays as it is.
@@ -294,7 +268,38 @@ def diagnose_functions(
 
 
 def diagnose_signal(signal: Signal) -> Diagnosis:
-  """Diagnoses a network by its signal, which has no leading axes."""
+  """Diagnoses a network by its signal, which has no leading axes.
+
+  Let x_l be the stream behind block l, g_l the loss's derivative by it, and f_l the
+  branch that block l adds. The stream's size by itself means nothing: only the branches
+  and the head, what stands behind the last block, see it, and what they make of it
+  decides.
+
+  - A normalizer at the beginning of each branch takes the size away: f_l(c x) = f_l(x).
+    Then x_0's size is arbitrary, x_l = x_0 + f_1 + ... + f_l forgets it, and a small
+    one, such as embeddings of deviation 0.02, makes the first branch's derivative
+    large, and with it g_0, but nothing else. So growth is counted from x_1, where the
+    first branch has given the stream its size. Where branches are homogeneous, f_l(c x)
+    = c f_l(x), as with ReLU and without normalizer, that is one block of d later, and
+    every later block still counts.
+  - The head sees x_d's size unless it begins with a normalizer. The relative change of
+    its output over that of x_d's size is its elasticity, `Signal.head`: 1 for a linear
+    head, 0 behind a normalizer. Where it is not 0, the growth is held to
+    `FORWARD_LIMIT`.
+  - Let a constant behind block l's sum change the stream's unit: x_l becomes c_l x_l.
+    Homogeneous blocks and a normalized head compute the same function with the same
+    weights, g_l becomes g_l / c_l, and no weight's gradient changes, since it is a
+    product of a g and an x of one unit. Training is the same. What no unit changes is
+    E[g_l^2] E[x_l^2], the loss's sensitivity to a relative change of the stream. It is
+    constant where a branch passes on gradients as it passes on the signal, E|J^T g|^2 /
+    E|g|^2 = E|f|^2 / E|x|^2. That holds of linear layers and ReLU with random weights,
+    with any growth, any constant behind the sum, and any alpha. What is left, and held
+    to `GRADIENT_LIMIT`, is that blocks pass on too much gradient for their signal, as
+    with batch normalization and a sum that is divided, or too little, as attention does
+    to tokens that have become alike.
+  - Directions have no unit. Two inputs that have become alike, `DISTANCE_LIMIT`, stay
+    so.
+  """
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
     # The first branch gives the stream its size.
