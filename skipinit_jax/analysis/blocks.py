@@ -92,6 +92,11 @@ def call_arguments(
   model: Any, inputs: Any, arguments: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
   """Returns a call's arguments, positional and by name."""
+  if not isinstance(model, nn.Module | nnx.Module):
+    raise UsageError(
+      f"model is a {type(model).__name__}, no Flax module: give its blocks as "
+      "functions to analysis.diagnose_functions."
+    )
   names = inspect.signature(type(model).__call__).parameters
   if isinstance(inputs, Mapping) and all(name in names for name in inputs):
     return (), {**inputs, **arguments}

@@ -310,10 +310,10 @@ def _measure(
   key: jax.Array,
   arguments: Mapping[str, Any],
 ) -> Signal:
+  args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
   probes.require_examples(inputs)
   model_key, noise_key = jax.random.split(key)
   mutable = [name for name in variables if name != "params"] + [_COLLECTION]
-  args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
 
   def run(slots: Mapping[str, Any], interceptor: Any) -> tuple[Any, Any]:
     with nn.intercept_methods(interceptor):

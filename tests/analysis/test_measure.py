@@ -265,6 +265,8 @@ class TestChoiceOfBlocks:
       def __call__(self, x):
         return x
 
+    with pytest.raises(UsageError, match=r"model is a function, no Flax module"):
+      measure.signal(lambda x: x, {}, normal(4, 8))
     for select in ("layers_*", OwnBlock):
       with pytest.raises(UsageError, match=r"no modules inside.*diagnose_functions"):
         measure.signal(Network(), {}, normal(4, 8), blocks=measure.Blocks(select))
