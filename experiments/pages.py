@@ -55,11 +55,16 @@ def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   cells = json.loads((folder / "diagnosis.json").read_text("utf-8"))["cells"]
   judged = [cell for cell in cells if cell["part"] == "judged"]
-  agree = sum(cell["healthy"] == cell["trains"] for cell in judged)
+  pairs = [
+    (healthy, cell["trains"][name])
+    for cell in judged
+    for name, healthy in cell["healthy"].items()
+  ]
+  agree = sum(healthy == trains for healthy, trains in pairs)
   tables = {
     part: diagnosis_check.confusion(cells, part) for part in ("tuned", "judged")
   }
-  return {**tables, "agreement": f"{agree} of {len(judged)}"}
+  return {**tables, "agreement": f"{agree} of {len(pairs)}"}
 
 
 def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:

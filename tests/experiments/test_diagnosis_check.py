@@ -19,8 +19,7 @@ def test_a_cell_is_diagnosed_trained_and_not_trained_again(run_program, tmp_path
   done = run_program(arguments, status=0)
   assert "Verdict and training, tuned" in done.stdout
   (cell,) = json.loads((tmp_path / "diagnosis.json").read_text())["cells"]
-  assert cell["trains_by"] == {"SGD": True, "Adam": True}
-  assert cell["trains"] and cell["healthy"]
+  assert cell["trains"] == cell["healthy"] == {"SGD": True, "Adam": True}
   committed = json.loads((ROOT / "results/diagnosis/diagnosis.json").read_text())
   key = ("part", "family", "variant", "depth")
   (same,) = (
