@@ -60,7 +60,7 @@ def test_doubling_explodes():
   assert (forward.block, forward.harmless_depth) == (harmless + 1, harmless)
   assert forward.name == str(harmless + 1)
   np.testing.assert_allclose(forward.value, 2.0**99)
-  assert distance.kind == "loses its inputs"
+  assert distance.kind == "loses its inputs" and not diagnosis.healthy_with_adam
   np.testing.assert_allclose(diagnosis.alpha, 0.1)
   assert "Start each branch at 0.1 times its present size, or at 0" in str(diagnosis)
 
@@ -78,6 +78,8 @@ def test_a_unit_of_the_stream_means_nothing(sum_scale):
   assert diagnose_signal(signal).healthy == (sum_scale == 0.5**0.5)
   behind_a_normalizer = diagnose_signal(dataclasses.replace(signal, head=0.0))
   assert behind_a_normalizer.healthy
+  # Adam undoes what only grows or shrinks.
+  assert diagnose_signal(signal).healthy_with_adam
   if sum_scale == 1:
     assert "which the head does not see" in str(behind_a_normalizer)
 
