@@ -56,7 +56,7 @@ def _train(
   labels: jax.Array,
   rate: jax.Array,
   adam: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
   """Trains until it is known to train, diverges, or has had its steps.
 
   One program for both optimizers: compiling takes longer than training.
@@ -67,7 +67,7 @@ def _train(
     adam: whether to take Adam's steps or those of SGD with momentum 0.9.
 
   Returns:
-    The running accuracy on batches before their step, and the steps taken.
+    The running accuracy on batches before their step.
   """
   state = {name: value for name, value in variables.items() if name != "params"}
   optimizers = optax.sgd(rate, momentum=0.9), optax.adam(rate)
@@ -104,8 +104,8 @@ def _train(
   params = variables["params"]
   opt_states = tuple(optimizer.init(params) for optimizer in optimizers)
   start = params, opt_states, jnp.array(0.1), 0, jnp.array(True)
-  _, _, accuracy, step, finite = jax.lax.while_loop(goes_on, update, start)
-  return jnp.where(finite, accuracy, 0), step
+  _, _, accuracy, _, finite = jax.lax.while_loop(goes_on, update, start)
+  return jnp.where(finite, accuracy, 0)
 
 
 def _batches() -> tuple[jax.Array, jax.Array]:
@@ -141,8 +141,8 @@ def check(cell: Cell, images: jax.Array, labels: jax.Array) -> dict[str, Any]:
   for name, rates in _RATES.items():
     of_rates = accuracies.setdefault(name, [])
     for rate in rates:
-      accuracy, _ = _train(model, variables, images, labels, rate, name == "Adam")
-      of_rates.append(round(float(accuracy), 3))
+      accuracy = float(_train(model, variables, images, labels, rate, name == "Adam"))
+      of_rates.append(round(accuracy, 3))
       if accuracy >= _TRAINS_ABOVE:
         break
   return dataclasses.asdict(cell) | {
@@ -183,7 +183,8 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
   }
   with np.errstate(all="ignore"):
     median = float(np.median(signal.relative_sensitivity))
-  return row | {
+  told = {name: value for name, value in row.items() if name != "signal"}
+  return told | {
     "healthy": {"SGD": diagnosis.healthy, "Adam": diagnosis.healthy_with_adam},
     "trains": trains,
     "forward_growth": diagnosis.forward_growth,

@@ -137,7 +137,8 @@ class Network(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, 8, 8, 1] to logits [N, 10]."""
-    norm = nn.LayerNorm
+    norm: ModuleFactory = nn.LayerNorm
+    branches: list[ModuleFactory] = []
     inner = None if self.form.norm in ("none", "final") else norm
     if self.family in ("GPT", "ViT"):
       x = self._tokens(images)
@@ -252,7 +253,9 @@ _nf_resnet = methods.get("nf_resnet")
 _ROOT = 0.5**0.5
 _PRE, _NONE = Form(), Form("none")
 _small = functools.partial(dataclasses.replace, _PRE, embedding=0.02)
-VARIANTS: dict[str, dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]]] = {
+_Variant = tuple[Form | methods.Method | str, tuple[int, ...], tuple[int, ...]]
+
+VARIANTS: dict[str, dict[str, _Variant]] = {
   "GPT": {
     "pre-norm": (_PRE, (6,), (24,)),
     "pre-norm, embeddings of 0.02": (_small(), (), (12,)),
