@@ -53,14 +53,16 @@ def test_networks_that_train_are_healthy(name, depth):
 
 def test_doubling_explodes():
   diagnosis = verdict("unnormalized", 100)
-  forward, distance = diagnosis.faults
+  (forward,) = diagnosis.faults
   assert (forward.kind, forward.direction) == ("explodes", "forward")
   # It is the first block that gives the stream its size.
   harmless = int(np.log2(analysis.FORWARD_LIMIT)) + 1
   assert (forward.block, forward.harmless_depth) == (harmless + 1, harmless)
   assert forward.name == str(harmless + 1)
   np.testing.assert_allclose(forward.value, 2.0**99)
-  assert distance.kind == "loses its inputs" and not diagnosis.healthy_with_adam
+  # Twice as deep, its inputs are lost, and Adam with them.
+  assert diagnosis.healthy_with_adam
+  assert not verdict("unnormalized", 200).healthy_with_adam
   np.testing.assert_allclose(diagnosis.alpha, 0.1)
   assert "Start each branch at 0.1 times its present size, or at 0" in str(diagnosis)
 
