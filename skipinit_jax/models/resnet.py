@@ -11,7 +11,7 @@ from skipinit_jax import methods
 from skipinit_jax.errors import UsageError, require_positive, unknown_name
 from skipinit_jax.fields import check_types
 from skipinit_jax.layers import ScalarBias
-from skipinit_jax.methods import Method, bind_normalizer
+from skipinit_jax.methods import Method, bind_normalizer, require_linen
 from skipinit_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,
@@ -141,6 +141,7 @@ class ResNet(Stacked):
       name="stem",
     )(images)
     if not preactivation:
+      require_linen("normalizer", method.normalizer)
       norm = bind_normalizer(method.normalizer, train=train, **dtypes)
       x = x if norm is None else norm(name="stem_norm")(x)
       if method.scalar_biases:

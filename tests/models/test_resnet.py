@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResNet
 
 IMAGES = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
@@ -206,3 +208,14 @@ def test_fixup_initialization():
     np.testing.assert_allclose(np.var(kernel), variance, rtol=error)
   for layer in (block["conv3"], rest["conv3"], params["head"]["classifier"]):
     assert not np.any(layer["kernel"])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_normalizer_of_nnx_is_one_sentence(version):
+  model = ResNet(
+    50, 2, methods.Method("mine", "Mine", normalizer=nnx.LayerNorm), version
+  )
+  with pytest.raises(UsageError, match=r"give flax\.linen\.LayerNorm"):
+    jax.eval_shape(
+      lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
