@@ -164,7 +164,7 @@ def _log_size(outputs: Any) -> tuple[jax.Array, jax.Array]:
     usable = jnp.isfinite(largest) & (largest > 0)
     square = jnp.square(jnp.where(usable, leaf / jnp.where(usable, largest, 1), 1))
     total += jnp.where(usable, jnp.log(square.sum()) / 2, 0)
-    count += usable
+    count += usable.astype(count.dtype)
   return total / jnp.maximum(count, 1), count > 0
 
 

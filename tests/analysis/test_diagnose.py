@@ -225,7 +225,7 @@ class TestFunctions:
     assert actual.names == expected.names
 
   def test_the_size_of_the_first_input_is_arbitrary_where_branches_are_normalized(self):
-    x, blocks = images(32, 64), self.blocks(24, normalize)
+    x, blocks = images(32, 64), self.blocks(12, normalize)
     ordinary = diagnose_functions(blocks, x)
     small = diagnose_functions(blocks, 1e-3 * x)
     assert ordinary.healthy and small.healthy
@@ -235,7 +235,7 @@ class TestFunctions:
       small.sensitivity_growth, ordinary.sensitivity_growth, rtol=0.5
     )
     # The second moment grows by one at each block, from the first one's.
-    np.testing.assert_allclose(small.forward_growth, 24, rtol=0.2)
+    np.testing.assert_allclose(small.forward_growth, 12, rtol=0.2)
 
   def test_a_normalizer_before_the_head(self):
     readout = images(64, 4)
@@ -246,7 +246,7 @@ class TestFunctions:
       (1, lambda x: 0 * x[:, :1]),
       (0.3, lambda x: jax.nn.sigmoid(x @ readout / 8)),
     ):
-      diagnosis = diagnose_functions(self.blocks(18), images(32, 64), head=head)
+      diagnosis = diagnose_functions(self.blocks(16), images(32, 64), head=head)
       np.testing.assert_allclose(diagnosis.head, elasticity, rtol=0.3, atol=1e-4)
       assert diagnosis.healthy == (elasticity == 0)
       assert diagnosis.forward_growth > analysis.FORWARD_LIMIT

@@ -95,7 +95,6 @@ def test_a_data_set_that_is_not_there(config, tmp_path):
   missing = dataclasses.replace(
     config, dataset="imagenet2012", data_dir=str(tmp_path / "none")
   )
-  with pytest.raises(UsageError, match=r"ILSVRC2012_img_train\.tar") as error:
+  with pytest.raises(UsageError, match=r"prepare_data --dataset=imagenet2012"):
     train(missing, tmp_path / "run")
-  assert "download_and_prepare" in str(error.value)
   assert not (tmp_path / "run").exists()
