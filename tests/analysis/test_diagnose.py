@@ -246,7 +246,7 @@ class TestFunctions:
       (1, lambda x: 0 * x[:, :1]),
       (0.3, lambda x: jax.nn.sigmoid(x @ readout / 8)),
     ):
-      diagnosis = diagnose_functions(self.blocks(16), images(32, 64), head=head)
+      diagnosis = diagnose_functions(self.blocks(18), images(32, 64), head=head)
       np.testing.assert_allclose(diagnosis.head, elasticity, rtol=0.3, atol=1e-4)
       assert diagnosis.healthy == (elasticity == 0)
       assert diagnosis.forward_growth > analysis.FORWARD_LIMIT
