@@ -229,7 +229,9 @@ def randomize(network):
   return network.eval()
 
 
-@pytest.mark.parametrize("name", ["resnetv2_50", "nf_resnet50", "nf_resnet50 skipinit"])
+@pytest.mark.parametrize(
+  "name", ["resnet50", "resnetv2_50", "nf_resnet50", "nf_resnet50 skipinit"]
+)
 def test_from_and_to_timm(timm, name):
   name, *skipinit = name.split()
   network = randomize(
