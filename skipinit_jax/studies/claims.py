@@ -40,7 +40,8 @@ class Points(NamedTuple):
 
   def __str__(self) -> str:
     error = "" if self.error is None else f"±{self.error:.1f}"
-    return f"{self.value:+.1f}{error}"
+    # The sign of what rounds to zero means nothing.
+    return f"{round(self.value, 1) + 0.0:+.1f}{error}"
 
   def is_at_least(self, bound: float) -> bool | None:
     """Returns whether a difference is at least a bound, by two of its deviations."""

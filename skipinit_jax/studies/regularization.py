@@ -197,7 +197,7 @@ def gains_table(results: Results) -> Table:
   return Table(
     name="gains",
     title="Points of test accuracy that each adds to the others",
-    header=["method", "dropout", "biases", "dropout", "L2", "all together"],
+    header=["method", "dropout", "by biases", "by dropout", "by L2", "by all"],
     rows=rows,
     note="The accuracy less that of the same network without the one, or without all "
     "three; ± the root of the sum of both squared deviations.",
