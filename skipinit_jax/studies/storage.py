@@ -40,6 +40,7 @@ with extra("studies"):
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    PendingRollbackError,
   )
 
 HEARTBEAT_SECONDS = 10
@@ -545,7 +546,9 @@ def _sqlite(names: re.Pattern[str], error: BaseException) -> bool:
 
 def _is_lost(error: BaseException) -> bool:
   """Tells whether a server went away, or is not ready yet."""
-  return isinstance(error, OperationalError | InterfaceError) or (
+  # Within a session that has lost its connection, Optuna may ask once more.
+  lost = OperationalError | InterfaceError | PendingRollbackError
+  return isinstance(error, lost) or (
     isinstance(error, DBAPIError) and error.connection_invalidated
   )
 

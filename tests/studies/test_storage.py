@@ -15,6 +15,7 @@ from collections import Counter
 
 import optuna
 import pytest
+from sqlalchemy.exc import PendingRollbackError
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import lock
@@ -431,6 +432,12 @@ def test_the_storage_outlives_a_restart_of_the_server(
   finally:
     postgresql_server.start()
   assert "secret" not in str(error.value) and storage.given_up
+
+
+def test_a_session_that_lost_its_connection_is_lost():
+  # What Optuna's session says where it asks again before it has rolled back.
+  session = PendingRollbackError("Can't reconnect until invalid transaction is rolled")
+  assert storage_module._is_lost(session)
 
 
 @pytest.mark.parametrize("name", ["lr?a=b", "%20 #", "{x}", "a&b;c", "[*]:@"])
