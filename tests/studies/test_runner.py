@@ -30,7 +30,7 @@ from skipinit_jax.training import train
 from skipinit_jax.training.metrics import read_metrics
 
 # Two runs that diverge in their first steps, then two that take a few seconds.
-LONG, EPOCHS, SEEDS = 2**-5, 800, 2
+LONG, EPOCHS, SEEDS = 2**-5, 1000, 2
 COMMAND = [
   "experiments.depth_study",
   "--workers=2",
