@@ -9,6 +9,7 @@ A program that uses workers must start below `if __name__ == "__main__":`, becau
 worker imports its main module. Workers never use JAX's devices.
 """
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -338,7 +339,7 @@ def _readers() -> futures.ThreadPoolExecutor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pieces:
+class _Pieces(abc.ABC):
   """One process's part of all batches, as a random-access source for Grain.
 
   Element n holds rows of batch n // pieces_per_batch.
@@ -373,9 +374,9 @@ class _Pieces:
     sizes = range(1, min(self.rows, _MAX_PIECE_ROWS) + 1)
     return max(size for size in sizes if self.rows % size == 0)
 
+  @abc.abstractmethod
   def piece(self, batch: int, rows: range) -> tuple[np.ndarray, ...]:
     """Returns some rows of a batch; they count over all processes."""
-    raise NotImplementedError
 
   def decode(
     self, numbers: Sequence[int], windows: Iterable[decode.ChooseWindow]

@@ -13,6 +13,7 @@ where it accepts that), `conv` and `dense` with the arguments of `nnx.Conv` and
 `nnx.Linear`. Factories of Linen modules that have a twin in NNX will do, too.
 """
 
+import abc
 import functools
 import inspect
 from collections.abc import Callable
@@ -255,8 +256,9 @@ class ConvolutionalBlock(ActivatedBlock):
     layer: Layer = getattr(self, name)
     return layer
 
+  @abc.abstractmethod
   def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    raise NotImplementedError
+    """Adds the layers of the branch."""
 
   def _add_conv(
     self,
