@@ -65,7 +65,8 @@ def test_presets_have_the_methods_in_question(name):
   of_paper = {"batch_norm", "skipinit", "divide_by_sqrt2", "skipinit_one"}
   of_reviewer = {"batch_norm", "output_batch_norm", "unnormalized"}
   assert (of_reviewer if name == "output_batch_norm" else of_paper) <= names
-  assert max(search.labels.depth for search in searches) == 1000
+  deepest = 100 if name == "fashion_mnist_half_cpu" else 1000
+  assert max(search.labels.depth for search in searches) == deepest
 
 
 def test_published_presets_follow_the_protocol():
