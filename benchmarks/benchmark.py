@@ -36,7 +36,6 @@ _FORMATS = {
   "of matrix product": ".0%",
   "share": ".0%",
   "layers": ",",
-  "its images/s": ",g",
 }
 
 _K = TypeVar("_K")

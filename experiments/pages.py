@@ -123,13 +123,11 @@ def link_notebook(text: str, name: str, address: str) -> str:
 
 
 _FOLDERS = {
-  "decode": benchmark.read_tables,
   "diagnosis": _diagnosis,
   "performance": _performance,
   "repair": _repair,
   "repository": _repository,
   "scaling": _scaling,
-  "storm": benchmark.read_tables,
 }
 
 

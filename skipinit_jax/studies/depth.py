@@ -277,8 +277,6 @@ def depth_report(results: Results) -> study.StudyReport:
       "which networks train is compared."
     )
     sections.append(Section("Beside the published results", text, [published]))
-  if differences := _difference_table(results):
-    sections.append(Section("Against batch norm", "", [differences]))
   return study.StudyReport(
     f"Depth study on {dataset}",
     f"Test accuracy of residual networks on {dataset}, by depth and method, each at "
@@ -347,33 +345,6 @@ def _agreement(search: Result, published: Published | None, same: bool) -> Entry
   agrees = abs(gap.value) <= 2 * gap.error
   return Entry(
     f"{'agrees' if agrees else 'differs'}: {gap}", "good" if agrees else "bad"
-  )
-
-
-def _difference_table(results: Results) -> Table | None:
-  reference = {
-    search.row: search
-    for search in _with_l2(results.searches, "batch_norm")
-    if search.trains
-  }
-  names = {search.column for search in reference.values()}
-  columns = [column for column in results.columns if column not in names]
-  if not reference or not columns:
-    return None
-
-  def entry(search: Result) -> str:
-    if not search.trains:
-      return "does not train"
-    return str(claims.accuracy_gap(search, reference[search.row]))
-
-  return report.grid_table(
-    [search for search in results.searches if search.row in reference],
-    columns,
-    entry,
-    name="difference",
-    title="Test accuracy minus that of batch norm, in percentage points",
-    corner="network",
-    note="± is the root of the sum of both squared deviations.",
   )
 
 
