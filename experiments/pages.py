@@ -128,6 +128,7 @@ _FOLDERS = {
   "repair": _repair,
   "repository": _repository,
   "scaling": _scaling,
+  "storm": benchmark.read_tables,
 }
 
 
