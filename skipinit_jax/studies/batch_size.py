@@ -2,26 +2,36 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
+import optax
 
 from skipinit_jax import methods
+from skipinit_jax.analysis import sharpness
 from skipinit_jax.data import in_memory
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import as_type
 from skipinit_jax.studies import checks, claims, figures, report, study
 from skipinit_jax.studies.figures import Point
-from skipinit_jax.studies.formatting import format_rate
+from skipinit_jax.studies.formatting import format_rate, format_rates
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.studies.statistics import Optimum
-from skipinit_jax.training import TrainConfig
+from skipinit_jax.training import TrainConfig, make_init, make_mesh, make_optimizer
+from skipinit_jax.training.batches import make_batch_source
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure as Drawing
 
 BUDGETS: tuple[str, ...] = ("epochs", "steps")
+_PREDICTION = (
+  "a prediction, not a measurement: 2 (1 + momentum) / λ, with λ the largest "
+  "eigenvalue of the Hessian of the first batch's loss at initialization."
+)
 # An epoch is whole batches, so that steps are the same only to the nearest epoch.
 _STEPS_TOLERANCE = 0.05
 
@@ -154,6 +164,77 @@ def _with_steps_of(
   )
 
 
+def predict_rates(
+  results: Results, on_search: Callable[[str], None] = lambda title: None
+) -> Results:
+  """Returns results with the largest rates that curvature at initialization allows.
+
+  Gradient descent with momentum m is stable along a direction of curvature lambda as
+  long as its rate is below 2 (1 + m) / lambda; with Nesterov's momentum the bound is
+  2 (1 + m) / (lambda (1 + 2 m)). Here lambda is the largest eigenvalue of the Hessian
+  of each run's first loss: that of its initial network on its first batch, without L2
+  and label smoothing. It says nothing of the noise between batches, and curvature
+  changes in training: at a rate above the bound the loss first grows, and may find a
+  flatter region (Lewkowycz et al., 2020; Gilmer et al., ICLR 2022).
+
+  Args:
+    on_search: called with the title of each search before its curvature is measured.
+
+  Raises:
+    UsageError: the configuration is of another version, its data are not there, the
+      optimizer is not sgd, or a method has other rates for some parameters.
+  """
+  try:
+    config: BatchSizeStudyConfig = as_type(BatchSizeStudyConfig, results.config)
+  except ValueError as error:
+    raise UsageError(f"The study is of another version: {error}.") from None
+  # Budgets differ in what follows the first step.
+  rates: dict[tuple[str, int], list[float]] = {}
+  predicted = {}
+  for search in batch_size_study(config).searches:
+    key = search.labels.method, search.labels.batch_size
+    if key not in rates:
+      on_search(search.title)
+      seeds = range(search.protocol.num_seeds)
+      rate = search.protocol.learning_rates[0]
+      rates[key] = [_predicted_rate(search.run_config(rate, seed)) for seed in seeds]
+    predicted[search.name] = rates[key]
+  return dataclasses.replace(results, predicted_rates=predicted)
+
+
+def _predicted_rate(config: TrainConfig) -> float:
+  """Returns the largest rate that curvature allows at the first step of a run."""
+  factors = config.make_method().rate_factors
+  if config.optimizer != "sgd" or {*factors.values()} != {1.0}:
+    raise UsageError(
+      f"The optimizer is {config.optimizer}, with the factors {factors} on its rate: "
+      "curvature bounds the rate of sgd, with one rate for all parameters."
+    )
+  dataset, mesh = config.load_dataset(), make_mesh()
+  model = config.make_model(dataset.num_classes)
+  init, _ = make_init(
+    model,
+    lambda rate: make_optimizer(config, 1, rate),
+    dataset.image_shape,
+    mesh=mesh,
+  )
+  state = init(np.uint32(config.seed), np.float32(config.learning_rate))
+  source = make_batch_source(config, dataset, mesh)
+  ((data, _),) = source.dispatches(0, 1)
+  images, labels = source.batches(state, data)(state.step)
+  source.close()
+
+  def loss(logits: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  variables = {"params": state.params, **state.model_state}
+  # Rates are compared by factors of two.
+  measured = sharpness(model, variables, images, loss, tolerance=0.03)
+  momentum = config.momentum
+  factor = (1 + momentum) / (1 + 2 * momentum * config.nesterov)
+  return factor * measured.largest_rate
+
+
 def batch_size_claims(results: Results) -> list[Finding]:
   """Checks the claims on batch size and learning rate (De & Smith, 2020)."""
   budgets = {search.labels.budget for search in results.searches}
@@ -169,6 +250,8 @@ def batch_size_claims(results: Results) -> list[Finding]:
     found += [_is_stable_at_larger_rates(pairs), _has_same_rate(*pairs[0])]
   if len(pairs) > 1:
     found.append(_pays_at_large_batches(pairs))
+  if results.predicted_rates:
+    found.append(_is_predicted(searches, results.predicted_rates))
   return found
 
 
@@ -297,6 +380,37 @@ def _pays_at_large_batches(pairs: Sequence[tuple[int, Result, Result]]) -> Findi
   )
 
 
+def _is_predicted(
+  searches: Sequence[Result], predicted: Mapping[str, Sequence[float]]
+) -> Finding:
+  verdicts: list[bool | None] = []
+  ratios: dict[str, list[str]] = {}
+  for search in sorted(searches, key=lambda search: search.labels.batch_size):
+    stable = search.largest_stable_rate
+    if stable is None:
+      continue
+    ratio = stable / statistics.geometric_mean(predicted[search.name])
+    bound = "≥ " if search.is_stable_throughout else ""
+    ratios.setdefault(search.column, []).append(
+      f"{bound}{format_rate(_rounded(ratio))} at batch {search.labels.batch_size}"
+    )
+    # The next rate of the search is twice as large, and the first that fails.
+    fits = 1 / 4 < ratio <= 2
+    verdicts.append(None if bound and ratio <= 2 else fits)
+  evidence = "; ".join(f"{name} {', '.join(each)}" for name, each in ratios.items())
+  return Finding(
+    "The curvature of the first batch's loss predicts the largest stable rate within a "
+    "factor of two.",
+    claims.all_hold(verdicts) if verdicts else None,
+    f"Measured over predicted: {evidence}." if evidence else "No rate is stable.",
+  )
+
+
+def _rounded(rate: float) -> float:
+  """Returns the nearest power of two."""
+  return 2.0 ** round(math.log2(rate))
+
+
 def batch_size_report(results: Results) -> study.StudyReport:
   """Returns the curves at each budget, and the table of rates."""
   dataset = report.dataset_title(results)
@@ -323,7 +437,10 @@ def _curves(results: Results, budget: str) -> Figure:
     "optimal learning rate, largest stable learning rate.",
     note="Whiskers are one standard deviation, and the range of a rate. Networks "
     "that do not train have no optimal rate. Hollow marks are bounds: the best, or a "
-    "stable, rate is the lowest or highest that was tried.",
+    "stable, rate is the lowest or highest that was tried."
+    + (
+      f" Dashed lines without marks: {_PREDICTION}" if results.predicted_rates else ""
+    ),
   )
 
 
@@ -364,12 +481,21 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
       if each.largest_stable_rate is not None
     ]
     figures.draw_line(stable, rates, style)
+    predicted = [
+      (size, statistics.geometric_mean(results.predicted_rates[each.name]))
+      for size, each in line
+      if each.largest_stable_rate is not None and results.predicted_rates
+    ]
+    stable.plot(*zip(*predicted, strict=True), "--", color=style["color"])
   for axes in panels:
     figures.log_axis(axes, "x", sizes, most=7, label=str)
   # Legends list error bars after lines, and this one is to be the last.
   accuracy.errorbar(
     [], [], fmt=":", color="gray", label="proportional to the batch size"
   )
+  if results.predicted_rates:
+    label = "predicted by curvature at initialization"
+    accuracy.errorbar([], [], fmt="--", color="gray", label=label)
   for axes in (best, stable):
     if drawn := figures.log_rate_axis(axes, most=8):
       # A line of slope one through the middle: in proportion to the batch size.
@@ -390,15 +516,32 @@ def rates_table(results: Results) -> Table:
       rate, low, high = map(format_rate, _rates(search.optimum))
       optimal = [rate, f"{low} to {high}" if low != high else low]
     loss = "none" if search.train_loss is None else f"{search.train_loss:.4f}"
-    rows.append([search.row, search.column, *optimal, format_stable_rate(search), loss])
+    stable = [format_stable_rate(search)]
+    if by_seed := results.predicted_rates.get(search.name):
+      rates = statistics.geometric_mean(by_seed), min(by_seed), max(by_seed)
+      stable.append(format_rates(*map(_rounded, rates)))
+    rows.append([search.row, search.column, *optimal, *stable, loss])
+  predicted = ["predicted stable"] if results.predicted_rates else []
   return Table(
     name="rates",
     title="Optimal and largest stable learning rate",
-    header=[*KIND.header, "optimal", "range", "largest stable", "training loss"],
+    header=[
+      *KIND.header,
+      "optimal",
+      "range",
+      "largest stable",
+      *predicted,
+      "training loss",
+    ],
     rows=rows,
     note="Stable: enough seeds completed, with a mean test accuracy above chance; ≥: "
     "no higher rate was tried. The training loss is the last epoch's mean, at the "
-    "optimal rate.",
+    "optimal rate."
+    + (
+      f" Predicted: {_PREDICTION} Mean and range over seeds, by powers of two."
+      if predicted
+      else ""
+    ),
   )
 
 

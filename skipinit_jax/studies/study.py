@@ -218,6 +218,9 @@ class StudyResults(Generic[Labels]):
       report draws, which `signal_run` names.
     versions: the versions of the packages that decide the results.
     devices: kinds and numbers of the devices of a run.
+    predicted_rates: by the name of a search, for each seed, the largest rate that
+      curvature at initialization allows: see `batch_size.predict_rates`. Empty where
+      nobody has asked for it.
   """
 
   name: str
@@ -228,6 +231,7 @@ class StudyResults(Generic[Labels]):
   runs: list[Run]
   versions: dict[str, str]
   devices: list[str]
+  predicted_rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
   @property
   def rows(self) -> list[str]:

@@ -3,27 +3,37 @@
 import dataclasses
 import types
 
+import jax
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
+from experiments import stable_rates
 from experiments.batch_size_study import CONFIGS
 from skipinit_jax import data
+from skipinit_jax.data import augmentation
+from skipinit_jax.errors import UsageError
 from skipinit_jax.studies import (
   BatchSizeStudyConfig,
   SearchConfig,
   batch_size_study,
+  read_results,
 )
 from skipinit_jax.studies.batch_size import (
   BatchSizeLabels,
   batch_size_claims,
   format_stable_rate,
+  predict_rates,
 )
+from skipinit_jax.studies.results import write_results
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.schedules import make_schedule
 from tests.studies.results import (
   ALL_RATES,
   make_result,
   make_results,
+  run_study,
 )
 
 # Of `digits`: 92 batches of 16.
@@ -306,3 +316,94 @@ def test_what_needs_both_methods_is_left_out_without_one():
   # Nor do networks at chance count.
   findings = findings_on(*pair(16, {}, {"accuracy": 0.1}))
   assert [finding.holds for finding in findings] == [None, None]
+
+
+PREDICTED = BatchSizeStudyConfig(
+  methods=("skipinit_one",),
+  batch_sizes=(NUM_EXAMPLES,),
+  budgets=("epochs",),
+  train=TrainConfig(
+    model="residual_mlp", depth=1, width=3, batch_size=NUM_EXAMPLES, dropout_rate=0.0
+  ),
+  search=SearchConfig((2**-4, 2**-3), extend=False, num_seeds=1, best_of=1),
+)
+
+
+def results_of(**train):
+  config = dataclasses.replace(
+    PREDICTED, train=dataclasses.replace(PREDICTED.train, **train)
+  )
+  return run_study(batch_size_study(config), lambda labels, rate, seed: 0.9)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_curvature_predicts_where_the_first_steps_diverge(nesterov):
+  results = predict_rates(results_of(nesterov=nesterov))
+  ((rate,),) = results.predicted_rates.values()
+
+  # The same curvature, by the dense Hessian of the whole training set in order.
+  dataset = data.load("digits")
+  labels = dataset.train.labels
+  images = augmentation.normalize(dataset.train.images, dataset.mean, dataset.std)
+  model = dataclasses.replace(PREDICTED.train, method="skipinit_one").make_model(10)
+  key, _ = jax.random.split(jax.random.key(0))
+  variables = model.init(key, images[:1], train=False)
+  params, unravel = ravel_pytree(variables["params"])
+
+  @jax.jit
+  @jax.hessian
+  def hessian(params):
+    logits = model.apply({"params": unravel(params)}, images, train=True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  curvature = float(np.linalg.eigvalsh(hessian(params))[-1])
+
+  # On a parabola of that curvature, sgd diverges just above the predicted rate.
+  def last(rate):
+    sgd = optax.sgd(rate, momentum=0.9, nesterov=nesterov)
+
+    def step(carry, _):
+      updates, state = sgd.update(curvature * carry[0], carry[1])
+      return (carry[0] + updates, state), None
+
+    (x, _), _ = jax.lax.scan(step, (1.0, sgd.init(1.0)), length=100)
+    return abs(float(x))
+
+  assert last(0.95 * rate) < 0.1 < 10 < last(1.05 * rate)
+
+
+def test_predicted_rates_stand_beside_the_measured_ones(tmp_path):
+  write_results(results_of(), tmp_path)
+  stable_rates.main(str(tmp_path))
+  results = read_results(tmp_path)
+  ((rate,),) = results.predicted_rates.values()
+  assert rate > 0
+  page = (tmp_path / "report.html").read_text()
+  assert "Measured over predicted: SkipInit, α = 1 ≥ 2" in page
+  assert "a prediction, not a measurement" in (tmp_path / "rates.md").read_text()
+  for fields in ({"optimizer": "adamw"}, {"scale_rate_factor": 0.5}):
+    with pytest.raises(UsageError, match="curvature bounds the rate of sgd"):
+      predict_rates(results_of(**fields))
+
+
+@pytest.mark.parametrize(
+  ("predicted", "fields", "holds"),
+  [
+    # The measured one is 1/16, and the next rate fails.
+    (2**-4, {}, True),
+    (0.99 * 2**-2, {}, True),
+    (2**-2, {}, False),
+    (2**-5, {}, True),
+    (0.99 * 2**-5, {}, False),
+    (2**-2, {"tried": (2**-5, 2**-4)}, None),
+    (2**-9, {"tried": (2**-5, 2**-4)}, False),
+    (2**-4, {"trains": False}, None),
+  ],
+)
+def test_prediction_fits_within_a_factor_of_two(predicted, fields, holds):
+  search = at_size("skipinit", 16, **fields)
+  results = dataclasses.replace(
+    make_results("batch_size_study", [search]),
+    predicted_rates={search.name: [predicted]},
+  )
+  assert finding_of(batch_size_claims(results), "curvature").holds is holds
