@@ -13,7 +13,8 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple, Self
 
 from skipinit_jax.errors import UsageError
@@ -44,6 +45,11 @@ SUFFIXES: tuple[str, ...] = (
 """What the names of images end with, in small or capital letters."""
 
 _TEST_FOLDERS = ("val", "validation", "test")
+# What a digest of contents reads: some blocks of each file, of so many files at most.
+_BLOCK_BYTES = 2**12
+_BLOCKS = 4
+_MOST_FILES = 2**14
+_READING_THREADS = 16
 
 
 class Example(NamedTuple):
@@ -90,7 +96,7 @@ class FolderSplit:
     return split
 
   def record(self) -> dict[str, Any]:
-    """Returns what tells its files from others: their names and sizes, no content."""
+    """Returns what tells its files from others: names, sizes and `content_digest`."""
     digest, total = hashlib.sha256(), 0
     for example in self.examples():
       size = os.path.getsize(example.path)
@@ -100,6 +106,7 @@ class FolderSplit:
       "num_examples": self.num_examples,
       "bytes": total,
       "sha256": digest.hexdigest()[:16],
+      "content": content_digest([pathlib.Path(each.path) for each in self.examples()]),
     }
 
   def examples(self) -> tuple[Example, ...]:
@@ -123,6 +130,33 @@ class _Records:
   def __getitem__(self, number: int) -> dict[str, Any]:
     path, name, label = self._examples[number]
     return {"image": read(path), "label": label, "file_name": os.fsencode(name)}
+
+
+def content_digest(paths: Sequence[Any]) -> str:
+  """Returns the start of a digest of files' contents, without reading them whole.
+
+  It reads four blocks of 4 KiB of each file, the first and the last among them, so that
+  a file in the place of another of the same size is found. Where there are more than
+  16,384 files it reads as many, at even distances.
+
+  Args:
+    paths: of `pathlib` or `etils.epath`.
+  """
+  digest = hashlib.sha256()
+  with futures.ThreadPoolExecutor(_READING_THREADS) as readers:
+    for blocks in readers.map(_blocks, paths[:: max(1, -(-len(paths) // _MOST_FILES))]):
+      digest.update(blocks)
+  return digest.hexdigest()[:16]
+
+
+def _blocks(path: Any) -> bytes:
+  with path.open("rb") as file:
+    last = max(0, file.seek(0, os.SEEK_END) - _BLOCK_BYTES)
+    blocks = []
+    for number in range(_BLOCKS):
+      file.seek(last * number // (_BLOCKS - 1))
+      blocks.append(file.read(_BLOCK_BYTES))
+  return b"".join(blocks)
 
 
 def read(path: str) -> bytes:

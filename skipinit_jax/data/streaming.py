@@ -86,8 +86,8 @@ class StreamedSplit:
     """Returns what tells its files from others without reading them all.
 
     Returns:
-      Number of examples and files, bytes, and the start of a digest of the files' names
-      and sizes, and of the ends of the first one.
+      Number of examples and files, bytes, the start of a digest of the files' names
+      and sizes and of the ends of the first one, and `image_folder.content_digest`.
     """
     folder = epath.Path(self.folder)
     paths = sorted(folder.glob(f"*-{self.name}.*"))
@@ -103,6 +103,7 @@ class StreamedSplit:
       "files": len(paths),
       "bytes": sum(size for _, size in sizes),
       "sha256": digest.hexdigest()[:16],
+      "content": image_folder.content_digest(paths),
     }
 
   def open(self) -> Any:

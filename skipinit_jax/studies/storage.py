@@ -275,7 +275,8 @@ class Storage:
         "--workdir or --study_name."
       )
     known = self._study.user_attrs.get("record")
-    if known and self._record and (found := differences(known, self._record)):
+    found = differences(known or {}, self._record or {}, known_only=True)
+    if known and self._record and found:
       raise UsageError(
         f"The study {self._name} in {self._printable} was made with other data or "
         f"settings: {', '.join(found)}. Use the same, or another --workdir or "

@@ -363,7 +363,7 @@ def _check_config(
     return
   with reading_record(record_path) as fields:
     known = as_type(dict[str, Any], fields)
-  if found := differences(known, record):
+  if found := differences(known, record, known_only=True):
     raise UsageError(
       f"The workdir {workdir} was made with other data or settings: "
       f"{', '.join(found)}; use the same or another --workdir."

@@ -517,12 +517,16 @@ def _data_takers(name: str) -> tuple[Any, ...]:
   return _load_prepared if name in data.PREPARED_NAMES else _load, augmentation.augment
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(
+  there: Mapping[str, Any], here: Mapping[str, Any], *, known_only: bool = False
+) -> list[str]:
   """Returns a clause for each value that differs.
 
   Args:
     there: nested dicts of what `to_json` takes.
     here: likewise.
+    known_only: whether what has no value there is no difference: an older version did
+      not record it.
 
   Returns:
     Such as "model.depth is 16 there and absent here", by the values' dotted names.
@@ -534,7 +538,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
   return [
     f"{name} is {show(flat_there, name)} there and {show(flat_here, name)} here"
-    for name in flat_there | flat_here
+    for name in (flat_there if known_only else flat_there | flat_here)
     if name not in flat_there
     or name not in flat_here
     or flat_there[name] != flat_here[name]

@@ -28,7 +28,7 @@ from skipinit_jax.files import (
 )
 from skipinit_jax.training import distributed
 from skipinit_jax.training.checkpoints import Checkpoints, has_checkpoint
-from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.config import TrainConfig, differences
 from skipinit_jax.training.mesh import make_mesh
 from skipinit_jax.training.metrics import (
   MetricsWriter,
@@ -340,8 +340,9 @@ def _finished_result(
   # If it is of another configuration or other data, `Checkpoints` says what differs.
   same = to_json(there.identity()) == to_json(identity)
   if has_record:
-    with reading_record(record_path) as known:
-      same = same and known == to_json(record)
+    with reading_record(record_path) as record_there:
+      known = as_type(dict[str, Any], record_there)
+      same = same and not differences(known, record, known_only=True)
   if not same or result.status == "interrupted":
     return None
   epochs = config.epochs if result.status == "completed" else 0

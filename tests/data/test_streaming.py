@@ -227,6 +227,19 @@ def test_corrupt_record_is_an_error_that_names_it(tmp_path):
     assert 12 not in seen
 
 
+def test_record_finds_a_file_of_the_same_size(folders, tmp_path):
+  shutil.copytree(folders.flat, tmp_path / "tfds")
+  first = load(folders.flat).record()
+  assert load(tmp_path / "tfds").record() == first
+  (path,) = tmp_path.glob("tfds/sample_photos/*/*train.array_record*")
+  content = bytearray(path.read_bytes())
+  # The last of the blocks that are read, but one.
+  content[(len(content) - 2**12) * 2 // 3] ^= 1
+  path.write_bytes(content)
+  changed = load(tmp_path / "tfds").record()
+  assert changed.pop("train") != first.pop("train") and changed == first
+
+
 def test_damaged_and_missing_files_are_errors(folders, tmp_path):
   shutil.copytree(folders.flat, tmp_path / "tfds")
   (path,) = tmp_path.glob("tfds/sample_photos/*/*validation.array_record*")

@@ -346,6 +346,9 @@ def test_what_an_older_version_wrote_has_its_meaning(workdir):
   with Checkpoints(workdir, config=here, record={"data": 1}, meaning=meaning):
     pass
   here["has_record"] = True
+  record = {"data": 1, "what it did not know of": 2}
+  with Checkpoints(workdir, config=here, record=record, meaning=meaning):
+    pass
   with pytest.raises(UsageError, match=r"new is 0.0 there and 0.1 here"):
     Checkpoints(workdir, config=here | {"new": 0.1}, meaning=meaning)
   with pytest.raises(UsageError, match=r"settings: data is 1 there and 2 here"):
