@@ -35,7 +35,10 @@ class Stacked(nn.Module):
   ) -> str:
     """Returns Flax's table of the module, its blocks written out if FLOPs are asked.
 
-    XLA counts the operations of a loop's body once, however often it runs.
+    XLA counts the operations of a loop's body once, however often it runs. So does the
+    function `flax.linen.tabulate`, which this method cannot reach: it lowers each call
+    by itself, where nothing tells a module that it is counted. Give it
+    `model.clone(scan=False)`.
     """
     counted = compute_flops or compute_vjp_flops
     return nn.Module.tabulate(

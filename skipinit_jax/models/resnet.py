@@ -91,6 +91,11 @@ class ResNet(Stacked):
       raise UsageError(f"depth is {self.depth}: a ResNet has one of {depths} layers.")
     if self.version not in (1, 2):
       raise unknown_name("ResNet version", self.version, ("1", "2"))
+    if self.symmetric_stem and self.symmetric_padding:
+      raise UsageError(
+        "symmetric_stem is True: symmetric_padding is for the stem too, so it must be "
+        "left out."
+      )
     if self.version == 1:
       method.require_default("divide_by_expected_std", network="a ResNet of version 1")
 

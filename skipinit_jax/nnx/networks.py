@@ -317,6 +317,7 @@ class ResNet(_ConvolutionalNetwork):
       scan=scan,
       remat=remat,
       symmetric_padding=symmetric_padding,
+      symmetric_stem=symmetric_stem,
       dtype=dtype,
       param_dtype=param_dtype,
     )

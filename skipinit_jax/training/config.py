@@ -1,6 +1,7 @@
 """The typed configuration of a training run."""
 
 import dataclasses
+import inspect
 import json
 import numbers
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import call, check_types, taken, unusual
 from skipinit_jax.files import local_workdir, to_json
 from skipinit_jax.models import registry
-from skipinit_jax.training.optimizer import OPTIMIZERS, ROLES, heavy_ball, l2_penalty
+from skipinit_jax.training.optimizer import OPTIMIZERS, ROLES
 from skipinit_jax.training.schedules import SCHEDULES
 
 _CHANGEABLE = (
@@ -291,12 +292,15 @@ class TrainConfig:
       "schedule": (self.schedule, {name: (SCHEDULES[name],) for name in SCHEDULES}),
       "optimizer": (self.optimizer, {**OPTIMIZERS}),
     }
-    if self.optimizer == "sgd":
-      # Two of its own fields decide which of its fields have an effect.
-      takers["optimizer"][1]["sgd"] = ()
-      for name, part in (("l2", l2_penalty), ("momentum", heavy_ball)):
-        chosen = "above 0" if getattr(self, name) else "0"
-        takers[name] = (chosen, {"above 0": (part,)})
+    # Some fields decide whether what takes them has an effect at all.
+    for part in takers["optimizer"][1].get(self.optimizer, ()):
+      (name, *_) = inspect.signature(part).parameters
+      takers[name] = ("above 0" if getattr(self, name) else "0", {"above 0": (part,)})
+    takers["optimizer"][1][self.optimizer] = ()
+    if self.schedule == "halving":
+      halves = "below epochs" if self.constant_epochs < self.epochs else "epochs"
+      takers["constant_epochs"] = (halves, {"below epochs": (SCHEDULES["halving"],)})
+      takers["schedule"][1]["halving"] = ()
     return takers
 
   def unused(self) -> dict[str, str]:

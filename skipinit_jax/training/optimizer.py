@@ -166,7 +166,10 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], ...]] =
   "adamw": (adamw,),
   "lamb": (lamb,),
 }
-"""By each optimizer's name, what takes fields of a configuration for it, in a chain."""
+"""By each optimizer's name, what takes fields of a configuration for it, in a chain.
+
+Where the first field that a part takes is zero, its other fields have no effect.
+"""
 
 OptimizerFactory = Callable[[optax.Schedule], optax.GradientTransformation]
 """Returns an optimizer for a schedule of rates, as the functions of optax do."""

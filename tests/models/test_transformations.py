@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from skipinit_jax import methods
 from skipinit_jax.analysis import measure
+from skipinit_jax.layers import Conv
 from skipinit_jax.models import (
   BasicBlock,
   DepthStack,
@@ -110,15 +111,53 @@ def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables,
   )
 
 
-def test_forward_mode_and_curvature_of_a_scanned_stack(random_variables):
+def build_stack(random_variables, **fields):
+  """Parameters of two convolutional blocks, and a function of these and of images."""
   norm = functools.partial(nn.BatchNorm, use_running_average=False)
-  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm), 2)
+  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm, **fields), 2)
   variables = random_variables(stack, IMAGES)
   params = variables.pop("params")
 
-  def loss(params, images):
+  def outputs(params, images):
     y, _ = stack.apply({"params": params, **variables}, images, mutable=["batch_stats"])
-    return jnp.mean(jnp.sin(y))
+    return jnp.mean(jnp.sin(y), (1, 2))
+
+  return params, outputs
+
+
+def test_jacobians_equal_those_of_flax_s_convolution(random_variables):
+  images = IMAGES[:2, :3, :3]
+  jacobians = []
+  for conv in (Conv, nn.Conv):
+    params, outputs = build_stack(random_variables, conv=conv)
+    of_images = functools.partial(outputs, params)
+    jacobians += jax.jit(lambda x, f=of_images: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(
+      images
+    )
+  *actual, expected = jacobians
+  assert expected.shape == (2, 3, *images.shape)
+  for jacobian in actual:
+    assert_close(jacobian, expected)
+
+
+def test_donated_arguments(random_variables):
+  params, outputs = build_stack(random_variables)
+
+  def step(params, images):
+    gradient = jax.grad(lambda params: outputs(params, images).sum())(params)
+    return jax.tree.map(lambda p, g: p - g / 10, params, gradient)
+
+  donated = jax.tree.map(jnp.array, params)
+  actual = jax.jit(step, donate_argnums=0)(donated, IMAGES)
+  assert_close(actual, jax.jit(step)(params, IMAGES))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+
+
+def test_forward_mode_and_curvature_of_a_scanned_stack(random_variables):
+  params, outputs = build_stack(random_variables)
+
+  def loss(params, images):
+    return jnp.mean(outputs(params, images))
 
   direction = jax.tree.map(lambda leaf: np.cos(leaf + 1) / 10, params)
 

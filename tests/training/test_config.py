@@ -164,10 +164,10 @@ OTHER_MODELS = {
 }
 WITHOUT_EFFECT = OTHER_MODELS | {
   "constant_epochs": [{"schedule": name} for name in ("cosine", "constant")],
-  "halve_every_epochs": [{"schedule": "exponential"}],
+  "halve_every_epochs": [{"schedule": "exponential"}, {"epochs": 5}],
   "growth_per_epoch": [{}, {"schedule": "cosine"}, {"schedule": "constant"}],
   "l2": [{"optimizer": "adamw"}],
-  "l2_exempt": [{"l2": 0.0}],
+  "l2_exempt": [{"l2": 0.0}, {"optimizer": "adamw", "weight_decay": 0.0}],
   "momentum": [{"optimizer": "lamb"}],
   "nesterov": [{"momentum": 0.0}, {"optimizer": "adamw"}],
   "weight_decay": [{}],
