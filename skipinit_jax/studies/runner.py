@@ -277,11 +277,16 @@ class _Supervisor:
       # All that is left runs on other machines.
       time.sleep(_POLL_SECONDS)
       return
-    done, _ = concurrent.futures.wait(
-      self._running,
-      timeout=_POLL_SECONDS,
-      return_when=concurrent.futures.FIRST_COMPLETED,
-    )
+    # Reading all trials takes long in a large study. It is enough once a run has ended,
+    # or in time for the next sign of life.
+    look_at = time.monotonic() + HEARTBEAT_SECONDS / 2
+    done: set[concurrent.futures.Future[Run | None]] = set()
+    while not done and not stop.requested and time.monotonic() < look_at:
+      done, _ = concurrent.futures.wait(
+        self._running,
+        timeout=_POLL_SECONDS,
+        return_when=concurrent.futures.FIRST_COMPLETED,
+      )
     died = False
     for future in done:
       claim = self._running.pop(future)
