@@ -1,5 +1,6 @@
 """The machine that tests see: eight virtual CPU devices and a compilation cache."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ MACHINE = {
   # Kept between runs, in the checkout, and shared by workers and child processes.
   # Entries that a killed process left unfinished are ignored by JAX, with a warning.
   "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
   # LLVM's passes are most of what tests would wait for: at its lowest level but none a
   # network is initialized in a quarter of the time, and drawing numbers is not slow.
   "XLA_FLAGS": "--xla_backend_optimization_level=1",
@@ -27,6 +28,22 @@ os.environ.update(MACHINE)
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish() -> None:
+  """Spares the garbage collector what was imported: it stays until the end."""
+  gc.collect()
+  gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  """Compiles small networks, which run once or twice, without LLVM's optimizations.
+
+  Ensembles of networks and trainings would take longer so.
+  """
+  quickly = item.path.parent.name in ("layers", "models", "nnx", "peers")
+  jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -72,8 +72,11 @@ class Server:
 
 
 def _serve() -> None:
-  for name in _IMPORTED:
-    importlib.import_module(name)
+  from skipinit_jax.training.metrics import hidden
+
+  with hidden("torch"):
+    for name in _IMPORTED:
+      importlib.import_module(name)
   # JAX warns of every fork. Here no thread of it has started.
   warnings.filterwarnings("ignore", message=".*fork", category=RuntimeWarning)
   gc.freeze()

@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, Self
 
 import numpy as np
@@ -224,6 +225,24 @@ class _BucketFile:
     self.flush()
 
 
+@contextlib.contextmanager
+def hidden(package: str) -> Iterator[None]:
+  """Lets what the block imports find that an optional package is missing.
+
+  tensorboardX imports PyTorch where it is installed, for its annotations alone. That is
+  half of the start of a run.
+  """
+  modules: dict[str, Any] = sys.modules
+  hide = package not in modules
+  if hide:
+    modules[package] = None
+  try:
+    yield
+  finally:
+    if hide:
+      del modules[package]
+
+
 class _TensorBoard:
   """Writes TensorBoard's events, in the calling thread.
 
@@ -234,7 +253,7 @@ class _TensorBoard:
   def __init__(self, directory: Path, first_step: int):
     """Opens a file of events; TensorBoard hides older ones from `first_step` on."""
     # Imported here: a study only reads metrics.
-    with extra("train"):
+    with extra("train"), hidden("torch"):
       from tensorboardX import summary
       from tensorboardX.event_file_writer import EventsWriter
       from tensorboardX.proto.event_pb2 import Event, SessionLog

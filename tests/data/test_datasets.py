@@ -8,7 +8,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from skipinit_jax import data
 from skipinit_jax.data.prepare import idx
@@ -41,6 +40,8 @@ def assert_holds(dataset, arrays):
 
 
 def test_digits_are_scikit_learns_in_their_order(cache):
+  from sklearn.datasets import load_digits  # It takes seconds to import.
+
   digits = data.load("digits", cache_dir=cache)
   reference = load_digits()
   assert digits.train.images.shape == (1472, 8, 8, 1)

@@ -3,7 +3,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from skipinit_jax.data import decode
 from skipinit_jax.data.decode import Window
@@ -21,6 +20,8 @@ def encode(image, file_format="JPEG", **options):
 
 @pytest.fixture(scope="module")
 def photograph():
+  from sklearn.datasets import load_sample_image  # It takes seconds to import.
+
   return load_sample_image("china.jpg")
 
 

@@ -37,7 +37,7 @@ def command(workdir, **fields):
 
 def saved_state(workdir):
   """Returns the step and the bits of the newest checkpoint's state."""
-  _, template, _ = make_step(TrainConfig(**FIELDS))
+  _, template, _ = make_step(TrainConfig(**FIELDS), shapes=True)
   with Checkpoints(workdir, config=read_json(workdir / "config.json")) as checkpoints:
     step, state = checkpoints.restore_latest(template)
   return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]

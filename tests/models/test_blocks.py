@@ -173,7 +173,8 @@ KINDS = {
 @pytest.mark.parametrize(
   ("shape", "kind"),
   [
-    *((shape, kind) for shape in SHAPES for kind in ("plain", "everything")),
+    *((shape, "everything") for shape in SHAPES),
+    ("strides", "plain"),
     ("strides", "batch_norm"),
     ("strides", "fixup"),
   ],

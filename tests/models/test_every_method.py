@@ -27,7 +27,7 @@ CLASSES = 7
 MODELS = {
   "wide_resnet": (functools.partial(WideResNet, 16, 1, CLASSES), 6),
   "resnet_v1": (functools.partial(ResNet, 50, CLASSES, version=1), 16),
-  "resnet_v2": (functools.partial(ResNet, 50, CLASSES, version=2), 16),
+  "resnet_v2": (functools.partial(ResNet, 18, CLASSES, version=2), 8),
   "mlp": (functools.partial(ResidualMLP, 5, 8, CLASSES), 5),
   # An attention branch and an MLP branch in each of five layers.
   "transformer": (functools.partial(VisionTransformer, 5, 8, CLASSES, num_heads=2), 10),
@@ -146,16 +146,16 @@ def test_networks_that_do_not_exist(model, fields, message):
     known.clone(**fields)
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-  ("factory", "has_statistics"),
+  ("model", "factory", "has_statistics"),
   [
-    (nn.LayerNorm, False),
-    (functools.partial(nn.GroupNorm, num_groups=4), False),
-    (nn.BatchNorm, True),
-    (functools.partial(nn.BatchNorm, momentum=0.5), True),
-    (lambda **fields: nn.BatchNorm(**fields), True),
-    (Halve, False),
+    ("mlp", nn.LayerNorm, False),
+    ("mlp", functools.partial(nn.GroupNorm, num_groups=4), False),
+    ("mlp", nn.BatchNorm, True),
+    ("mlp", functools.partial(nn.BatchNorm, momentum=0.5), True),
+    ("mlp", lambda **fields: nn.BatchNorm(**fields), True),
+    ("mlp", Halve, False),
+    *((model, nn.BatchNorm, True) for model in MODELS if model != "mlp"),
   ],
 )
 def test_a_method_of_ones_own(model, factory, has_statistics):

@@ -21,10 +21,10 @@ def shapes(tree):
   return jax.tree.map(lambda leaf: leaf.shape, dict(tree))
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_networks_of_every_method_have_the_variables_of_their_twins(name):
+# One of each kind of layer. Fixup's network is of version 1.
+@pytest.mark.parametrize("name", ["batch_norm", "layer_scale", "fixup", "nf_resnet"])
+def test_whole_networks_have_the_variables_of_their_twins(name):
   method = methods.get(name)
-  # Fixup's is of version 1.
   init = functools.partial(models.ResNet(50, 5, method).init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), IMAGES)
   model = nnx.eval_shape(lambda: native.ResNet(50, 5, method, rngs=nnx.Rngs(0)))

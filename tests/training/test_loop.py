@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import logging
@@ -56,13 +55,8 @@ DIVERGING = dataclasses.replace(
 def saved_state(workdir, config=CONFIG):
   """Returns the step and the state of a run's newest checkpoint."""
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
-    return jax.device_get(checkpoints.restore_latest(initial_state(config.method)))
-
-
-@functools.cache
-def initial_state(method):
-  _, state, _ = make_step(dataclasses.replace(CONFIG, method=method))
-  return state
+    _, template, _ = make_step(config, shapes=True)
+    return jax.device_get(checkpoints.restore_latest(template))
 
 
 def files_of(folder):

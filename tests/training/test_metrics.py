@@ -10,15 +10,18 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training.metrics import (
   MetricsWriter,
+  hidden,
   read_metrics,
   warn_of_lost_epochs,
 )
+
+with hidden("torch"):
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 
 def write_rows(workdir, steps, resume_step=None):
@@ -207,6 +210,7 @@ def test_killed_process_loses_no_written_row(tmp_path):
     import sys
     from skipinit_jax.training.metrics import MetricsWriter
     writer = MetricsWriter(sys.argv[1], resume_step=None)
+    assert "torch" not in sys.modules
     for step in range(1_000_000):
       writer.write(step, "train", {"loss": step / 2})
       print(step, flush=True)

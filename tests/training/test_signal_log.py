@@ -43,7 +43,7 @@ def signals(workdir):
 
 def saved_state(workdir, config=CONFIG):
   """Returns the last state of a run."""
-  _, template, _ = make_step(config, steps_per_epoch=4)
+  _, template, _ = make_step(config, steps_per_epoch=4, shapes=True)
   with Checkpoints(workdir, config=config.identity()) as checkpoints:
     _, state = checkpoints.restore_latest(template)
   return jax.device_get(state)
