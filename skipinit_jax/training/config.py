@@ -294,7 +294,7 @@ class TrainConfig:
     }
     # Some fields decide whether what takes them has an effect at all.
     for part in takers["optimizer"][1].get(self.optimizer, ()):
-      (name, *_) = inspect.signature(part).parameters
+      name = _deciding(part)
       takers[name] = ("above 0" if getattr(self, name) else "0", {"above 0": (part,)})
     takers["optimizer"][1][self.optimizer] = ()
     if self.schedule == "halving":
@@ -314,11 +314,18 @@ class TrainConfig:
           users.setdefault(name, {}).setdefault(field, []).append(choice)
           if choice == chosen:
             used.add(name)
+
+    def clauses(users: Mapping[str, list[str]]) -> list[str]:
+      # Where a field within the choice decides, the choice itself is no reason.
+      decided = [each for each in users if takers[each][1].get(takers[each][0]) == ()]
+      return [
+        f"for {each} {' or '.join(choices)}, not for {getattr(self, each)!r}"
+        for each, choices in users.items()
+        if each not in decided or len(decided) == len(users)
+      ]
+
     return {
-      field.name: " and ".join(
-        f"for {choice} {' or '.join(choices)}, not for {getattr(self, choice)!r}"
-        for choice, choices in users[field.name].items()
-      )
+      field.name: " and ".join(clauses(users[field.name]))
       for field in dataclasses.fields(self)
       if field.name in users and field.name not in used
     }
@@ -355,10 +362,17 @@ class TrainConfig:
     for role in self.l2_exempt:
       if role not in ROLES:
         raise unknown_name("role in l2_exempt", role, ROLES)
-    if self.l2 and {*self.l2_exempt} == {*ROLES}:
-      raise UsageError(
-        f"l2_exempt is {self.l2_exempt}, which is everything: set l2 to 0 instead."
-      )
+    for part in OPTIMIZERS[self.optimizer]:
+      decay = _deciding(part)
+      if (
+        "l2_exempt" in taken(part)
+        and getattr(self, decay)
+        and {*self.l2_exempt} == {*ROLES}
+      ):
+        raise UsageError(
+          f"l2_exempt is {self.l2_exempt}, which is everything: set {decay} to 0 "
+          "instead."
+        )
     for name in (field.name for field in dataclasses.fields(self)):
       value = getattr(self, name)
       bits = 32 if name == "seed" else 31
@@ -485,6 +499,11 @@ class TrainConfig:
         "module of Flax Linen."
       )
     return made
+
+
+def _deciding(part: Any) -> str:
+  """Returns the field of an optimizer's part whose zero leaves the others no effect."""
+  return next(iter(inspect.signature(part).parameters))
 
 
 def _place(init_from: Any) -> Any:

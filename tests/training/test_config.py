@@ -126,6 +126,11 @@ def test_numbers_are_finite_and_not_negative(name, value):
       "is 1: signal_every_steps measures variances",
     ),
     (1, {"l2_exempt": ["kernel", "scale", "bias"]}, "everything: set l2 to 0"),
+    (
+      1,
+      {"l2_exempt": ["kernel", "scale", "bias"], "optimizer": "adamw"},
+      "everything: set weight_decay to 0",
+    ),
   ],
 )
 def test_fields_that_do_not_fit(num_devices, fields, message):
