@@ -85,7 +85,9 @@ def strip(notebook: NotebookNode, folder: str) -> None:
   """
   notebook.metadata = nbformat.from_dict(_METADATA)
   for index, cell in enumerate(notebook.cells):
-    cell.id, cell.metadata = f"cell-{index}", {}
+    # What the site needs stays: a figure's text for who cannot see it.
+    kept = {key: value for key, value in cell.metadata.items() if key == "mystnb"}
+    cell.id, cell.metadata = f"cell-{index}", kept
     if cell.cell_type != "code":
       continue
     cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]

@@ -41,6 +41,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are shown with the outputs that are stored in them.
 nb_execution_mode = "off"
+# With tables, which plain CommonMark has not.
+nb_render_markdown_format = "gfm"
 
 # In docstrings, `name` is code, and a link where something has that name.
 default_role = "py:obj"

@@ -149,7 +149,7 @@ def _draw(axes: "Axes", line: Line, style: dict[str, Any], log: bool) -> None:
     below = np.minimum(error, 0.99 * y) if log else error
     bars = [below[chosen], error[chosen]]
   marks: dict[str, Any] = {"linestyle": "none", "capsize": 2, "elinewidth": 1}
-  axes.errorbar(x[chosen], y[chosen], bars, **marks, **style)
+  axes.errorbar(x[chosen], y[chosen], bars, **{**style, **marks})
 
 
 def _visible(values: np.ndarray, log: bool) -> np.ndarray:

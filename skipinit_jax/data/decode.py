@@ -127,10 +127,13 @@ def _interval(start: int, length: int, scale: float) -> tuple[int, int]:
 
 def _decode_with_pillow(encoded: bytes) -> np.ndarray:
   """Decodes an image in full: uint8 [height, width, 3]."""
-  from PIL import Image
+  from PIL import Image, UnidentifiedImageError
 
   try:
     with Image.open(io.BytesIO(encoded)) as image:
       return np.asarray(image.convert("RGB"))
+  except UnidentifiedImageError:
+    # Pillow's own words name an object in memory.
+    raise ValueError("its format is unknown") from None
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
     raise ValueError(str(error)) from error

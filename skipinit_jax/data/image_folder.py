@@ -8,6 +8,7 @@ folder to evaluate on is called `val`, `validation` or `test`, the first there i
 count by their suffix, in folders of class folders too, and all else is passed over.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -99,7 +100,7 @@ class FolderSplit:
     """Returns what tells its files from others: names, sizes and `content_digest`."""
     digest, total = hashlib.sha256(), 0
     for example in self.examples():
-      size = os.path.getsize(example.path)
+      size = status(example.path).st_size
       digest.update(f"{example.name}\0{size}\n".encode(errors="surrogateescape"))
       total += size
     return {
@@ -161,10 +162,14 @@ def _blocks(path: Any) -> bytes:
 
 def read(path: str) -> bytes:
   """Returns the bytes of an image's file; a UsageError says where they are not."""
-  try:
+  with _reading(f"The image {path}"):
     return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UsageError(f"The image {path} cannot be read ({error.strerror}).") from None
+
+
+def status(path: str) -> os.stat_result:
+  """Returns size and time of an image's file, as `read` its bytes."""
+  with _reading(f"The image {path}"):
+    return os.stat(path)
 
 
 def load(
@@ -215,9 +220,7 @@ def class_folders(folder: pathlib.Path) -> tuple[str, ...]:
   Raises:
     UsageError: there are none, or the folder cannot be read.
   """
-  names = sorted(
-    entry.name for entry in _scan(folder) if entry.is_dir() and entry.name[0] != "."
-  )
+  names = [name for name, _, is_folder in _scan(folder) if is_folder]
   if not names:
     raise UsageError(
       f"{folder} has no class folders: put each image into a folder that is named "
@@ -226,27 +229,40 @@ def class_folders(folder: pathlib.Path) -> tuple[str, ...]:
   return tuple(names)
 
 
-def images(folder: str | os.PathLike[str]) -> Iterator[str]:
+def images(
+  folder: str | os.PathLike[str], above: tuple[str, ...] = ()
+) -> Iterator[str]:
   """Yields the paths of a folder's images, sorted in each folder.
 
+  Args:
+    above: the folders that this one is in, as paths without links.
+
   Raises:
-    UsageError: a folder cannot be read.
+    UsageError: a folder cannot be read, or is a link to one that it is in.
   """
-  for entry in sorted(_scan(folder), key=lambda entry: entry.name):
-    if entry.name.startswith("."):
-      continue
-    if entry.is_dir():
-      yield from images(entry.path)
-    elif entry.name.lower().endswith(SUFFIXES):
-      yield entry.path
+  here = os.path.realpath(folder)
+  if here in above:
+    raise UsageError(f"{os.fspath(folder)} leads back to {here}: remove the link.")
+  for name, path, is_folder in _scan(folder):
+    if is_folder:
+      yield from images(path, (*above, here))
+    elif name.lower().endswith(SUFFIXES):
+      yield path
 
 
-def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+def _scan(folder: str | os.PathLike[str]) -> list[tuple[str, str, bool]]:
+  """Returns names and paths in a folder, sorted, and which of them are folders."""
+  with _reading(str(folder)), os.scandir(folder) as entries:
+    found = [(entry.name, entry.path, entry.is_dir()) for entry in entries]
+  return sorted(each for each in found if not each[0].startswith("."))
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
   try:
-    with os.scandir(folder) as entries:
-      return [*entries]
+    yield
   except OSError as error:
-    raise UsageError(f"{folder} cannot be read ({error.strerror}).") from None
+    raise UsageError(f"{what} cannot be read ({error.strerror}).") from None
 
 
 @functools.lru_cache(maxsize=4)

@@ -191,7 +191,7 @@ def load(
     )
   folder = datasets.folder(name) or (data_dir if name == image_folder.NAME else None)
   if folder is not None:
-    train, test = image_folder.load(folder, f"The folder of dataset {name!r},")
+    train, test = image_folder.load(folder, f"Dataset {name!r} in")
     return StreamedDataset(name, len(train.classes), image_size, train, test)
   builder = prepared.open_builder(name, data_dir)
   sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
@@ -399,9 +399,9 @@ class _Pieces(abc.ABC):
         images[row] = decode.decode(encoded, window, self.dataset.image_size)
       except ValueError as error:
         raise errors.UsageError(
-          f"{where} in {self.split.folder} (file {record['file_name'].decode()!r}) is "
-          f"no image that can be decoded ({error}): replace that file, and prepare the "
-          "data set again if it was prepared."
+          f"{where} in {self.split.folder} (file {os.fsdecode(record['file_name'])!r}) "
+          f"is no image that can be decoded ({error}): replace that file, and prepare "
+          "the data set again if it was prepared."
         ) from error
       labels[row] = label
     return images, labels

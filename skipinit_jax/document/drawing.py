@@ -1,5 +1,6 @@
 """What all figures have in common: their width, their legend and no pyplot."""
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,13 @@ _METHODS = {
   "Fixup + dropout": ("#3ca951", "P"),
   "LayerScale": ("#9c6b4e", "v"),
   "Batch norm, divide by √2": ("#a463f2", "o"),
+  "SkipInit, learnable α": ("#efb118", "s"),
+  "SkipInit, constant α": ("#b8860b", "d"),
 }
+# How the variants of one method differ, such as `Batch norm, no biases`: they keep its
+# color, the more of it is white the later they come.
+_WHITE = (0.0, 0.35, 0.55, 0.7)
+_LINES = ("-", "--", "-.", ":")
 # Inches: a phone shows a figure so wide whole, with letters that can be read.
 _WIDTH = 6.4
 
@@ -77,19 +84,40 @@ def new_panels(
 def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
   """Returns color and mark of each label, for matplotlib's `plot`.
 
-  A method's title has its own ones in every figure; any other label has the first that
-  no label of this figure has, as far as there are enough.
+  A method's title has its own ones in every figure. A label that begins with a title
+  and a comma is a variant of that method: a paler color, and another kind of line. Any
+  other label has the first color that no label of this figure has, as far as there are
+  enough.
   """
-  labels = list(dict.fromkeys(labels))
-  own = [_METHODS[label] for label in labels if label in _METHODS]
-  colors = {color for color, _ in own}
+  methods = {label: _method(label) for label in dict.fromkeys(labels)}
+  colors = {_METHODS[method][0] for method in methods.values() if method}
   free = [each for each in _METHODS.values() if each[0] not in colors]
   others = itertools.cycle(free or _METHODS.values())
-  chosen = {label: _METHODS.get(label) or next(others) for label in labels}
-  return {
-    label: {"color": color, "marker": marker}
-    for label, (color, marker) in chosen.items()
-  }
+  variants: collections.Counter[str] = collections.Counter()
+  chosen: dict[str, dict[str, Any]] = {}
+  for label, method in methods.items():
+    color, marker = _METHODS[method] if method else next(others)
+    chosen[label] = {"color": color, "marker": marker}
+    if method and method != label:
+      index = variants[method] % len(_LINES)
+      variants[method] += 1
+      chosen[label] |= {
+        "color": _pale(color, _WHITE[index]),
+        "linestyle": _LINES[index],
+      }
+  return chosen
+
+
+def _method(label: str) -> str | None:
+  """Returns the title of the method that a label is or begins with, if any."""
+  titles = [each for each in _METHODS if f"{label},".startswith(f"{each},")]
+  return max(titles, key=len, default=None)
+
+
+def _pale(color: str, white: float) -> str:
+  """Returns a color of the form #rrggbb with this share of white in it."""
+  parts = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+  return "#" + "".join(f"{round(part + white * (255 - part)):02x}" for part in parts)
 
 
 def finish(

@@ -216,7 +216,7 @@ def draw_line(
       "zorder": 3,
     }
     x, y = [point.x for point in bounds], [point.y for point in bounds]
-    axes.plot(x, y, **style, **_LINE, **hollow)
+    axes.plot(x, y, **{**style, **_LINE, **hollow})
 
 
 def mean_points(

@@ -94,6 +94,7 @@ def test_record_tells_folders_apart(folder):
     (lambda f: (f / "val").rename(f / "eval"), "needs the folders train and val"),
     (lambda f: (f / "train/eel").mkdir(), r"no images in .*train/eel: fill .*\.jpg"),
     (lambda f: (f / "val/cat").rename(f / "val/dog"), "val has the class 'dog', which"),
+    (lambda f: (f / "val/cat/up").symlink_to(f / "val"), "leads back to .*val/cat:"),
     (
       lambda f: (
         (f / "val/cat/5.jpg").rename(f / "val/5.jpg"),
@@ -120,6 +121,8 @@ def test_what_cannot_be_read_later_names_the_file_and_spares_the_folder(folder):
     with pytest.raises(UsageError, match=message) as error:
       next(batches)
     assert "delete" not in str(error.value)
+  with pytest.raises(UsageError, match=r"cat/1.jpg cannot be read \(No such file"):
+    dataset.record()
 
 
 def test_names_and_paths(registered, tmp_path):

@@ -123,3 +123,14 @@ def test_pages_need_no_network(site):
   assert [path.name for path, text in texts.items() if outside.search(text)] == []
   concepts = texts[site / "concepts.html"]
   assert concepts.count("<math ") > 10 and "$" not in concepts.partition("</head>")[2]
+
+
+def test_figures_have_words_and_tables_are_drawn(site):
+  for path in site.rglob("*.html"):
+    text = path.read_text(encoding="utf-8")
+    words = [
+      re.search(r'alt="([^"]*)"', image) for image in re.findall("<img.*?>", text)
+    ]
+    assert all(each and len(each[1].split()) > 3 for each in words), path
+    # A table of Markdown that was left as it is.
+    assert "| —" not in text and "| ---" not in text, path

@@ -128,7 +128,7 @@ def _read(archive: _Archive, source: pathlib.Path) -> dict[str, bytes]:
   except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     raise errors.UsageError(
-      f"Source {source} cannot be read ({reason.rstrip('.')}): it must be "
+      f"Source {source} cannot be read ({reason.rstrip('.:')}): it must be "
       f"{archive.title} as it was published, or a folder with its files."
     ) from None
   if missing := sorted(names - found.keys()):

@@ -180,8 +180,9 @@ def _write_file(
 
   digest = hashlib.sha256()
   for path, _, label in examples:
-    status = os.stat(path)
-    digest.update(f"{path} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+    status = image_folder.status(path)
+    line = f"{path} {label} {status.st_size} {status.st_mtime_ns}\n"
+    digest.update(line.encode(errors="surrogateescape"))
   file = os.path.join(folder, f"{name}.{digest.hexdigest()[:16]}")
   if os.path.exists(file):
     return file, []
@@ -194,7 +195,8 @@ def _write_file(
       decode.decode(encoded, decode.center_window, _CHECK_SIZE)
     except ValueError as error:
       damaged.append(f"{path} ({error})")
-    record = {"image": encoded, "label": label, "file_name": os.path.basename(path)}
+    file_name = os.fsencode(os.path.basename(path))
+    record = {"image": encoded, "label": label, "file_name": file_name}
     writer.write(features.serialize_example(record))
   writer.close()
   if not damaged:

@@ -104,9 +104,9 @@ def write_arrays(
     features = builder.info.features
     _check(splits, features, where)
     for label, names in (class_names or {}).items():
-      if len(names) != features[label].num_classes:
+      if len({*names}) != features[label].num_classes:
         raise errors.UsageError(
-          f"There are {len(names)} names of classes {where}, not "
+          f"There are {len({*names})} different names of classes {where}, not "
           f"{features[label].num_classes}."
         )
       features[label].names = names
