@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,6 @@ from benchmarks import benchmark, compiled_step
 from skipinit_jax import data
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh, train
-from skipinit_jax.training.metrics import MetricsWriter
 
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 2, "Rounds of each network, in which all loops take turns.", lower_bound=1
@@ -92,10 +90,8 @@ def make_bare_epochs(config: TrainConfig) -> tuple[Callable[[int], float], int]:
 def loop_epoch_seconds(config: TrainConfig) -> list[float]:
   """Trains in a fresh workdir, and returns the seconds of each epoch but the first."""
   ends = []
-  write = MetricsWriter.write
 
-  def timed_write(writer: MetricsWriter, step: int, kind: str, values: Any) -> None:
-    write(writer, step, kind, values)
+  def note_end(step: int, kind: str, values: Any) -> None:
     if kind == "train":
       ends.append(time.perf_counter())
 
@@ -103,9 +99,8 @@ def loop_epoch_seconds(config: TrainConfig) -> list[float]:
     tempfile.TemporaryDirectory() as workdir,
     open(os.devnull, "w") as log,
     contextlib.redirect_stderr(log),
-    mock.patch.object(MetricsWriter, "write", timed_write),
   ):
-    result = train(config, workdir)
+    result = train(config, workdir, on_metrics=note_end)
   assert result.status == "completed", f"The run was {result.status}."
   return [end - begin for begin, end in itertools.pairwise(ends)]
 

@@ -28,12 +28,12 @@ Any other folder of class folders of images needs no preparation:
 from absl import flags
 
 from experiments import program
-from skipinit_jax.data.prepare import cifar, idx, imagenet, sample_photos
+from skipinit_jax.data.prepare import imagenet, published, sample_photos
 from skipinit_jax.errors import UsageError, unknown_name
 
 _SOURCES = {
-  **dict.fromkeys(idx.NAMES, "the folder with the data set's IDX files"),
-  **dict.fromkeys(cifar.NAMES, "the archive of the binary version"),
+  **dict.fromkeys(published.IDX, "the folder with the data set's IDX files"),
+  **dict.fromkeys(published.ARCHIVES, "the archive of the binary version"),
   imagenet.NAME: "the folder with train and val, and a folder for each class in both",
 }
 _NAMES = (*_SOURCES, sample_photos.NAME)
@@ -65,8 +65,7 @@ def main() -> None:
   elif dataset == imagenet.NAME:
     print(imagenet.prepare(source, data_dir))
   else:
-    prepare = cifar.prepare if dataset in cifar.NAMES else idx.prepare
-    print(prepare(dataset, source, data_dir))
+    print(published.prepare(dataset, source, data_dir))
 
 
 if __name__ == "__main__":

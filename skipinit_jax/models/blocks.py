@@ -20,6 +20,7 @@ from flax import linen as nn
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, ScalarBias, he_normal, scaled
 from skipinit_jax.methods import Activation, ModuleFactory, require_linen
+from skipinit_jax.models.stochastic_depth import drop_here
 
 Initializer = jax.nn.initializers.Initializer
 Scalar = float | jax.Array
@@ -77,9 +78,32 @@ class ResidualBlock(nn.Module, kw_only=True):
     alpha = self.branch_scale(name="branch_scale") if self.branch_scale else None
     return scaled(alpha, layer, x)
 
+  @nn.nowrap
+  def _layer(
+    self,
+    factory: ModuleFactory,
+    features: int,
+    kernel_init: Initializer,
+    name: str,
+    *window: Any,
+  ) -> Any:
+    """Returns a convolution, with the size and strides of its window, or dense."""
+    return factory(
+      features,
+      *window,
+      use_bias=self.use_bias,
+      kernel_init=kernel_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name=name,
+    )
+
   def merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
-    """Returns the block's sum. `analysis.measure` reads both terms here."""
-    total = (shortcut + branch) * self.sum_scale
+    """Returns the block's sum, where stochastic depth leaves the branch in.
+
+    `analysis.measure` reads both terms here.
+    """
+    total = (shortcut + drop_here(branch)) * self.sum_scale
     # A normalizer that knows no dtype may have widened it, which a scan forbids.
     return total if self.dtype is None else total.astype(self.dtype)
 
@@ -155,7 +179,7 @@ class ConvolutionalBlock(ActivatedBlock):
   ) -> Any:
     """Returns one of the branch's convolutions."""
     init = (self.last_kernel_init if last else None) or self.kernel_init
-    return self._conv(features, size, strides, init, name)
+    return self._layer(self.conv, features, init, name, (size, size), strides)
 
   @nn.nowrap
   def projects(self, x: jax.Array, features: int) -> bool:
@@ -171,25 +195,10 @@ class ConvolutionalBlock(ActivatedBlock):
       window = (strides, strides)
       x = nn.avg_pool(x, window, window, pads, count_include_pad=False)
       strides = 1
-    y: jax.Array = self._conv(features, 1, strides, self.projection_init, "projection")(
-      x
-    )
+    y: jax.Array = self._layer(
+      self.conv, features, self.projection_init, "projection", (1, 1), strides
+    )(x)
     return y
-
-  @nn.nowrap
-  def _conv(
-    self, features: int, size: int, strides: int, init: Initializer, name: str
-  ) -> Any:
-    return self.conv(
-      features,
-      (size, size),
-      strides,
-      use_bias=self.use_bias,
-      kernel_init=init,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name=name,
-    )
 
 
 class BasicBlock(ConvolutionalBlock):
@@ -312,27 +321,14 @@ class FullyConnectedBlock(ActivatedBlock):
     """Returns one of the branch's layers, counted from 1."""
     last = index == self.num_layers
     init = (self.last_kernel_init if last else None) or self.kernel_init
-    return self.dense(
-      self.features,
-      use_bias=self.use_bias,
-      kernel_init=init,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name=f"dense{index}",
-    )
+    return self._layer(self.dense, self.features, init, f"dense{index}")
 
 
-def symmetric_conv(
-  conv: ModuleFactory,
-  features: int,
-  kernel_size: tuple[int, ...],
-  strides: int = 1,
-  **fields: Any,
-) -> nn.Module:
-  """Returns a convolution that pads both sides alike."""
+def symmetric_conv(conv: ModuleFactory, *args: Any, **fields: Any) -> Any:
+  """Returns a convolution of these arguments that pads both sides alike."""
+  (kernel_size,) = (each for each in args if isinstance(each, tuple))
   padding = [(size // 2, size // 2) for size in kernel_size]
-  module: nn.Module = conv(features, kernel_size, strides, padding=padding, **fields)
-  return module
+  return conv(*args, padding=padding, **fields)
 
 
 def _divide(x: jax.Array, expected_std: Scalar | None) -> jax.Array:

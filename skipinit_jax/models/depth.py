@@ -11,8 +11,9 @@ import numpy as np
 from flax import linen as nn
 from flax.core.scope import LazyRng
 
+from skipinit_jax import methods
 from skipinit_jax.methods import ModuleFactory
-from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
+from skipinit_jax.models.stochastic_depth import BranchDrop, branch_drops, dropping
 
 Variables = Mapping[str, Any]
 PerBlock = jax.Array | np.ndarray
@@ -189,33 +190,52 @@ class Stages(NamedTuple):
 
 
 def apply_stages(
-  x: jax.Array,
-  block: ModuleFactory,
-  stages: Stages,
-  per_block: Sequence[PerBlock] | Sequence[None],
-  drops: Sequence[BranchDrop] | Sequence[None],
-  *,
-  scan: bool,
-  remat: bool,
+  network: Any, x: jax.Array, conv: ModuleFactory, *, train: bool, **fields: Any
 ) -> jax.Array:
   """Applies the stages of a convolutional network, inside of its `__call__`.
 
   The first block of a stage may change the shape; the rest is a `DepthStack`.
 
   Args:
+    network: the network, which has a method, `stages()`, `scan`, `remat` and dtypes.
     x: what the first block takes, [N, H, W, C].
-    block: factory of the blocks, called as `block(features, strides=..., name=...)`.
-    stages: features and numbers of the blocks.
-    per_block: the blocks' second arguments, by stage; None: they take x alone.
-    drops: how the blocks drop their branches, by stage; None: none does.
+    conv: factory of the blocks' convolutions.
+    train: whether normalizers use the statistics of the batch, and branches drop.
+    **fields: further fields of the blocks.
   """
-  sizes = (stages.features, stages.num_blocks, stages.strides)
-  parts = zip(*sizes, per_block, drops, strict=True)
+  method, stages = methods.get(network.method), network.stages()
+  block = functools.partial(
+    stages.block,
+    conv=conv,
+    projection_init=method.kernel_init,
+    **fields,
+    **method.activated_block_fields(
+      num_blocks=sum(stages.num_blocks),
+      branch_layers=stages.branch_layers,
+      train=train,
+      dtype=network.dtype,
+      param_dtype=network.param_dtype,
+    ),
+  )
+  parts = zip(
+    stages.features,
+    stages.num_blocks,
+    stages.strides,
+    method.expected_stds(stages.num_blocks),
+    branch_drops(network, method.drop_path, stages.num_blocks, train=train),
+    strict=True,
+  )
   for stage, (width, length, stride, *own) in enumerate(parts, start=1):
     stage_block = functools.partial(block, width)
     first = stage_block(strides=stride, name=f"stage{stage}_first")
     x, _ = _apply_block(first, x, of_block(own, 0))
-    rest = DepthStack(stage_block, length - 1, scan, remat, name=f"stage{stage}_rest")
+    rest = DepthStack(
+      stage_block,
+      length - 1,
+      network.scan,
+      network.remat,
+      name=f"stage{stage}_rest",
+    )
     x = rest(x, *of_block(own, slice(1, None)))
   return x
 

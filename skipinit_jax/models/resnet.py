@@ -21,7 +21,6 @@ from skipinit_jax.models.blocks import (
 )
 from skipinit_jax.models.depth import Stacked, Stages, apply_stages
 from skipinit_jax.models.head import Head
-from skipinit_jax.models.stochastic_depth import branch_drops
 
 STAGE_BLOCKS: dict[int, tuple[int, ...]] = {
   18: (2, 2, 2, 2),
@@ -120,22 +119,10 @@ class ResNet(Stacked):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     method, preactivation = methods.get(self.method), self.version == 2
-    stages = self.stages()
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     symmetric = functools.partial(symmetric_conv, method.conv)
-    block = functools.partial(
-      stages.block,
-      conv=symmetric if self.symmetric_padding else method.conv,
-      projection_init=method.kernel_init,
-      average_projection=self.average_projection,
-      **method.activated_block_fields(
-        num_blocks=sum(stages.num_blocks),
-        branch_layers=stages.branch_layers,
-        train=train,
-        **dtypes,
-      ),
-    )
-    stem = symmetric if self.symmetric_padding or self.symmetric_stem else method.conv
+    conv = symmetric if self.symmetric_padding else method.conv
+    stem = symmetric if self.symmetric_stem else conv
     x = stem(
       64,
       (7, 7),
@@ -155,13 +142,7 @@ class ResNet(Stacked):
     pool_padding = ((1, 1), (1, 1)) if self.symmetric_padding else "SAME"
     x = nn.max_pool(x, (3, 3), (2, 2), padding=pool_padding)
     x = apply_stages(
-      x,
-      block,
-      stages,
-      per_block=method.expected_stds(stages.num_blocks),
-      drops=branch_drops(self, method.drop_path, stages.num_blocks, train=train),
-      scan=self.scan,
-      remat=self.remat,
+      self, x, conv, train=train, average_projection=self.average_projection
     )
     return Head(
       self.num_classes,

@@ -1,16 +1,15 @@
 """Stochastic depth: branches that are left out at random (Huang et al., ECCV 2016)."""
 
 import contextlib
+import contextvars
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-
-from skipinit_jax.models.blocks import ResidualBlock
 
 
 class BranchDrop(NamedTuple):
@@ -61,7 +60,13 @@ def split_drops(
   ]
 
 
-def dropping(drop: BranchDrop | None) -> contextlib.AbstractContextManager[None]:
+_dropped: contextvars.ContextVar[tuple[BranchDrop, Iterator[int]] | None] = (
+  contextvars.ContextVar("dropped", default=None)
+)
+
+
+@contextlib.contextmanager
+def dropping(drop: BranchDrop | None) -> Iterator[None]:
   """Drops the branches of residual blocks in this context, example by example.
 
   A branch that stays is divided by its probability, so that the expectation stays.
@@ -70,23 +75,22 @@ def dropping(drop: BranchDrop | None) -> contextlib.AbstractContextManager[None]
     drop: how a block does it. The several `ResidualBlock`s of one, such as an
       `EncoderBlock`, have the same rate and masks of their own.
   """
-  if drop is None:
-    return contextlib.nullcontext()
-  merges = itertools.count()
-
-  def intercept(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    if context.method_name == "merge" and isinstance(context.module, ResidualBlock):
-      shortcut, branch = args
-      args = shortcut, drop_branch(drop, next(merges), branch)
-    return run(*args, **kwargs)
-
-  return nn.intercept_methods(intercept)
+  token = _dropped.set(None if drop is None else (drop, itertools.count()))
+  try:
+    yield
+  finally:
+    _dropped.reset(token)
 
 
-def drop_branch(drop: BranchDrop, index: int, branch: jax.Array) -> jax.Array:
-  """Drops a branch, example by example; index counts the branches of one block."""
+def drop_here(branch: jax.Array) -> jax.Array:
+  """Returns a branch as stochastic depth leaves it in the present context."""
+  if (dropped := _dropped.get()) is None:
+    return branch
+  drop, merges = dropped
   keep = 1 - drop.rate
   mask = jax.random.bernoulli(
-    jax.random.fold_in(drop.key, index), keep, (len(branch), *[1] * (branch.ndim - 1))
+    jax.random.fold_in(drop.key, next(merges)),
+    keep,
+    (len(branch), *[1] * (branch.ndim - 1)),
   )
   return jnp.where(mask, branch / keep, 0).astype(branch.dtype)

@@ -98,14 +98,10 @@ class MLPBlock(ResidualBlock):
   @nn.nowrap
   def layer(self, index: int) -> Any:
     """Returns one of the two layers, counted from 1."""
-    return nn.Dense(
-      4 * self.features if index == 1 else self.features,
-      use_bias=self.use_bias,
-      kernel_init=self.kernel_init if index == 1 else self.last_kernel_init,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name=f"dense{index}",
-    )
+    features, init = self.features, self.last_kernel_init
+    if index == 1:
+      features, init = 4 * features, self.kernel_init
+    return self._layer(nn.Dense, features, init, f"dense{index}")
 
 
 class EncoderBlock(nn.Module):

@@ -14,7 +14,6 @@ from skipinit_jax.methods import Method
 from skipinit_jax.models.blocks import BasicBlock, symmetric_conv
 from skipinit_jax.models.depth import Stacked, Stages, apply_stages
 from skipinit_jax.models.head import Head
-from skipinit_jax.models.stochastic_depth import branch_drops
 
 
 class WideResNet(Stacked):
@@ -70,22 +69,11 @@ class WideResNet(Stacked):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
-    method, stages = methods.get(self.method), self.stages()
+    method = methods.get(self.method)
     dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     conv = method.conv
     if self.symmetric_padding:
       conv = functools.partial(symmetric_conv, conv)
-    block = functools.partial(
-      stages.block,
-      conv=conv,
-      projection_init=method.kernel_init,
-      **method.activated_block_fields(
-        num_blocks=sum(stages.num_blocks),
-        branch_layers=stages.branch_layers,
-        train=train,
-        **dtypes,
-      ),
-    )
     x = conv(
       16,
       (3, 3),
@@ -94,13 +82,5 @@ class WideResNet(Stacked):
       **dtypes,
       name="stem",
     )(images)
-    x = apply_stages(
-      x,
-      block,
-      stages,
-      per_block=method.expected_stds(stages.num_blocks),
-      drops=branch_drops(self, method.drop_path, stages.num_blocks, train=train),
-      scan=self.scan,
-      remat=self.remat,
-    )
+    x = apply_stages(self, x, conv, train=train)
     return Head(self.num_classes, method, **dtypes, name="head")(x, train)

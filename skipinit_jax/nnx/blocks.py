@@ -4,8 +4,10 @@
     block = BasicBlock(16, 16, branch_scale=SkipInit, rngs=nnx.Rngs(0))
 
 What a block computes is written once, in `skipinit_jax.models`: a block here owns its
-layers, as NNX wants it, and calls them by the equation of its Linen twin. Names of
-variables are the same, so that `from_linen` and `to_linen` need no table.
+layers, as NNX wants it, and calls them by the equation of its Linen twin. To make the
+layers it runs that equation once, on blank features: each layer that is asked for is
+then made, and not applied. Names of variables are the same, so that `from_linen` and
+`to_linen` need no table.
 
 The fields of the twins are keyword arguments here. A factory makes NNX modules:
 `normalizer(num_features, rngs=rngs)`, `branch_scale(rngs=rngs)` (with `num_features`
@@ -13,8 +15,7 @@ where it accepts that), `conv` and `dense` with the arguments of `nnx.Conv` and
 `nnx.Linear`. Factories of Linen modules that have a twin in NNX will do, too.
 """
 
-import abc
-import functools
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -26,16 +27,13 @@ from flax import nnx
 
 from skipinit_jax import models
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers import he_normal
 from skipinit_jax.methods import Activation, ModuleFactory, bind
 from skipinit_jax.models.blocks import Scalar
-from skipinit_jax.nnx.depth import drop_here
-from skipinit_jax.nnx.factories import nnx_factory
-from skipinit_jax.nnx.layers import Conv, ScalarBias, scaled
+from skipinit_jax.nnx.factories import FACTORIES, nnx_factory
+from skipinit_jax.nnx.layers import ScalarBias, scaled
 
 Initializer = jax.nn.initializers.Initializer
 Layer = Callable[[jax.Array], jax.Array]
-_lecun_normal: Initializer = nn.initializers.lecun_normal()
 
 
 def _equation(method: Any) -> Callable[..., Any]:
@@ -47,30 +45,42 @@ class ResidualBlock(nnx.Module):
   """What all residual blocks share: see `models.ResidualBlock`.
 
   Attributes:
-    twin: the Linen block whose equation this one computes.
+    twin: the Linen block whose fields and equation this one has.
   """
 
-  twin: ClassVar[type[models.ResidualBlock]]
+  twin: ClassVar[type[models.ResidualBlock]] = models.ResidualBlock
+  normalizer: ModuleFactory | None
+  last_normalizer: ModuleFactory | None
+  sum_scale: float
+  use_bias: bool
+  dtype: jax.typing.DTypeLike | None
+  param_dtype: jax.typing.DTypeLike
+  _branch_scale: ModuleFactory | None
+  # While the layers are made.
+  _rngs: nnx.Rngs | None = None
 
-  def __init__(
-    self,
-    *,
-    normalizer: ModuleFactory | None = None,
-    last_normalizer: ModuleFactory | None = None,
-    branch_scale: ModuleFactory | None = None,
-    sum_scale: float = 1.0,
-    use_bias: bool = False,
-    dtype: jax.typing.DTypeLike | None = None,
-    param_dtype: jax.typing.DTypeLike = jnp.float32,
-  ) -> None:
-    """Keeps what the block's layers are made of; see `models.ResidualBlock`."""
-    self.normalizer = nnx_factory("normalizer", normalizer)
-    self._last_normalizer = nnx_factory("last_normalizer", last_normalizer)
-    self._branch_scale = nnx_factory("branch_scale", branch_scale)
-    self.sum_scale = sum_scale
-    self.use_bias = use_bias
-    self.dtype = dtype
-    self.param_dtype = param_dtype
+  def __init__(self, **fields: Any) -> None:
+    """Keeps what the block's layers are made of.
+
+    Args:
+      **fields: those of the twin; its defaults are those of what is left out.
+
+    Raises:
+      UsageError: a factory makes no NNX modules.
+    """
+    known: dict[str, Any] = {
+      field.name: field.default
+      for field in dataclasses.fields(self.twin)
+      if field.name not in ("parent", "name")
+    }
+    for name in fields:
+      if name not in known:
+        raise TypeError(f"{type(self).__name__} takes no argument {name!r}.")
+    for name, value in (known | fields).items():
+      if name in FACTORIES:
+        value = nnx_factory(name, value)
+      # Of this name is the module.
+      setattr(self, "_branch_scale" if name == "branch_scale" else name, value)
 
   def __call__(self, x: jax.Array, *per_block: Scalar) -> jax.Array:
     """Returns the block's sum of shortcut and branch.
@@ -82,54 +92,87 @@ class ResidualBlock(nnx.Module):
     y: jax.Array = _equation(self.twin.__call__)(self, x, *per_block)
     return y
 
-  def merge(self, shortcut: jax.Array, branch: jax.Array) -> jax.Array:
-    """Returns the block's sum. `analysis.measure` reads both terms here."""
-    y: jax.Array = _equation(models.ResidualBlock.merge)(
-      self, shortcut, drop_here(branch)
-    )
-    return y
-
+  merge = _equation(models.ResidualBlock.merge)
   require_features = _equation(models.ResidualBlock.require_features)
 
   def normalize(self, x: jax.Array, name: str) -> jax.Array:
     """Returns x behind the normalizer of this name; without normalization, x."""
-    return self._through(name, x)
+    if self.normalizer is None:
+      return x
+    return self._child(name, x.shape[-1], self.normalizer)(x)
 
   def scale(
-    self, layer: Layer, x: jax.Array, normalizer: Any = None, name: str = "last_norm"
+    self,
+    layer: Layer,
+    x: jax.Array,
+    normalizer: ModuleFactory | None = None,
+    name: str = "last_norm",
   ) -> jax.Array:
     """Returns alpha times what the branch's last layer makes of x, normalized.
 
     Args:
-      name: of the normalizer of the layer's output, where there is one.
+      normalizer: of the layer's output, where there is no `last_normalizer`.
+      name: the name of either.
     """
-    del normalizer
-    if (norm := getattr(self, name, None)) is not None:
-      x, layer = layer(x), norm
-    return scaled(getattr(self, "branch_scale", None), layer, x)
-
-  def _through(self, name: str, x: jax.Array) -> jax.Array:
-    """Returns what the child of this name makes of x; x, if there is none."""
-    child = getattr(self, name, None)
-    return x if child is None else child(x)
-
-  def _add_norm(self, name: str, features: int, rngs: nnx.Rngs) -> None:
-    if self.normalizer is not None:
-      setattr(self, name, self.normalizer(features, rngs=rngs))
-
-  def _add_scale(
-    self,
-    features: int,
-    rngs: nnx.Rngs,
-    normalizer: ModuleFactory | None = None,
-    name: str = "last_norm",
-  ) -> None:
-    """Adds what `scale` needs, with the same last arguments."""
-    if (make := self._last_normalizer or normalizer) is not None:
-      setattr(self, name, make(features, rngs=rngs))
+    normalizer = self.last_normalizer or normalizer
+    if normalizer is not None:
+      x = layer(x)
+      layer = self._child(name, x.shape[-1], normalizer)
+    if self._rngs is None:
+      y: jax.Array = scaled(getattr(self, "branch_scale", None), layer, x)
+      return y
+    y = layer(x)
     if self._branch_scale is not None:
-      accepted = {"num_features": features, "rngs": rngs}
+      accepted = {"num_features": y.shape[-1], "rngs": self._rngs}
       self.branch_scale = bind(self._branch_scale, accepted)()
+    return y
+
+  def _child(self, name: str, features: int, make: Callable[..., Any]) -> Layer:
+    """Returns the child of this name; while layers are made, what makes it.
+
+    Args:
+      features: of what the child returns.
+      make: makes it, called as `make(features of its input, rngs=rngs)`.
+    """
+    if self._rngs is None:
+      child: Layer = getattr(self, name)
+      return child
+
+    def make_child(x: jax.Array) -> jax.Array:
+      if not hasattr(self, name):
+        setattr(self, name, make(x.shape[-1], rngs=self._rngs))
+      return jnp.zeros((*x.shape[:-1], features), x.dtype)
+
+    return make_child
+
+  def _layer(
+    self,
+    factory: ModuleFactory,
+    features: int,
+    kernel_init: Initializer,
+    name: str,
+    *window: Any,
+  ) -> Layer:
+    def make_layer(in_features: int, rngs: nnx.Rngs) -> Any:
+      make: Any = nnx_factory("dense", factory)
+      return make(
+        in_features,
+        features,
+        *window,
+        use_bias=self.use_bias,
+        kernel_init=kernel_init,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        rngs=rngs,
+      )
+
+    return self._child(name, features, make_layer)
+
+  def _make_layers(self, x: jax.Array, rngs: nnx.Rngs) -> None:
+    """Makes the layers that the equation has for such an input."""
+    self._rngs = rngs
+    ResidualBlock.__call__(self, x)
+    del self._rngs
 
 
 class ActivatedBlock(ResidualBlock):
@@ -138,56 +181,33 @@ class ActivatedBlock(ResidualBlock):
   See `models.ActivatedBlock`.
   """
 
-  def __init__(
-    self,
-    *,
-    activation: Activation = jax.nn.relu,
-    kernel_init: Initializer = he_normal,
-    last_kernel_init: Initializer | None = None,
-    scalar_biases: bool = False,
-    **fields: Any,
-  ) -> None:
-    """Keeps what the block's layers are made of; see `models.ActivatedBlock`."""
-    super().__init__(**fields)
-    self.activation = activation
-    self.kernel_init = kernel_init
-    self.last_kernel_init = last_kernel_init
-    self.scalar_biases = scalar_biases
+  twin: ClassVar[type[models.ActivatedBlock]] = models.ActivatedBlock
+  activation: Activation
+  kernel_init: Initializer
+  last_kernel_init: Initializer | None
+  scalar_biases: bool
 
   activate = _equation(models.ActivatedBlock.activate)
 
   def bias(self, x: jax.Array, name: str) -> jax.Array:
     """Returns x plus Fixup's scalar bias of this name; without such biases, x."""
-    return self._through(name, x)
+    if not self.scalar_biases:
+      return x
+
+    def make(features: int, rngs: nnx.Rngs) -> ScalarBias:
+      return ScalarBias(param_dtype=self.param_dtype)
+
+    return self._child(name, x.shape[-1], make)(x)
 
   def scale(
-    self, layer: Layer, x: jax.Array, normalizer: Any = None, name: str = "last_norm"
+    self,
+    layer: Layer,
+    x: jax.Array,
+    normalizer: ModuleFactory | None = None,
+    name: str = "last_norm",
   ) -> jax.Array:
     """Returns what `ResidualBlock.scale` does, plus the branch's bias."""
     return self.bias(super().scale(layer, x, normalizer, name), "branch_bias")
-
-  def _init(self, last: bool) -> Initializer:
-    return (self.last_kernel_init if last else None) or self.kernel_init
-
-  def _add_bias(self, name: str) -> None:
-    if self.scalar_biases:
-      setattr(self, name, ScalarBias(param_dtype=self.param_dtype))
-
-  def _add_activation(self, index: int, features: int, rngs: nnx.Rngs) -> None:
-    """Adds what `activate` needs before layer `index`."""
-    self._add_norm(f"norm{index}", features, rngs)
-    self._add_bias(f"activation_bias{index}")
-    self._add_bias(f"layer_bias{index}")
-
-  def _add_scale(
-    self,
-    features: int,
-    rngs: nnx.Rngs,
-    normalizer: ModuleFactory | None = None,
-    name: str = "last_norm",
-  ) -> None:
-    super()._add_scale(features, rngs, normalizer, name)
-    self._add_bias("branch_bias")
 
 
 class ConvolutionalBlock(ActivatedBlock):
@@ -197,7 +217,7 @@ class ConvolutionalBlock(ActivatedBlock):
     expansion: the features that the block returns over those of its inner layers.
   """
 
-  twin: ClassVar[type[models.ConvolutionalBlock]]
+  twin: ClassVar[type[models.ConvolutionalBlock]] = models.ConvolutionalBlock
   expansion: ClassVar[int] = 1
 
   def __init__(
@@ -206,8 +226,6 @@ class ConvolutionalBlock(ActivatedBlock):
     out_features: int,
     *,
     strides: int = 1,
-    conv: ModuleFactory = Conv,
-    projection_init: Initializer = he_normal,
     rngs: nnx.Rngs,
     **fields: Any,
   ) -> None:
@@ -217,74 +235,31 @@ class ConvolutionalBlock(ActivatedBlock):
       in_features: channels of the input.
       out_features: channels of the result; a bottleneck's must be a multiple of four.
       strides: strides of the block.
-      conv: factory of convolutions, with the arguments of `flax.nnx.Conv`.
-      projection_init: initializer of the shortcut's projection.
       rngs: the layers' random numbers.
       **fields: `normalizer`, `branch_scale`, `activation`, `use_bias` and the other
-        fields of the Linen block.
+        fields of the Linen block; `conv` is called with the arguments of
+        `flax.nnx.Conv`.
 
     Raises:
       UsageError: a factory makes no NNX modules, or the features do not divide.
     """
-    super().__init__(**fields)
+    features = out_features // self.expansion
+    super().__init__(features=features, strides=strides, **fields)
     if out_features < 1 or out_features % self.expansion:
       raise UsageError(
         f"out_features is {out_features}: for a {type(self).__name__} it must be a "
         f"positive multiple of {self.expansion}."
       )
-    self.in_features = in_features
-    self.features = out_features // self.expansion
-    self.strides = strides
-    self._conv = nnx_factory("conv", conv)
-    self.projection_init = projection_init
-    if strides != 1 or in_features != out_features:
-      self._add_conv("projection", in_features, out_features, 1, strides, rngs=rngs)
-    self._add_layers(in_features, out_features, rngs)
+    x = jnp.zeros((1, 1, 1, in_features))
+    self._rngs = rngs
+    # First, so that the others' random numbers are as they were.
+    if self.projects(x, out_features):
+      self.project(x, out_features)
+    self._make_layers(x, rngs)
 
   projects = _equation(models.ConvolutionalBlock.projects)
-
-  def project(self, x: jax.Array, features: int) -> jax.Array:
-    """Returns the shortcut's 1x1 convolution of x."""
-    del features
-    return self._through("projection", x)
-
-  def convolution(
-    self, features: int, size: int, strides: int = 1, *, name: str, last: bool = False
-  ) -> Layer:
-    """Returns one of the branch's convolutions."""
-    del features, size, strides, last
-    layer: Layer = getattr(self, name)
-    return layer
-
-  @abc.abstractmethod
-  def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    """Adds the layers of the branch."""
-
-  def _add_conv(
-    self,
-    name: str,
-    in_features: int,
-    out_features: int,
-    size: int,
-    strides: int = 1,
-    *,
-    last: bool = False,
-    rngs: nnx.Rngs,
-  ) -> None:
-    conv: Any = self._conv
-    is_projection = name == "projection"
-    layer = conv(
-      in_features,
-      out_features,
-      (size, size),
-      strides,
-      use_bias=self.use_bias,
-      kernel_init=self.projection_init if is_projection else self._init(last),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      rngs=rngs,
-    )
-    setattr(self, name, layer)
+  project = _equation(models.ConvolutionalBlock.project)
+  convolution = _equation(models.ConvolutionalBlock.convolution)
 
 
 class BasicBlock(ConvolutionalBlock):
@@ -294,13 +269,6 @@ class BasicBlock(ConvolutionalBlock):
   """
 
   twin = models.BasicBlock
-
-  def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    self._add_activation(1, in_features, rngs)
-    self._add_conv("conv1", in_features, out_features, 3, self.strides, rngs=rngs)
-    self._add_activation(2, out_features, rngs)
-    self._add_conv("conv2", out_features, out_features, 3, last=True, rngs=rngs)
-    self._add_scale(out_features, rngs)
 
 
 class BottleneckBlock(ConvolutionalBlock):
@@ -312,15 +280,6 @@ class BottleneckBlock(ConvolutionalBlock):
   twin = models.BottleneckBlock
   expansion = 4
 
-  def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    self._add_activation(1, in_features, rngs)
-    self._add_conv("conv1", in_features, self.features, 1, rngs=rngs)
-    self._add_activation(2, self.features, rngs)
-    self._add_conv("conv2", self.features, self.features, 3, self.strides, rngs=rngs)
-    self._add_activation(3, self.features, rngs)
-    self._add_conv("conv3", self.features, out_features, 1, last=True, rngs=rngs)
-    self._add_scale(out_features, rngs)
-
 
 class PostActivationBottleneckBlock(ConvolutionalBlock):
   """Version-1 bottleneck block: see `models.PostActivationBottleneckBlock`.
@@ -331,31 +290,11 @@ class PostActivationBottleneckBlock(ConvolutionalBlock):
   twin = models.PostActivationBottleneckBlock
   expansion = 4
 
-  def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    if hasattr(self, "projection"):
-      self._add_norm("projection_norm", out_features, rngs)
-    self._add_bias("layer_bias1")
-    self._add_conv("conv1", in_features, self.features, 1, rngs=rngs)
-    self._add_activation(2, self.features, rngs)
-    self._add_conv("conv2", self.features, self.features, 3, self.strides, rngs=rngs)
-    self._add_activation(3, self.features, rngs)
-    self._add_conv("conv3", self.features, out_features, 1, last=True, rngs=rngs)
-    self._add_scale(out_features, rngs, self.normalizer, "norm4")
-
 
 class PostActivationBasicBlock(ConvolutionalBlock):
   """Version-1 block of two 3x3 convolutions: see `models.PostActivationBasicBlock`."""
 
   twin = models.PostActivationBasicBlock
-
-  def _add_layers(self, in_features: int, out_features: int, rngs: nnx.Rngs) -> None:
-    if hasattr(self, "projection"):
-      self._add_norm("projection_norm", out_features, rngs)
-    self._add_bias("layer_bias1")
-    self._add_conv("conv1", in_features, out_features, 3, self.strides, rngs=rngs)
-    self._add_activation(2, out_features, rngs)
-    self._add_conv("conv2", out_features, out_features, 3, last=True, rngs=rngs)
-    self._add_scale(out_features, rngs, self.normalizer, "norm3")
 
 
 class FullyConnectedBlock(ActivatedBlock):
@@ -366,49 +305,22 @@ class FullyConnectedBlock(ActivatedBlock):
 
   twin = models.FullyConnectedBlock
 
-  def __init__(
-    self,
-    features: int,
-    *,
-    num_layers: int = 1,
-    dense: ModuleFactory = nnx.Linear,
-    rngs: nnx.Rngs,
-    **fields: Any,
-  ) -> None:
+  def __init__(self, features: int, *, rngs: nnx.Rngs, **fields: Any) -> None:
     """Makes the block's layers.
 
     Args:
       features: the features of the input and of every layer.
-      num_layers: layers of the branch.
-      dense: factory of the layers, with the arguments of `flax.nnx.Linear`.
       rngs: the layers' random numbers.
-      **fields: as in `BasicBlock`.
+      **fields: `num_layers` and the other fields of the Linen block; `dense` is called
+        with the arguments of `flax.nnx.Linear`.
 
     Raises:
       UsageError: a factory makes no NNX modules.
     """
-    super().__init__(**fields)
-    self.features = features
-    self.num_layers = num_layers
-    make: Any = nnx_factory("dense", dense)
-    for index in range(1, num_layers + 1):
-      self._add_activation(index, features, rngs)
-      layer = make(
-        features,
-        features,
-        use_bias=self.use_bias,
-        kernel_init=self._init(last=index == num_layers),
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        rngs=rngs,
-      )
-      setattr(self, f"dense{index}", layer)
-    self._add_scale(features, rngs)
+    super().__init__(features=features, **fields)
+    self._make_layers(jnp.zeros((1, features)), rngs)
 
-  def layer(self, index: int) -> Layer:
-    """Returns one of the branch's layers, counted from 1."""
-    layer: Layer = getattr(self, f"dense{index}")
-    return layer
+  layer = _equation(models.FullyConnectedBlock.layer)
 
 
 class AttentionBlock(ResidualBlock):
@@ -418,57 +330,50 @@ class AttentionBlock(ResidualBlock):
   """
 
   twin = models.AttentionBlock
+  num_heads: int
+  kernel_init: Initializer
+  last_kernel_init: Initializer | None
 
   def __init__(
-    self,
-    features: int,
-    *,
-    num_heads: int = 1,
-    kernel_init: Initializer = _lecun_normal,
-    last_kernel_init: Initializer | None = None,
-    rngs: nnx.Rngs,
-    **fields: Any,
+    self, features: int, *, num_heads: int = 1, rngs: nnx.Rngs, **fields: Any
   ) -> None:
     """Makes the block's layers.
 
     Args:
       features: the features of a token, which stay.
       num_heads: heads, which must divide the features.
-      kernel_init: initializer of the layers; the default has variance 1 / fan-in.
-      last_kernel_init: initializer of the last layer; None: `kernel_init`.
       rngs: the layers' random numbers.
-      **fields: `normalizer`, `branch_scale`, `use_bias` and the other fields of
-        `ResidualBlock`.
+      **fields: `normalizer`, `branch_scale`, `use_bias` and the other fields of the
+        Linen block.
 
     Raises:
       UsageError: a factory makes no NNX modules, or the heads do not divide.
     """
-    super().__init__(**fields)
+    super().__init__(features=features, num_heads=num_heads, **fields)
     if num_heads < 1 or features % num_heads:
       raise UsageError(
         f"num_heads is {num_heads}: it must divide the features, {features}."
       )
-    self.features = features
-    self._add_norm("norm1", features, rngs)
-    self.attention = nnx.MultiHeadAttention(
-      num_heads,
-      features,
-      use_bias=self.use_bias,
-      kernel_init=kernel_init,
-      out_kernel_init=last_kernel_init,
-      attention_fn=_attend,
-      decode=False,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      rngs=rngs,
-    )
-    self._add_scale(features, rngs)
+    self._make_layers(jnp.zeros((1, 1, features)), rngs)
 
   def layer(self, x: jax.Array) -> Layer:
     """Returns the attention."""
-    del x
-    layer: Layer = self.attention
-    return layer
+
+    def make(in_features: int, rngs: nnx.Rngs) -> nnx.MultiHeadAttention:
+      return nnx.MultiHeadAttention(
+        self.num_heads,
+        in_features,
+        use_bias=self.use_bias,
+        kernel_init=self.kernel_init,
+        out_kernel_init=self.last_kernel_init,
+        attention_fn=_attend,
+        decode=False,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        rngs=rngs,
+      )
+
+    return self._child("attention", x.shape[-1], make)
 
 
 class MLPBlock(ResidualBlock):
@@ -479,49 +384,22 @@ class MLPBlock(ResidualBlock):
 
   twin = models.MLPBlock
 
-  def __init__(
-    self,
-    features: int,
-    *,
-    activation: Activation = jax.nn.relu,
-    kernel_init: Initializer = _lecun_normal,
-    last_kernel_init: Initializer = he_normal,
-    rngs: nnx.Rngs,
-    **fields: Any,
-  ) -> None:
+  def __init__(self, features: int, *, rngs: nnx.Rngs, **fields: Any) -> None:
     """Makes the block's layers.
 
     Args:
       features: the features of a token, which stay; the hidden layer has four times
         as many.
-      activation: the activation function between the layers.
-      kernel_init: initializer of the first layer; the default has variance 1 / fan-in.
-      last_kernel_init: initializer of the second layer, which follows the activation.
       rngs: the layers' random numbers.
       **fields: as in `AttentionBlock`.
 
     Raises:
       UsageError: a factory makes no NNX modules.
     """
-    super().__init__(**fields)
-    self.features = features
-    self.activation = activation
-    linear = functools.partial(
-      nnx.Linear,
-      use_bias=self.use_bias,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      rngs=rngs,
-    )
-    self._add_norm("norm1", features, rngs)
-    self.dense1 = linear(features, 4 * features, kernel_init=kernel_init)
-    self.dense2 = linear(4 * features, features, kernel_init=last_kernel_init)
-    self._add_scale(features, rngs)
+    super().__init__(features=features, **fields)
+    self._make_layers(jnp.zeros((1, 1, features)), rngs)
 
-  def layer(self, index: int) -> Layer:
-    """Returns one of the two layers, counted from 1."""
-    layer: Layer = self.dense1 if index == 1 else self.dense2
-    return layer
+  layer = _equation(models.MLPBlock.layer)
 
 
 def _attend(

@@ -1,9 +1,5 @@
 """Stacks of equal blocks, as one `nnx.scan`."""
 
-import contextlib
-import contextvars
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,28 +7,7 @@ from flax import nnx
 
 from skipinit_jax.methods import ModuleFactory
 from skipinit_jax.models.depth import PerBlock, of_block
-from skipinit_jax.models.stochastic_depth import BranchDrop, drop_branch
-
-_Drop = tuple[BranchDrop, Iterator[int]]
-_drop: contextvars.ContextVar[_Drop | None] = contextvars.ContextVar(
-  "drop", default=None
-)
-
-
-@contextlib.contextmanager
-def _dropping(drop: BranchDrop | None) -> Iterator[None]:
-  """Drops the branches of residual blocks in this context, example by example."""
-  token = _drop.set(None if drop is None else (drop, itertools.count()))
-  yield
-  _drop.reset(token)
-
-
-def drop_here(branch: jax.Array) -> jax.Array:
-  """Returns a branch as stochastic depth leaves it in the present context."""
-  if (here := _drop.get()) is None:
-    return branch
-  drop, merges = here
-  return drop_branch(drop, next(merges), branch)
+from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
 
 
 class DepthStack(nnx.Module):
@@ -102,6 +77,6 @@ class DepthStack(nnx.Module):
 def apply_block(x: jax.Array, block: Any, own: Any) -> jax.Array:
   """Applies a block to x and to its part of what all blocks have."""
   argument, drop = own
-  with _dropping(drop):
+  with dropping(drop):
     y: jax.Array = block(x) if argument is None else block(x, argument)
     return y

@@ -27,14 +27,14 @@ _TWINS |= {
   for name in ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
   if hasattr(nnx, name)
 }
-# By field: an example, and what it is called with.
-_CALLS = {
+FACTORIES = {
   "normalizer": ("nnx.LayerNorm", "num_features, rngs=rngs"),
   "last_normalizer": ("nnx.LayerNorm", "num_features, rngs=rngs"),
   "branch_scale": ("skipinit_jax.nnx.SkipInit", "rngs=rngs"),
   "conv": ("nnx.Conv", "in_features, out_features, kernel_size, strides, rngs=rngs"),
   "dense": ("nnx.Linear", "in_features, out_features, rngs=rngs"),
 }
+"""By a block's fields that are factories: an example, and what it is called with."""
 
 
 def nnx_factory(field: str, factory: ModuleFactory | None) -> ModuleFactory | None:
@@ -52,7 +52,7 @@ def nnx_factory(field: str, factory: ModuleFactory | None) -> ModuleFactory | No
   """
   if factory is None:
     return None
-  example, arguments = _CALLS[field]
+  example, arguments = FACTORIES[field]
   call = (
     f"a factory of NNX modules such as {example} or a functools.partial of it, called "
     f"as {field}({arguments})"

@@ -1,7 +1,7 @@
 """Residual networks for NNX: those of `skipinit_jax.models`, on the same methods."""
 
 import functools
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 
 from skipinit_jax import methods, models
 from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
+from skipinit_jax.models.blocks import symmetric_conv
 from skipinit_jax.models.depth import of_block
 from skipinit_jax.models.head import Head as LinenHead
 from skipinit_jax.models.head import mean_over_positions
@@ -37,6 +38,20 @@ _BLOCKS: dict[Any, type[ConvolutionalBlock]] = {
     PostActivationBottleneckBlock,
   )
 }
+
+
+class _Fields(TypedDict, total=False):
+  scan: bool
+  remat: bool
+  symmetric_padding: bool
+  dtype: DType
+  param_dtype: DType
+
+
+class _ResNetFields(_Fields, total=False):
+  version: int | None
+  symmetric_stem: bool
+  average_projection: bool
 
 
 class _Parts(nnx.Module):
@@ -113,7 +128,6 @@ class _ConvolutionalNetwork(_Parts):
     in_features: int,
     stem: tuple[int, int, int],
     *,
-    symmetric_stem: bool = False,
     preactivation: bool = True,
     rngs: nnx.Rngs,
     **head: Any,
@@ -130,11 +144,11 @@ class _ConvolutionalNetwork(_Parts):
     block = _BLOCKS[stages.block]
     dtypes: dict[str, Any] = {"dtype": twin.dtype, "param_dtype": twin.param_dtype}
     conv: Any = nnx_factory("conv", method.conv)
-    symmetric = functools.partial(_symmetric_conv, conv)
+    symmetric = functools.partial(symmetric_conv, conv)
     if twin.symmetric_padding:
       conv = symmetric
     features, size, strides = stem
-    self.stem = (symmetric if symmetric_stem else conv)(
+    self.stem = (symmetric if getattr(twin, "symmetric_stem", False) else conv)(
       in_features,
       features,
       (size, size),
@@ -154,6 +168,7 @@ class _ConvolutionalNetwork(_Parts):
       block,
       conv=conv,
       projection_init=method.kernel_init,
+      average_projection=getattr(twin, "average_projection", False),
       **method.activated_block_fields(
         num_blocks=sum(stages.num_blocks),
         branch_layers=stages.branch_layers,
@@ -221,12 +236,8 @@ class WideResNet(_ConvolutionalNetwork):
     method: Method | str,
     *,
     in_features: int = 3,
-    scan: bool = True,
-    remat: bool = False,
-    symmetric_padding: bool = False,
-    dtype: DType = jnp.float32,
-    param_dtype: DType = jnp.float32,
     rngs: nnx.Rngs,
+    **fields: Unpack[_Fields],
   ) -> None:
     """Makes the network.
 
@@ -236,29 +247,15 @@ class WideResNet(_ConvolutionalNetwork):
       num_classes: number of logits.
       method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
       in_features: channels of the images.
-      scan: whether to scan over the equal blocks of a stage, or to write them out.
-      remat: whether to recompute blocks in the backward pass to save memory.
-      symmetric_padding: whether layers with strides pad both sides alike, as PyTorch's
-        do.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
       rngs: the random numbers of layers and dropout.
+      **fields: `scan`, `remat`, `symmetric_padding`, `dtype` and `param_dtype`, as in
+        `models.WideResNet`.
 
     Raises:
       UsageError: as `models.WideResNet`, or the method has factories of Linen modules
         that have no twin in NNX.
     """
-    twin = models.WideResNet(
-      depth,
-      width,
-      num_classes,
-      method,
-      scan=scan,
-      remat=remat,
-      symmetric_padding=symmetric_padding,
-      dtype=dtype,
-      param_dtype=param_dtype,
-    )
+    twin = models.WideResNet(depth, width, num_classes, method, **fields)
     super().__init__(twin, in_features, (16, 3, 1), rngs=rngs)
 
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -278,15 +275,9 @@ class ResNet(_ConvolutionalNetwork):
     num_classes: int,
     method: Method | str,
     *,
-    version: int | None = None,
     in_features: int = 3,
-    scan: bool = True,
-    remat: bool = False,
-    symmetric_padding: bool = False,
-    symmetric_stem: bool = False,
-    dtype: DType = jnp.float32,
-    param_dtype: DType = jnp.float32,
     rngs: nnx.Rngs,
+    **fields: Unpack[_ResNetFields],
   ) -> None:
     """Makes the network.
 
@@ -294,61 +285,28 @@ class ResNet(_ConvolutionalNetwork):
       depth: 18, 34, 50, 101, 152 or 200.
       num_classes: number of logits.
       method: what keeps the network trainable, or its name; see `skipinit_jax.methods`.
-      version: 1 or 2; None: `method.resnet_version`, or else 2.
       in_features: channels of the images.
-      scan: as in `WideResNet`.
-      remat: likewise.
-      symmetric_padding: likewise.
-      symmetric_stem: whether the stem's convolution pads both sides alike, whatever the
-        other layers do.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
       rngs: the random numbers of layers and dropout.
+      **fields: `version`, `scan`, `remat`, `symmetric_padding`, `symmetric_stem`,
+        `average_projection`, `dtype` and `param_dtype`, as in `models.ResNet`.
 
     Raises:
       UsageError: as `models.ResNet`, or the method has factories of Linen modules that
         have no twin in NNX.
     """
-    twin = models.ResNet(
-      depth,
-      num_classes,
-      method,
-      version=version,
-      scan=scan,
-      remat=remat,
-      symmetric_padding=symmetric_padding,
-      symmetric_stem=symmetric_stem,
-      dtype=dtype,
-      param_dtype=param_dtype,
-    )
+    twin = models.ResNet(depth, num_classes, method, **fields)
     super().__init__(
       twin,
       in_features,
       (64, 7, 2),
-      symmetric_stem=symmetric_stem,
       preactivation=twin.version == 2,
       classifier_init=nn.initializers.zeros,
       rngs=rngs,
     )
-    self.pool_padding = ((1, 1), (1, 1)) if symmetric_padding else "SAME"
+    self.pool_padding = ((1, 1), (1, 1)) if twin.symmetric_padding else "SAME"
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps images [N, H, W, C] to logits [N, num_classes], float32."""
     x = self._through("stem stem_norm stem_bias stem_activation", images)
     x = nnx.max_pool(x, (3, 3), (2, 2), padding=self.pool_padding)
     return self.head(self._stages(x))
-
-
-def _symmetric_conv(
-  conv: ModuleFactory,
-  in_features: int,
-  out_features: int,
-  kernel_size: tuple[int, ...],
-  strides: int = 1,
-  **fields: Any,
-) -> Any:
-  """Returns a convolution that pads both sides alike."""
-  padding = [(size // 2, size // 2) for size in kernel_size]
-  return conv(
-    in_features, out_features, kernel_size, strides, padding=padding, **fields
-  )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from skipinit_jax import data
-from skipinit_jax.data.prepare import idx
+from skipinit_jax.data.prepare import published
 from skipinit_jax.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def prepared(tmp_path_factory, idx_files):
   """The folder of a small Fashion-MNIST, prepared."""
   folder = tmp_path_factory.mktemp("fashion")
   idx_files.write(folder / "source")
-  idx.prepare("fashion_mnist", folder / "source", str(folder / "tfds"))
+  published.prepare("fashion_mnist", folder / "source", str(folder / "tfds"))
   return folder / "tfds"
 
 
@@ -212,7 +212,7 @@ def test_cache_serves_one_preparation_and_no_other(
   for seed in (1, 2):
     arrays = idx_files.write(tmp_path / "source", seed=seed)
     shutil.rmtree(data_dir, ignore_errors=True)
-    idx.prepare("fashion_mnist", tmp_path / "source", data_dir)
+    published.prepare("fashion_mnist", tmp_path / "source", data_dir)
     fresh = load()
     assert_holds(fresh, arrays)
   monkeypatch.setattr(

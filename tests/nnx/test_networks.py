@@ -55,7 +55,11 @@ def test_networks_of_every_method_compute_what_their_twins_do(name, same, small)
 @pytest.mark.parametrize(
   ("name", "depth", "fields"),
   [
-    ("batch_norm", 50, {"version": 1, "symmetric_padding": True}),
+    (
+      "batch_norm",
+      50,
+      {"version": 1, "symmetric_padding": True, "average_projection": True},
+    ),
     ("batch_norm", 18, {"symmetric_stem": True}),
     ("fixup", 50, {}),
   ],

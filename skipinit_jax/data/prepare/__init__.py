@@ -1,10 +1,9 @@
 """Turns the files of others into those that this package reads."""
 
-from skipinit_jax.data.prepare import cifar, idx, imagenet, sample_photos
+from skipinit_jax.data.prepare import imagenet, published, sample_photos
 
 __all__ = [
-  "cifar",
-  "idx",
   "imagenet",
+  "published",
   "sample_photos",
 ]

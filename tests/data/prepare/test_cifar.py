@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from skipinit_jax import data
-from skipinit_jax.data.prepare import cifar
+from skipinit_jax.data.prepare import published
 from skipinit_jax.errors import UsageError
 
 # The published layouts: https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -55,7 +55,7 @@ def test_tensorflow_datasets_reads_what_was_prepared(name, tmp_path):
   files, examples = make_files(name)
   # A path that leads out is neither followed nor written.
   path = write_archive(tmp_path / TITLE[name], files | {"../x": b"x"}, FOLDER[name])
-  message = cifar.prepare(name, path, str(tmp_path / "tfds"))
+  message = published.prepare(name, path, str(tmp_path / "tfds"))
   assert message.startswith(f"Prepared {name} with 20 train and 7 test examples in")
   assert {each.name for each in tmp_path.iterdir()} == {path.name, "tfds"}
 
@@ -79,7 +79,7 @@ def test_tensorflow_datasets_reads_what_was_prepared(name, tmp_path):
   (tmp_path / "folder").mkdir()
   for file, content in files.items():
     (tmp_path / "folder" / file).write_bytes(content)
-  message = cifar.prepare(name, tmp_path / "folder", str(tmp_path / "tfds"))
+  message = published.prepare(name, tmp_path / "folder", str(tmp_path / "tfds"))
   assert message.startswith(f"Already prepared: {name} with 20 train and 7 test")
 
 
@@ -112,7 +112,7 @@ def test_other_archive_is_one_sentence_and_writes_nothing(damage, message, tmp_p
   files = damage(make_files("cifar10")[0])
   path = write_archive(tmp_path / "a.tar.gz", files, "f")
   with pytest.raises(UsageError, match=message) as error:
-    cifar.prepare("cifar10", path, str(tmp_path / "tfds"))
+    published.prepare("cifar10", path, str(tmp_path / "tfds"))
   assert "\n" not in str(error.value)
   assert not (tmp_path / "tfds").exists()
 
@@ -134,6 +134,6 @@ def test_damaged_archive_is_one_sentence(damage, tmp_path):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(UsageError, match=r"a\.tar\.gz cannot be read \(.*\): it must be"):
-    cifar.prepare("cifar10", path)
-  with pytest.raises(UsageError, match="Unknown dataset of CIFAR's archives 'cifar11'"):
-    cifar.prepare("cifar11", path)
+    published.prepare("cifar10", path)
+  with pytest.raises(UsageError, match="Unknown published dataset 'cifar11'"):
+    published.prepare("cifar11", path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from skipinit_jax.data.prepare import idx
+from skipinit_jax.data.prepare import published
 from skipinit_jax.errors import UsageError
 
 DEBIAN_FILES = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -20,7 +20,7 @@ def source(tmp_path, idx_files):
 
 
 def prepare(source):
-  return idx.prepare("fashion_mnist", source, str(source.parent / "tfds"))
+  return published.prepare("fashion_mnist", source, str(source.parent / "tfds"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -40,7 +40,7 @@ def test_tensorflow_datasets_reads_what_was_prepared(zipped, tmp_path, idx_files
 
 @pytest.mark.skipif(not DEBIAN_FILES.exists(), reason="needs dataset-fashion-mnist")
 def test_reads_debians_files():
-  split = idx._read_split(DEBIAN_FILES, "t10k")
+  split = published._read_idx_folder(DEBIAN_FILES).splits["test"]
   assert split.images.shape == (10000, 28, 28, 1)
   assert np.bincount(split.labels).tolist() == [1000] * 10
 
@@ -101,9 +101,9 @@ def test_bad_source_is_one_sentence_and_writes_nothing(name, damage, message, so
 
 def test_bad_arguments(source, tmp_path):
   with pytest.raises(UsageError, match="none' is not a folder"):
-    idx.prepare("fashion_mnist", tmp_path / "none")
-  with pytest.raises(UsageError, match="Unknown dataset of IDX files 'cifar10'"):
-    idx.prepare("cifar10", source)
+    published.prepare("fashion_mnist", tmp_path / "none")
+  with pytest.raises(UsageError, match="Unknown published dataset 'mnist'"):
+    published.prepare("mnist", source)
 
 
 def test_data_dir_that_cannot_be_used(source, monkeypatch):

@@ -1,12 +1,18 @@
-"""CIFAR-10 and CIFAR-100 from their published binary archives."""
+"""Data sets from the files in which they are published.
+
+CIFAR-10 and CIFAR-100 are binary archives, Fashion-MNIST is IDX files, the format of
+MNIST.
+"""
 
 import gzip
 import io
+import math
 import os
 import pathlib
 import tarfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +23,15 @@ from skipinit_jax.data.prepare import tfds_files
 from skipinit_jax.files import local_path
 
 __all__ = [
-  "NAMES",
+  "ARCHIVES",
+  "IDX",
   "prepare",
 ]
+
+IDX: tuple[str, ...] = ("fashion_mnist",)
+"""Data sets that are published as IDX files, under the names that MNIST's have."""
+
+_FILE_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 class _Archive(NamedTuple):
@@ -56,8 +68,16 @@ _ARCHIVES = {
 _IMAGE = (3, 32, 32)
 _GZIP = b"\x1f\x8b"
 
-NAMES: tuple[str, ...] = tuple(_ARCHIVES)
-"""Data sets that are published as such archives."""
+ARCHIVES: tuple[str, ...] = tuple(_ARCHIVES)
+"""Data sets that are published as archives of binary files."""
+
+
+class _Published(NamedTuple):
+  """What files hold: see `tfds_files.write_arrays`."""
+
+  splits: Mapping[str, Split]
+  more: Mapping[str, Mapping[str, Sequence[Any]]] | None = None
+  class_names: Mapping[str, list[str]] | None = None
 
 
 def prepare(
@@ -69,9 +89,10 @@ def prepare(
   Nothing is unpacked to disk.
 
   Args:
-    name: one of `NAMES`.
-    source: the archive of the binary version, cifar-10-binary.tar.gz or
-      cifar-100-binary.tar.gz, or a folder with its files.
+    name: one of `IDX` or `ARCHIVES`.
+    source: the folder with the four IDX files, gzipped or not; or the archive of the
+      binary version, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or a folder
+      with its files.
     data_dir: where to write; by default the environment variable TFDS_DATA_DIR or
       ~/tensorflow_datasets.
 
@@ -79,12 +100,19 @@ def prepare(
     One sentence on what was done: prepared, or already prepared.
 
   Raises:
-    UsageError: the name is not in `NAMES`; the archive lacks a file, or is damaged or
-      another one; `data_dir` cannot be written, or holds other files for this data set.
+    UsageError: the name is another one; a file is missing, is damaged or does not fit;
+      `data_dir` cannot be written, or holds other files for this data set.
   """
-  if name not in NAMES:
-    raise errors.unknown_name("dataset of CIFAR's archives", name, NAMES)
-  archive, path = _ARCHIVES[name], local_path(source)
+  if name not in (*IDX, *ARCHIVES):
+    raise errors.unknown_name("published dataset", name, (*IDX, *ARCHIVES))
+  path, data_dir = local_path(source), prepared.directory(data_dir)
+  read = _read_idx_folder(path) if name in IDX else _read_cifar(_ARCHIVES[name], path)
+  return tfds_files.write_arrays(
+    name, data_dir=data_dir, where=f"in {path}", **read._asdict()
+  )
+
+
+def _read_cifar(archive: _Archive, path: pathlib.Path) -> _Published:
   files = _read(archive, path)
   splits, more = {}, {}
   for split, names in archive.splits.items():
@@ -95,17 +123,11 @@ def prepare(
     splits[split] = Split(images, labels.pop("label"))
     ids = [f"{split}_{number:05d}" for number in range(len(records))]
     more[split] = {"id": ids, **labels}
-  return tfds_files.write_arrays(
-    name,
-    splits,
-    data_dir=prepared.directory(data_dir),
-    where=f"in {path}",
-    more=more,
-    class_names={
-      label: files[file].decode(errors="replace").split()
-      for label, file in archive.class_names.items()
-    },
-  )
+  class_names = {
+    label: files[file].decode(errors="replace").split()
+    for label, file in archive.class_names.items()
+  }
+  return _Published(splits, more, class_names)
 
 
 def _read(archive: _Archive, source: pathlib.Path) -> dict[str, bytes]:
@@ -151,3 +173,43 @@ def _records(
       f"bytes each: it is damaged, or not of {archive.title}."
     )
   return np.frombuffer(content, np.uint8).reshape(-1, size)
+
+
+def _read_idx_folder(folder: pathlib.Path) -> _Published:
+  if not folder.is_dir():
+    raise errors.UsageError(f"Source {str(folder)!r} is not a folder.")
+  splits = {}
+  for split, prefix in _FILE_PREFIXES.items():
+    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)[..., None]
+    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+    splits[split] = Split(images, labels.astype(np.int32))
+  return _Published(splits)
+
+
+def _read_idx(path: pathlib.Path, num_dimensions: int) -> np.ndarray:
+  """Reads an IDX file of unsigned bytes, gzipped if `path` itself is missing."""
+  zipped = path.with_name(f"{path.name}.gz")
+  if not path.exists():
+    if not zipped.exists():
+      raise errors.UsageError(f"There is neither {zipped} nor {path.name} beside it.")
+    path = zipped
+  try:
+    content = path.read_bytes()
+    if path == zipped:
+      content = gzip.decompress(content)
+  except (OSError, EOFError, zlib.error) as error:
+    raise errors.UsageError(f"Cannot read {path}: {error}.") from error
+  # Two zero bytes, 8 for unsigned bytes, the number of dimensions, and the size
+  # of each as a big-endian integer.
+  header = 4 + 4 * num_dimensions
+  if len(content) < header or content[:4] != bytes([0, 0, 8, num_dimensions]):
+    raise errors.UsageError(
+      f"{path} is not an IDX file of unsigned bytes with {num_dimensions} dimensions."
+    )
+  shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+  if len(content) - header != math.prod(shape):
+    raise errors.UsageError(
+      f"{path} holds {len(content) - header} bytes of data where its header says "
+      f"{' x '.join(map(str, shape))}."
+    )
+  return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
