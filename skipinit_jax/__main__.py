@@ -6,7 +6,9 @@ A checkout has the folder of programs beside the package, a wheel within it.
 import ast
 import pathlib
 import runpy
+import shutil
 import sys
+import textwrap
 
 from skipinit_jax.errors import MissingPackageError, UsageError, unknown_name
 
@@ -35,7 +37,12 @@ def main() -> None:
   programs = _programs()
   if name in ("--help", "-h"):
     print("skipinit-jax NAME FLAGS...; skipinit-jax NAME --help lists the flags.\n")
-    print(*(f"  {each:22}{text}" for each, text in programs.items()), sep="\n")
+    columns, indent = max(60, shutil.get_terminal_size().columns), " " * 24
+    for each, text in programs.items():
+      begin = f"  {each:22}"
+      print(
+        textwrap.fill(text, columns, initial_indent=begin, subsequent_indent=indent)
+      )
     return
   try:
     if name not in programs:
