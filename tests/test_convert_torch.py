@@ -1,10 +1,6 @@
 """Converted networks against PyTorch's own: the same logits."""
 
 import functools
-import importlib.machinery
-import importlib.util
-import sys
-import types
 
 import jax
 import numpy as np
@@ -15,6 +11,7 @@ from skipinit_jax import convert, methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.models import ResNet
 from skipinit_jax.training import load_weights
+from tests.peers.common import torchvision
 
 torch = pytest.importorskip(
   "torch", reason="needs PyTorch: .venv/bin/pip install torch==2.13.0"
@@ -177,37 +174,9 @@ def test_training_begins_with_the_weights_of_files(network, converted, tmp_path)
     assert "\n" not in str(error.value)
 
 
-class _Anything(type):
-  """A class that has every attribute, each another such class."""
-
-  def __getattr__(cls, name):
-    if name.startswith("__"):
-      raise AttributeError(name)
-    return _Anything(name, (), {})
-
-
-class _NoTorchvision:
-  """Finds modules without content: timm imports torchvision, and computes without."""
-
-  def find_spec(self, name, path=None, target=None):
-    if name.split(".")[0] == "torchvision":
-      return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    return None
-
-  def create_module(self, spec):
-    module = types.ModuleType(spec.name)
-    module.__getattr__ = lambda name: getattr(_Anything("torchvision", (), {}), name)
-    return module
-
-  def exec_module(self, module):
-    pass
-
-
 @pytest.fixture(scope="module")
 def timm():
-  with pytest.MonkeyPatch.context() as patch:
-    if importlib.util.find_spec("torchvision") is None:
-      patch.setattr(sys, "meta_path", [*sys.meta_path, _NoTorchvision()])
+  with torchvision():
     yield pytest.importorskip(
       "timm",
       reason="needs timm: .venv/bin/pip install timm==1.0.31 --no-deps, and "

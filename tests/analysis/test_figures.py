@@ -56,16 +56,6 @@ def test_heat_maps_have_a_column_for_each_network_and_a_row_for_each_quantity():
   assert corners[:, 0, 1].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
 
 
-def test_heat_maps_of_a_quantity_share_one_scale():
-  large = make_history(gradient_rms=np.full((3, 4), 1e6), alpha=np.full((3, 4), 2.0))
-  networks = {f"network {index}": make_history() for index in range(4)}
-  drawn = [maps_of(each) for each in figures.heat_map_figures(networks | {"x": large})]
-  assert [len(maps) for maps in drawn] == [9, 6]
-  limits = [[(each.norm.vmin, each.norm.vmax) for each in maps] for maps in drawn]
-  assert limits[0][:3] == [(-2.0, 2.0)] * 3 and limits[1][:2] == [(-2.0, 2.0)] * 2
-  np.testing.assert_allclose(limits[0][6:] + limits[1][4:], [(1.0, 1e6)] * 5)
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan])
 def test_heat_maps_of_a_constant(value):
   """A thousand blocks measured once, of which nothing differs."""

@@ -2,6 +2,10 @@
 
 import contextlib
 import functools
+import importlib.machinery
+import importlib.util
+import sys
+import types
 
 import jax
 import numpy as np
@@ -19,6 +23,46 @@ def float64():
   """Computes in 64 bits, where a difference of 1e-12 is none of rounding."""
   with jax.enable_x64(True), jax.default_matmul_precision("highest"):
     yield
+
+
+class _Anything(type):
+  """A class that has every attribute, each another such class."""
+
+  def __getattr__(cls, name):
+    if name.startswith("__"):
+      raise AttributeError(name)
+    return _Anything(name, (), {})
+
+
+class _Torchvision:
+  """Finds modules without content: timm imports torchvision, and computes without."""
+
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] == "torchvision":
+      return importlib.machinery.ModuleSpec(name, self, is_package=True)
+    return None
+
+  def create_module(self, spec):
+    module = types.ModuleType(spec.name)
+    module.__getattr__ = lambda name: getattr(_Anything("torchvision", (), {}), name)
+    return module
+
+  def exec_module(self, module):
+    pass
+
+
+@contextlib.contextmanager
+def torchvision():
+  """Lets timm import torchvision, or a stand-in where it is not installed."""
+  finders = [] if importlib.util.find_spec("torchvision") else [_Torchvision()]
+  sys.meta_path += finders
+  try:
+    yield
+  finally:
+    for finder in finders:
+      sys.meta_path.remove(finder)
+      for name in [each for each in sys.modules if each.startswith("torchvision")]:
+        del sys.modules[name]
 
 
 def random_variables(model, images):

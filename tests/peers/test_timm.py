@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from tests.peers.common import (
   random_variables,
   run,
   to_torch,
+  torchvision,
 )
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[peers]'")
@@ -31,46 +29,13 @@ BLOCKS = (2, 1, 1, 1)
 LEAVES = {"kernel": "weight", "scale": "gain", "bias": "bias"}
 
 
-class Names(type):
-  """Classes with any attribute: its name."""
-
-  def __getattr__(cls, name):
-    if name.startswith("__"):
-      raise AttributeError(name)
-    return name
-
-
-class Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Finds modules of torchvision with any name in them: timm's imports want no more."""
-
-  def find_spec(self, name, path=None, target=None):
-    if name.partition(".")[0] == "torchvision":
-      return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    return None
-
-  def exec_module(self, module):
-    def make_class(name):
-      if name.startswith("__"):
-        raise AttributeError(name)
-      return Names(name, (), {})
-
-    module.__getattr__ = make_class
-
-
 @pytest.fixture(scope="module")
 def nfnet():
   """timm's module of networks without normalization."""
   if importlib.util.find_spec("timm") is None:
     pytest.skip("needs timm: pip install --no-deps timm")
-  finders = [] if importlib.util.find_spec("torchvision") else [Torchvision()]
-  sys.meta_path += finders
-  try:
+  with torchvision():
     yield importlib.import_module("timm.models.nfnet")
-  finally:
-    for finder in finders:
-      sys.meta_path.remove(finder)
-      for name in [each for each in sys.modules if each.startswith("torchvision")]:
-        del sys.modules[name]
 
 
 def mend(network):
