@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check bench docs colabs format lock clean
+.PHONY: demo test check bench accelerator docs colabs format lock clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.depth_study --config=demo --workdir=runs/demo
@@ -40,6 +40,17 @@ bench: $(INSTALLED)
 	    mv results/performance/$$name.tmp results/performance/$$name.json || exit 1; \
 	done
 	$(VENV)/bin/python -m experiments.pages
+
+# Twelve minutes on one H100 or H200, and nothing is downloaded meanwhile. Where python3
+# has CUDA builds of its own: python3 -m benchmarks.accelerator
+accelerator: $(INSTALLED)
+	@$(VENV)/bin/python -c 'import jax, torch; gpu = jax.default_backend() == "gpu"; \
+	  exit(not gpu or not torch.cuda.is_available())' 2>/dev/null || { \
+	  echo "error: JAX or PyTorch sees no GPU here. On a machine that has one:" \
+	    "$(PIP) install '.[all,cuda]' pytest pytest-timeout &&" \
+	    "$(PIP) install torch --index-url https://download.pytorch.org/whl/cu130" >&2; \
+	  exit 1; }
+	$(VENV)/bin/python -m benchmarks.accelerator
 
 # The site: docs/_build/html/index.html. A page without a place, a dead link or a docstring
 # that cannot be read fails it.

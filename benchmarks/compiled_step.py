@@ -11,14 +11,15 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from benchmarks.peer import Step
 from skipinit_jax import methods, training
 from skipinit_jax.compilation import compiler_options
 from skipinit_jax.errors import UsageError
@@ -27,6 +28,9 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]
 _COLLECTIVE = re.compile(
   r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?"
 )
+_LOOP = re.compile(r" while\(.*? condition=(%[^\s,]+), body=(%[^\s,]+)(.*)")
+# What computes besides copying is a fusion of kind kOutput, behind a convolution.
+_STACKED = re.compile(r"dynamic-update-slice_fusion\S* = ([a-z]\S+) .*?kind=kLoop")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 
 
@@ -66,6 +70,98 @@ class StepCost:
   update_bytes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+  """What one device does in one run of a compiled program.
+
+  Attributes:
+    flops: floating-point operations; a multiply-add is two. The body of a loop counts
+      as often as it runs.
+    num_bytes: bytes that its operations read and write, as XLA counts them in the
+      device's own layouts. XLA counts the body of a loop once; the share that it lacks
+      is that of arrays without padding.
+    memory_bytes: bytes of memory that it needs at once.
+    temporary_bytes: how many of them are neither arguments nor results.
+    stacking_bytes: bytes that operations read and write which do nothing but copy what
+      a turn of a loop has computed into an array of all turns, with the padding that
+      the program has on average.
+  """
+
+  flops: float
+  num_bytes: float
+  memory_bytes: int
+  temporary_bytes: int
+  stacking_bytes: float
+
+
+def program_cost(compiled: Any) -> ProgramCost:
+  """Returns what a compiled program (`jax.stages.Compiled`) does in one run."""
+  costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  flops, factor, stacking = costs["flops"], 1.0, 0.0
+  text = compiled.as_text()
+  if _LOOP.search(text):
+    once, further = _entry_cost(text), _further_turns(text)
+    flops += further["flops"]
+    factor += further["bytes accessed"] / once["bytes accessed"]
+    # Each turn copies one slice of the array.
+    copied = sum(2 * _num_bytes(array) for array in _STACKED.findall(text))
+    stacking = copied * costs["bytes accessed"] / once["bytes accessed"]
+  return ProgramCost(
+    flops=flops,
+    num_bytes=costs["bytes accessed"] * factor,
+    memory_bytes=memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    stacking_bytes=stacking,
+  )
+
+
+def _entry_cost(text: str, entry: str | None = None) -> dict[str, float]:
+  """Returns XLA's costs of a program, or of one of its computations alone."""
+  # JAX has no public name for either.
+  from jax._src.lib import _jax, xla_client
+
+  computations = re.sub(r", metadata=\{[^}]*\}", "", text[text.index("\n%") :])
+  if entry is not None:
+    computations = computations.replace("\nENTRY %", "\n%", 1)
+    computations = computations.replace(f"\n%{entry} (", f"\nENTRY %{entry} (", 1)
+  header = "HloModule program, is_scheduled=true\n"
+  module = xla_client.hlo.hlo_module_from_text(header + computations)
+  client = jax.local_devices(backend="cpu")[0].client
+  costs: dict[str, float] = _jax.hlo_module_cost_analysis(client, module)
+  return costs
+
+
+def _further_turns(text: str) -> collections.Counter[str]:
+  """Returns the costs of all turns but the first of a program's loops.
+
+  Raises:
+    ValueError: nothing in the text says how often a loop runs.
+  """
+  parts = re.split(r"\n(?=(?:ENTRY )?%\S+ \()", text)
+  bodies = {re.sub(r"^ENTRY ", "", part).split(" ", 1)[0]: part for part in parts}
+  entry = next(part for part in parts if part.startswith("ENTRY "))
+
+  def further(part: str) -> collections.Counter[str]:
+    costs: collections.Counter[str] = collections.Counter()
+    for condition, body, rest in _LOOP.findall(part):
+      # XLA says it on a CPU; on a TPU the condition compares with one constant.
+      limits = re.findall(r'"known_trip_count":{"n":"(\d+)"', rest) or re.findall(
+        r" s32\[\]\S* constant\((\d+)\)", bodies[condition]
+      )
+      if len(limits) != 1:
+        raise ValueError(f"How often does {body} run? Its condition: {limits}")
+      turns, once = int(limits[0]), _entry_cost(text, body.removeprefix("%"))
+      within = further(bodies[body])
+      for name in ("flops", "bytes accessed"):
+        costs[name] += (turns - 1) * once[name] + turns * within[name]
+    return costs
+
+  return further(entry)
+
+
 def tpu_devices(topology: str) -> Sequence[Any]:
   """Returns devices of a TPU slice to compile for; no TPU is needed.
 
@@ -91,31 +187,20 @@ def tpu_devices(topology: str) -> Sequence[Any]:
   return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
-class Step(NamedTuple):
-  """A train step and what it takes.
-
-  Attributes:
-    apply: returns the next state from state, images and labels, as one jitted function.
-    shapes: the shapes of these three, to compile for.
-    init: returns the first state.
-  """
-
-  apply: jax.stages.Wrapped
-  shapes: tuple[Any, ...]
-  init: Callable[[], training.TrainState]
-
-
 def make_step(
   config: training.TrainConfig,
   image_shape: tuple[int, ...],
   num_classes: int,
   devices: Sequence[Any],
+  *,
+  options: bool = True,
 ) -> Step:
   """Returns the train step of a run as the programs compile it.
 
   Args:
     config: the run; `batch_size` is that of all devices.
     image_shape: height, width and channels.
+    options: whether a CPU compiles it with this package's options.
   """
   mesh = training.make_mesh(devices)
   model = config.make_model(num_classes)
@@ -123,12 +208,13 @@ def make_step(
   init, sharding = training.make_init(model, optimizer, image_shape, mesh=mesh)
   start = np.uint32(config.seed), np.float32(config.learning_rate)
   batch = training.batch_sharding(mesh)
+  on_cpu = devices[0].platform == "cpu"
   step = jax.jit(
     training.make_train_step(model, optimizer(), mesh=mesh, sharding=sharding),
     in_shardings=(sharding, batch, batch),
     out_shardings=sharding,
     donate_argnums=0,
-    compiler_options=compiler_options() if devices[0].platform == "cpu" else None,
+    compiler_options=compiler_options() if options and on_cpu else None,
   )
   shapes = (
     jax.eval_shape(init, *start),
@@ -152,16 +238,12 @@ def count(
   step = make_step(config, image_shape, num_classes, devices)
   # JAX's types allow that a backend has no analyses.
   compiled: Any = step.apply.lower(*step.shapes).compile()
-  costs = compiled.cost_analysis()
-  memory = compiled.memory_analysis()
+  cost = program_cost(compiled)
   waited_bytes, update_bytes = collective_bytes(compiled.as_text())
   return StepCost(
-    flops=costs["flops"],
-    num_bytes=costs["bytes accessed"],
-    memory_bytes=memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes,
+    flops=cost.flops,
+    num_bytes=cost.num_bytes,
+    memory_bytes=cost.memory_bytes,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(step.shapes[0].params)),
     waited_bytes=waited_bytes,
     update_bytes=update_bytes,

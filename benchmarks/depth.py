@@ -24,9 +24,12 @@ _COMPILED_INIT = flags.DEFINE_boolean(
   "Whether unrolled Flax also comes with an initialization that is compiled, as its "
   "examples have it. That takes eight minutes.",
 )
+_FLAX = flags.DEFINE_boolean("flax", True, "Whether unrolled Flax trains at all.")
+_DEPTH = flags.DEFINE_integer("depth", 1000, "Layers of the networks that compete.")
+_DEPTHS = flags.DEFINE_multi_integer(
+  "depths", [100, 1000, 10_000], "Layers of this package's own networks."
+)
 
-_DEPTH = 1000
-_DEPTHS = (100, 1000, 10_000)
 _BATCH_SIZES = (16, 64)
 _FLAX_EAGER_INIT = Peer(
   f"{side_by_side.FLAX.name}, init not compiled", "peer_flax", {"compile_init": False}
@@ -40,12 +43,12 @@ def _case(depth: int, batch_size: int) -> Case:
 def _compare(batch_size: int) -> list[dict[str, Any]]:
   """Returns a row for each peer that trains many layers."""
   peers = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
-  if batch_size == _BATCH_SIZES[0]:
+  if _FLAX.value and batch_size == _BATCH_SIZES[0]:
     # It compiles as long for one size of batch as for another.
     peers.append(_FLAX_EAGER_INIT)
     if _COMPILED_INIT.value:
       peers.append(side_by_side.FLAX)
-  measured = side_by_side.measure(_case(_DEPTH, batch_size), peers, _ROUNDS.value)
+  measured = side_by_side.measure(_case(_DEPTH.value, batch_size), peers, _ROUNDS.value)
   ours = measured[peers[0].name]
   return [
     {
@@ -86,7 +89,7 @@ def measure() -> dict[str, Any]:
   # Compile times are those of programs that were never compiled before.
   jax.config.update("jax_enable_compilation_cache", False)
   peers = [row for batch_size in _BATCH_SIZES for row in _compare(batch_size)]
-  alone = [_measure_alone(depth) for depth in _DEPTHS]
+  alone = [_measure_alone(depth) for depth in _DEPTHS.value]
   return {"tables": {"depth": peers, "by_depth": alone}}
 
 

@@ -2,17 +2,19 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import linen as nn
 
 from benchmarks import compiled_step
-from benchmarks.compiled_step import Step
-from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES, Case
+from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, Case, Step
+from benchmarks.peer_flax import device_peak_bytes
 from skipinit_jax import layers, methods
 from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh
+
+__all__ = ["compile_step", "device_peak_bytes", "jitted_step", "make_step"]
 
 
 class _OwnScale(nn.Module):
@@ -33,23 +35,40 @@ _BEHIND = dataclasses.replace(
 )
 
 
-def jitted_step(case: Case) -> Step:
-  """Returns the train step of a case."""
+def jitted_step(
+  case: Case, devices: Sequence[Any] | None = None, *, options: bool = True
+) -> Step:
+  """Returns the train step of a case.
+
+  Args:
+    devices: None: all of this machine.
+    options: whether a CPU compiles it with this package's options.
+  """
   for own in (_BEHIND, compiled_step.ONE_PASS):
     if case.method == own.name and own.name not in methods.NAMES:
       methods.register(own)
+  network: dict[str, Any] = {"model": "resnet", "version": case.version}
+  if case.width:
+    network = {"width": case.width}
   config = TrainConfig(
     depth=case.depth,
-    width=case.width,
     method=case.method,
     batch_size=case.batch_size,
+    dtype=case.dtype,
+    scan=case.scan,
     remat=case.remat,
     learning_rate=LEARNING_RATE,
     momentum=MOMENTUM,
     l2=L2,
+    **network,
   )
-  shape = (case.image_size, case.image_size, 3)
-  return compiled_step.make_step(config, shape, NUM_CLASSES, jax.devices())
+  return compiled_step.make_step(
+    config,
+    case.batch_shape[1:],
+    case.num_classes,
+    devices or jax.devices(),
+    options=options,
+  )
 
 
 def compile_step(case: Case) -> tuple[float, float]:
@@ -72,9 +91,9 @@ def compile_step(case: Case) -> tuple[float, float]:
   return seconds[0], (sizes[1] - sizes[0]) / 1e6
 
 
-def make_step(case: Case) -> Callable[[], None]:
-  """Returns a function that takes one step of a case."""
-  jitted = jitted_step(case)
+def make_step(case: Case, *, options: bool = True) -> Callable[[], None]:
+  """Returns a function that takes one step of a case; see `jitted_step`."""
+  jitted = jitted_step(case, options=options)
   batch = jax.device_put(case.batch(), batch_sharding(make_mesh()))
   state = jitted.init()
 

@@ -38,6 +38,7 @@ class Peer:
 
 
 SKIPINIT_JAX = Peer("skipinit_jax", "peer_jax")
+PLAIN_JIT = Peer("skipinit_jax, plain jax.jit", "peer_jax", {"options": False})
 # Flax's own examples compile the initialization.
 FLAX = Peer("Flax, unrolled", "peer_flax", {"compile_init": True})
 TORCH_EAGER = Peer("PyTorch, eager", "peer_torch", {"compiled": False})

@@ -21,7 +21,8 @@ _ROUNDS = flags.DEFINE_integer("rounds", 2, "Turns of each peer.", lower_bound=1
 _ALL_PEERS = flags.DEFINE_boolean(
   "all_peers",
   False,
-  "Whether torch.compile and plain Flax train with batch norm as well.",
+  "Whether torch.compile, plain Flax and this package under a plain jax.jit train with "
+  "batch norm as well.",
 )
 
 _CASES = [
@@ -31,7 +32,11 @@ _CASES = [
 ]
 _PEERS = [side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER]
 # These take long to compile, or to take a step.
-_SLOW_PEERS = [side_by_side.TORCH_COMPILE, side_by_side.FLAX]
+_SLOW_PEERS = [
+  side_by_side.TORCH_COMPILE,
+  side_by_side.FLAX,
+  side_by_side.PLAIN_JIT,
+]
 _MATRIX_SIZE = 2048
 _MATRIX_ROUNDS = 9
 

@@ -6,6 +6,10 @@ of results/ and the table:
   <!-- results: digits/accuracy -->
   <!-- end -->
 
+A number with a unit that stands elsewhere needs a source: a table of the same page that
+has it, or a link in its paragraph. Numbers of docs/how_to are those of code that the
+tests run.
+
 It also puts the repository's address, which pyproject.toml has, into the notebooks.
 
 Examples:
@@ -23,7 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import benchmark, scaling_model
+from benchmarks import benchmark, compiled_peers, scaling_model
 from experiments import diagnosis_check, program, repair_comparison
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
@@ -31,7 +35,10 @@ from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.studies import batch_size, regularization
 
 _CHECK = flags.DEFINE_bool(
-  "check", False, "Changes nothing, and fails if a page differs from the results."
+  "check",
+  False,
+  "Changes nothing, and fails if a page differs from the results, or has a number "
+  "without a source.",
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -50,6 +57,10 @@ def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
   return scaling_model.make_tables(scaling_model.read_costs(folder))
+
+
+def _compiled_peers(folder: pathlib.Path) -> Mapping[str, Table | str]:
+  return compiled_peers.make_tables(json.loads((folder / "costs.json").read_text()))
 
 
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
@@ -122,7 +133,35 @@ def link_notebook(text: str, name: str, address: str) -> str:
   return text.replace(blank, blank + badge + blank, 1)
 
 
+_FILLED = re.compile(r"<!-- results:.*?<!-- end -->", re.DOTALL)
+_NOT_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|\$[^$\n]+\$|`[^`\n]*`", re.DOTALL)
+_LINK = re.compile(r"\]\((?!#)[^)]*\)")
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_UNITS = (
+  r"\s?%|\s(?:times|percent|points|seconds?|minutes?|hours?|ms|μs|milliseconds|"
+  r"[KMG]B|[GT]FLOP\S*|images/s)\b"
+)
+_MEASURED = re.compile(rf"(?<![\w.\-/]){_NUMBER}(?={_UNITS})")
+
+
+def without_source(page: str) -> list[str]:
+  """Returns the numbers with a unit of which a page does not say where they are from.
+
+  A table that is filled in has the same number, or the paragraph has a link.
+  """
+  shown = set(re.findall(_NUMBER, " ".join(_FILLED.findall(page))))
+  prose = _NOT_PROSE.sub("", _FILLED.sub("", page))
+  return [
+    number
+    for paragraph in re.split(r"\n\n|\n(?=- )", prose)
+    if not _LINK.search(paragraph)
+    for number in _MEASURED.findall(paragraph)
+    if number not in shown
+  ]
+
+
 _FOLDERS = {
+  "compiled_peers": _compiled_peers,
   "diagnosis": _diagnosis,
   "performance": _performance,
   "repair": _repair,
@@ -143,8 +182,8 @@ def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
     The pages that have changed.
 
   Raises:
-    UsageError: a page names a result that there is none of, or it differs from the
-      results and is only checked.
+    UsageError: a page names a result that there is none of; or it is only checked, and
+      differs from the results or has a number without a source.
   """
 
   @functools.cache
@@ -161,6 +200,12 @@ def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
   changed = []
   for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
     page, different = document.fill(path.read_text("utf-8"), find)
+    name = path.relative_to(root)
+    if check and "how_to" not in name.parts and (numbers := without_source(page)):
+      raise UsageError(
+        f"In {name}, {', '.join(numbers)} stand outside of the filled tables and "
+        "without a link to where they are from."
+      )
     if not different:
       continue
     if check:

@@ -13,7 +13,8 @@ from tests import forks
 ROOT = forks.ROOT
 
 MACHINE = {
-  "JAX_PLATFORMS": "cpu",
+  # `benchmarks.accelerator` runs some tests on a GPU.
+  "JAX_PLATFORMS": os.environ.get("TEST_PLATFORMS", "cpu"),
   # Kept between runs, in the checkout, and shared by workers and child processes.
   # Entries that a killed process left unfinished are ignored by JAX, with a warning.
   "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),

@@ -1,6 +1,8 @@
 """Peers train the same network, and what is measured is theirs."""
 
 import dataclasses
+import functools
+import importlib
 import math
 
 import jax
@@ -44,6 +46,23 @@ def test_peers_have_the_same_parameters(method):
   assert theirs == sorted(math.prod(shape) for shape in ours)
 
 
+@pytest.mark.parametrize(
+  ("peer", "method", "version"),
+  [("flax", "batch_norm", 1), ("haiku", "skipinit", 2), ("haiku", "nf_resnet", 2)],
+)
+def test_resnets_have_the_same_parameters(peer, method, version):
+  if peer == "haiku":
+    pytest.importorskip("haiku", reason="needs dm-haiku: pip install '.[peers]'")
+  case = Case(50, 0, 32, 8, method, version=version, scan=False)
+  module = importlib.import_module(f"benchmarks.peer_{peer}")
+  params = module.jitted_step(case).shapes[0][0]
+  ours = peer_jax.jitted_step(case).shapes[0].params
+  sizes = [
+    sorted(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, ours)
+  ]
+  assert sizes[0] == sizes[1]
+
+
 def products(jaxpr):
   """Multiply-adds of the convolutions and matrix products, boundaries included."""
   total = 0
@@ -61,31 +80,23 @@ def products(jaxpr):
   return total
 
 
-@pytest.mark.parametrize("width", [1, 2])
-def test_the_counted_operations_are_those_of_the_network(width):
-  case = dataclasses.replace(CASE, width=width)
-  network = peer_flax.WideResNet(case.depth, case.width, case.method)
-  images = jnp.zeros((case.batch_size, 8, 8, 3))
+@pytest.mark.parametrize(
+  "case",
+  [CASE, dataclasses.replace(CASE, width=1), Case(50, 0, 64, 3, "batch_norm")],
+  ids=lambda case: case.network,
+)
+def test_the_counted_operations_are_those_of_the_network(case):
+  if case.width:
+    network = peer_flax.WideResNet(case.depth, case.width, case.method)
+    stem = 8 * 8 * 9 * 3 * 16
+  else:
+    network = peer_flax.ResNet(case.num_classes)
+    stem = 32 * 32 * 49 * 3 * 64
+  images = jnp.zeros(case.batch_shape)
   variables = jax.eval_shape(network.init, jax.random.key(0), images)
-  forward = products(jax.make_jaxpr(network.apply)(variables, images).jaxpr)
-  stem = case.batch_size * 8 * 8 * 9 * 3 * 16
-  assert case.step_flops == 2 * (3 * forward - stem)
-
-
-def test_a_measurement(monkeypatch):
-  monkeypatch.setattr(side_by_side, "_ROUND_SECONDS", 0.1)
-  result = side_by_side.measure(
-    # The tests' machine has eight devices.
-    Case(10, 1, image_size=8, batch_size=8, method="skipinit"),
-    [side_by_side.SKIPINIT_JAX],
-    rounds=1,
-  )
-  (measured,) = result.values()
-  step = measured.step_seconds
-  assert 0 < step["min"] <= step["median"] <= step["max"]
-  # Compiling takes longer than a step, and JAX alone more than 50 megabytes.
-  assert measured.seconds_to_first_step > step["median"]
-  assert measured.peak_gigabytes > 0.05
+  apply = functools.partial(network.apply, mutable=["batch_stats"])
+  forward = products(jax.make_jaxpr(apply)(variables, images).jaxpr)
+  assert case.step_flops == 2 * (3 * forward - stem * case.batch_size)
 
 
 def test_a_peer_that_fails():

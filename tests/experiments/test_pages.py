@@ -1,6 +1,7 @@
 """README.md and docs/ show the committed results."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def test_a_result_that_there_is_none_of(copy):
   copy.write_text("<!-- results: diagnosis/agrement -->\n<!-- end -->\n")
   with pytest.raises(UsageError, match=r"'agrement' \(did you mean 'agreement'"):
     pages.fill(copy.parent)
+
+
+def test_numbers_have_a_source(copy):
+  pages.fill(copy.parent)
+  filled = copy.read_text()
+  total = re.search(r"\d+ of (\d+)", filled)[1]
+  sourced = f"It takes {total} seconds, `9 s` of them.\n\n[There](x.md): 3 %.\n"
+  copy.write_text(filled + sourced)
+  assert pages.fill(copy.parent, check=True) == []
+  copy.write_text(f"{filled}\nThat is 12.5 % more, in 1,000 seconds of 5.\n")
+  with pytest.raises(UsageError, match=r"README\.md, 12\.5, 1,000 stand outside"):
+    pages.fill(copy.parent, check=True)

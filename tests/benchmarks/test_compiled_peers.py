@@ -1,0 +1,36 @@
+"""Compiled steps of peers are counted alike, with all turns of their loops."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import compiled_peers, compiled_step
+from benchmarks.peer import Case
+
+
+def test_loops_count_as_often_as_they_run():
+  size, outer, inner = 64, 3, 5
+
+  def repeat(x, matrix, length):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x @ matrix), x), x, length=length)
+
+  @jax.jit
+  def nested(x, matrix):
+    body = lambda x, _: repeat(x, matrix, inner)  # noqa: E731
+    return jax.lax.scan(body, x, length=outer)
+
+  matrix = jnp.ones((size, size))
+  cost = compiled_step.program_cost(nested.lower(matrix, matrix).compile())
+  flops = 2 * outer * inner * size**3
+  assert flops <= cost.flops < 1.01 * flops
+  # Each turn reads the matrix and its input, and writes its result.
+  assert cost.num_bytes > outer * inner * 3 * 4 * size**2
+
+
+@pytest.mark.parametrize(("peer", "depth"), [("peer_jax", 34), ("peer_flax", 10)])
+def test_a_step_has_the_operations_of_its_network(peer, depth):
+  case = Case(depth, 1, image_size=8, batch_size=2, method="skipinit")
+  cost = compiled_peers.cost_of(peer, case, jax.devices()[0])
+  # Taps beyond the border cost nothing. Loops that counted once would leave 40 %.
+  assert cost["flops"] == pytest.approx(case.step_flops, rel=0.35)
+  assert cost["memory_bytes"] > cost["temporary_bytes"] > 0
