@@ -2,9 +2,10 @@
 
 Each cell is a network of a family that people train, healthy or broken: see
 `experiments/diagnosis_families.py`. It is diagnosed at initialization, and trained by
-SGD and by Adam at a few learning rates. The limits of `analysis.diagnose` were chosen
-by cells of the part "tuned", and were final before any cell of the part "judged" was
-trained.
+SGD and by Adam at a few learning rates. The limits of `analysis.diagnose` are chosen by
+cells of the part "tuned". They were first final before any cell of the part "judged"
+was trained. What these cells then showed to be missing was added, again by "tuned"
+cells, before any of the part "fresh" was trained.
 
 The program resumes: cells that the workdir has are not trained again, only judged by
 today's limits.
@@ -45,7 +46,7 @@ _HOPELESS = 0.2, 96
 # Of the running mean of accuracies of batches, before their step.
 _MEMORY = 0.9
 
-PARTS = ("tuned", "judged")
+PARTS = ("tuned", "judged", "fresh")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -158,6 +159,7 @@ _MEASURED = (
   "second_moment",
   "gradient_second_moment",
   "cosine",
+  "position_cosine",
   "skip_second_moment",
   "branch_second_moment",
   "moving_variance",

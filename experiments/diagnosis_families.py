@@ -211,7 +211,8 @@ class Cell:
   """A network of the check.
 
   Attributes:
-    part: "tuned", by which limits were set, or "judged".
+    part: "tuned", by which limits were set, "judged", or "fresh": chosen when the
+      limits were set for the second time, which judged ones had suggested.
     family: its family.
     variant: its form, in words.
     depth: its layers, or blocks.
@@ -272,7 +273,7 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
   "ViT": {
     "pre-norm": (_PRE, (6,), ()),
     "pre-norm, dropout": (Form(dropout=0.1), (), (12,)),
-    "post-norm": (Form("post"), (60,), (6,)),
+    "post-norm": (Form("post"), (12, 24, 60), (6,)),
     "no norm": (_NONE, (16,), (24,)),
     "no norm, divided by sqrt(2)": (Form("none", sum_scale=_ROOT), (48,), ()),
     "norm before the head only": (Form("final"), (), (8,)),
@@ -306,7 +307,7 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
     ),
   },
   "MLP": {
-    "unnormalized": ("unnormalized", (6,), (40,)),
+    "unnormalized": ("unnormalized", (6, 10, 14, 24, 32, 60), (40,)),
     "divided by sqrt(2)": ("divide_by_sqrt2", (128,), (16,)),
     "batch norm, divided by sqrt(2)": ("batch_norm_divide_by_sqrt2", (160,), (100,)),
   },
@@ -318,8 +319,21 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
 """By family and variant: what makes it, and the depths that are tuned and judged."""
 
 
+FRESH = {
+  ("MLP", "unnormalized"): (4, 50),
+  ("GPT", "pre-norm"): (36,),
+  ("GPT", "post-norm"): (4, 30),
+  ("ViT", "pre-norm"): (32,),
+  ("ViT", "post-norm"): (3, 36),
+}
+"""The depths of the cells of the part "fresh"."""
+
+
 def cells() -> Iterator[Cell]:
-  """Yields the cells of both parts."""
+  """Yields the cells of all parts."""
+  for (family, variant), depths in FRESH.items():
+    for depth in depths:
+      yield Cell("fresh", family, variant, depth)
   for family, variants in VARIANTS.items():
     for variant, (_, tuned, judged) in variants.items():
       for part, depths in (("tuned", tuned), ("judged", judged)):

@@ -65,17 +65,21 @@ def _compiled_peers(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   cells = json.loads((folder / "diagnosis.json").read_text("utf-8"))["cells"]
-  judged = [cell for cell in cells if cell["part"] == "judged"]
-  pairs = [
-    (healthy, cell["trains"][name])
-    for cell in judged
-    for name, healthy in cell["healthy"].items()
-  ]
-  agree = sum(healthy == trains for healthy, trains in pairs)
-  tables = {
-    part: diagnosis_check.confusion(cells, part) for part in ("tuned", "judged")
+
+  def agreement(*parts: str) -> str:
+    agrees = [
+      healthy == cell["trains"][name]
+      for cell in cells
+      if cell["part"] in parts
+      for name, healthy in cell["healthy"].items()
+    ]
+    return f"{sum(agrees)} of {len(agrees)}"
+
+  return {
+    **{part: diagnosis_check.confusion(cells, part) for part in diagnosis_check.PARTS},
+    **{f"agreement_{part}": agreement(part) for part in diagnosis_check.PARTS},
+    "agreement": agreement("judged", "fresh"),
   }
-  return {**tables, "agreement": f"{agree} of {len(pairs)}"}
 
 
 def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:

@@ -3,6 +3,7 @@
 from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.curvature import Sharpness, sharpness
 from skipinit_jax.analysis.diagnose import (
+  ADAM_LIMIT,
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
   GRADIENT_LIMIT,
@@ -16,6 +17,7 @@ from skipinit_jax.analysis.repair import Change, Repair, Target, repair
 from skipinit_jax.analysis.signal import Signal
 
 __all__ = [
+  "ADAM_LIMIT",
   "DISTANCE_LIMIT",
   "FORWARD_LIMIT",
   "GRADIENT_LIMIT",

@@ -25,12 +25,18 @@ from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
 # first that does not, among the tuned cells of `experiments/diagnosis_check.py` and
 # batch-normalized networks of depth 1000, which are known to train.
 
-FORWARD_LIMIT = 5e3
+FORWARD_LIMIT = 1.5e3
 """Factor on the second moment of what the head sees, from the first block's output to
 the last's, up to which networks train.
 
-With SGD, 500 trains (batch norm at depth 1000), 64,000 does not: a random classifier on
-such features has a loss in the hundreds. A signal that shrinks is held to the inverse.
+With SGD, 300 trains and 5,200 does not: a random classifier on such features has a loss
+of some fifty and more. A signal that shrinks is held to the inverse.
+"""
+
+ADAM_LIMIT = 3e8
+"""The same with Adam: 1e8 trains (a Wide-ResNet) and 9e8 does not.
+
+Fully connected networks are slow before: 5e3 trains, 9e6 not in two epochs.
 """
 
 GRADIENT_LIMIT = 300.0
@@ -47,7 +53,7 @@ DISTANCE_LIMIT = 0.01
 """One minus the cosine similarity of two inputs, down to which networks train.
 
 It is the part of their second moment that tells inputs apart: 0.017 trains, 0.006 does
-not.
+not. Two positions of one input are held to it too: to a block they are two inputs.
 """
 
 # Skip path and branch are uncorrelated at initialization: their sum's second moment is
@@ -58,7 +64,7 @@ _SUM_TOLERANCE = 0.2
 # sigmoid's is 0.3, a normalizer's the part that is added to the variance in it.
 _SEES_SIZE = 0.1
 
-Kind = Literal["explodes", "vanishes", "loses its inputs"]
+Kind = Literal["explodes", "vanishes", "loses its inputs", "loses its positions"]
 Direction = Literal["forward", "backward"]
 
 
@@ -75,8 +81,8 @@ class Fault:
     name: this block's name; empty for 0.
     harmless_depth: how many blocks the network may have without this fault.
     value: what was held to a limit: the factor on the second moment that the head sees,
-      that on the sensitivity, or the cosine similarity of two inputs behind the last
-      block.
+      that on the sensitivity, or the cosine similarity of two inputs, or of two
+      positions of one, behind the last block.
   """
 
   kind: Kind
@@ -88,13 +94,14 @@ class Fault:
 
   def __str__(self) -> str:
     where = f"from block {self.block} ({self.name}) on"
-    if self.kind == "loses its inputs":
-      begins = f"The signal loses its inputs {where}"
+    if self.kind in ("loses its inputs", "loses its positions"):
+      begins = f"The signal {self.kind} {where}"
       if self.block == 0:
         begins = "The inputs are nearly equal before the first block"
+      two = "two of them" if self.kind == "loses its inputs" else "two of one input"
       text = (
-        f"{begins}: two of them have a cosine similarity of {_cosine(self.value)} "
-        "behind the last one."
+        f"{begins}: {two} have a cosine similarity of {_cosine(self.value)} behind the "
+        "last one."
       )
     else:
       forward = self.direction == "forward"
@@ -147,12 +154,13 @@ class Diagnosis:
   def healthy_with_adam(self) -> bool:
     """Whether no fault was found that keeps Adam from training too.
 
-    A signal that only grows or shrinks is none: see `diagnose_signal`.
+    A signal that only grows or shrinks, within `ADAM_LIMIT`, is none: see
+    `diagnose_signal`.
     """
     return all(
       fault.direction == "forward"
-      and fault.kind != "loses its inputs"
-      and np.isfinite(fault.value)
+      and fault.kind in ("explodes", "vanishes")
+      and _within(fault.value, ADAM_LIMIT)
       for fault in self.faults
     )
 
@@ -302,7 +310,9 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     `FORWARD_LIMIT`. It makes the loss and its gradients large, and SGD diverges at all
     ordinary rates. Adam's steps do not depend on the gradient's size: each makes the
     weights of all d layers smaller by a like part, so growth that is exponential in d
-    is undone in a number of steps that depth does not change.
+    is undone. But a step that all d layers take changes the output by a factor, and
+    only a bounded one is stable. So undoing takes a number of steps like the growth's
+    logarithm, in which every weight moves and none learns: up to `ADAM_LIMIT`.
   - Let a constant behind block l's sum change the stream's unit: x_l becomes c_l x_l.
     Homogeneous blocks and a normalized head compute the same function with the same
     weights, g_l becomes g_l / c_l, and no weight's gradient changes, since it is a
@@ -316,6 +326,16 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     to tokens that have become alike.
   - Directions have no unit. Two inputs that have become alike, `DISTANCE_LIMIT`, stay
     so.
+  - So do two positions of one input, such as tokens (Dong et al., 2021; Noci et al.,
+    2022). Split a token into the mean over tokens, which has the part m of the second
+    moment, and what it has of its own. At initialization attention weighs all tokens
+    nearly alike, so it adds to each an image of the mean, of size m, and of its own
+    next to nothing. Behind pre-normalization the skip path keeps what is its own, and m
+    grows as 1 - 1 / l at most. A sum that is normalized or divided multiplies it by
+    1 / (1 + m) in each block, which is exponential in d: all tokens become one. The
+    gradient of what is their own is divided likewise, and E[g^2] E[x^2] does not show
+    it, because what they have in common keeps its share of both. Positions that are
+    alike behind the first block already are the network's own choice, and no fault.
   """
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
@@ -392,6 +412,15 @@ def _faults(
     block = _last(apart) + 1
     harmless = max(block - 1, 0)
     yield fault("loses its inputs", "forward", block, harmless, signal.cosine[-1])
+  if signal.position_cosine is not None:
+    # Behind a pooling there are no positions.
+    known = np.flatnonzero(np.isfinite(signal.position_cosine))
+    apart = 1 - signal.position_cosine[known] >= DISTANCE_LIMIT
+    # Positions that are alike from the beginning are not lost.
+    if apart.any() and not apart[-1]:
+      harmless = int(known[_last(apart)]) + 1
+      value = signal.position_cosine[known[-1]]
+      yield fault("loses its positions", "forward", harmless + 1, harmless, value)
 
 
 def _harmless_backward(gradient: np.ndarray) -> int:

@@ -23,7 +23,8 @@ Record = dict[str, Any]
 """What is known of a block, or of several that a scan has stacked.
 
 `input` and `output`, and `skip` and `branch` where they are known: each the
-`statistics` of these features. `moving_variance` and `alpha`, where there are such.
+`statistics` of these features. `moving_variance` and `alpha`, and the cosine of an
+example's `positions` behind the block, where there are such.
 `gradient`: the derivatives of the block's `slots`.
 """
 
@@ -184,14 +185,16 @@ def assemble(
   """
   records = [dict(each) for each in records]
   order = range(len(names)) if order is None else order
-  known: dict[str, list[bool]] = {"skip": [], "branch": [], "moving_variance": []}
+  optional = ("skip", "branch", "moving_variance", "positions")
+  known: dict[str, list[bool]] = {name: [] for name in optional}
   for record in records:
     size = record["output"]["cosine"].size
     for name, places in known.items():
       places += [name in record] * size
     for name in ("skip", "branch"):
       record.setdefault(name, jax.tree.map(jnp.zeros_like, record["output"]))
-    record.setdefault("moving_variance", jnp.zeros_like(record["output"]["cosine"]))
+    for name in ("moving_variance", "positions"):
+      record.setdefault(name, jnp.zeros_like(record["output"]["cosine"]))
   if not all("alpha" in record for record in records):
     records = [record | {"alpha": None} for record in records]
   rows = jax.tree.map(
@@ -219,6 +222,7 @@ def assemble(
     branch_second_moment=partly(rows["branch"]["second_moment"], "branch"),
     branch_variance=partly(rows["branch"]["variance"], "branch"),
     moving_variance=partly(rows["moving_variance"], "moving_variance"),
+    position_cosine=partly(rows["positions"], "positions"),
     alpha=rows["alpha"],
     head=head,
   )
@@ -268,6 +272,8 @@ def record(x: jax.Array, y: jax.Array, parts: Mapping[str, jax.Array]) -> Record
   features = {"input": x, "output": y} | {
     name: parts.pop(name) for name in ("skip", "branch") if name in parts
   }
+  if y[0, ..., 0].size > 1:
+    parts["positions"] = _cosine(wide(y).reshape(len(y), -1, y.shape[-1])).mean()
   return {**{name: statistics(each) for name, each in features.items()}, **parts}
 
 
@@ -324,16 +330,22 @@ def _in_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def statistics(x: jax.Array) -> dict[str, jax.Array]:
   """Returns the second moment, variance and cosine of features [N, ..., channels]."""
   x = wide(x)
-  size = x.shape[0]
-  rows = x.reshape(size, -1)
-  # Squares overflow long before the features do, but a direction has no scale.
-  rows /= jnp.maximum(jnp.abs(rows).max(1, keepdims=True), jnp.finfo(x.dtype).tiny)
-  squares = jnp.square(rows).sum(1, keepdims=True)
-  rows *= jax.lax.rsqrt(jnp.maximum(squares, 1))
-  pairs = jnp.square(rows.sum(0)).sum() - jnp.square(rows).sum()
+  cosine = _cosine(x.reshape(len(x), -1))
   x, factor = _in_range(x)
   return {
     "second_moment": jnp.square(x).mean() * factor,
     "variance": variance(x) * factor,
-    "cosine": pairs / (size * (size - 1)),
+    "cosine": cosine,
   }
+
+
+def _cosine(rows: jax.Array) -> jax.Array:
+  """Returns the mean cosine similarity of two different of n rows [..., n, size]."""
+  # Squares overflow long before the features do, but a direction has no scale.
+  largest = jnp.abs(rows).max(-1, keepdims=True)
+  rows /= jnp.maximum(largest, jnp.finfo(rows.dtype).tiny)
+  squares = jnp.square(rows).sum(-1, keepdims=True)
+  rows *= jax.lax.rsqrt(jnp.maximum(squares, 1))
+  pairs = jnp.square(rows.sum(-2)).sum(-1) - jnp.square(rows).sum((-2, -1))
+  count = rows.shape[-2]
+  return pairs / (count * (count - 1))

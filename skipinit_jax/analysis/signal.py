@@ -44,6 +44,9 @@ class Signal:
     moving_variance: what the moving variance of the block's first batch
       normalization converges to, its mean over channels; NaN in a block without,
       [..., d].
+    position_cosine: cosine similarity of two different positions of one example behind
+      each block, its mean over pairs and examples, [..., d]; NaN where there is one
+      position. None in theory.
     alpha: the learnable scalar at the end of the branch, [..., d]; None in theory,
       and where a block has none.
     head: the elasticity of what stands behind the last block, [...]: the relative
@@ -63,6 +66,7 @@ class Signal:
   branch_second_moment: Values
   branch_variance: Values
   moving_variance: Values
+  position_cosine: Values | None = None
   alpha: Values | None = None
   head: Values | None = None
 

@@ -60,9 +60,9 @@ def test_doubling_explodes():
   assert (forward.block, forward.harmless_depth) == (harmless + 1, harmless)
   assert forward.name == str(harmless + 1)
   np.testing.assert_allclose(forward.value, 2.0**99)
-  # Twice as deep, its inputs are lost, and Adam with them.
-  assert diagnosis.healthy_with_adam
-  assert not verdict("unnormalized", 200).healthy_with_adam
+  # A quarter as deep, Adam undoes it.
+  assert not diagnosis.healthy_with_adam
+  assert verdict("unnormalized", 25).healthy_with_adam
   np.testing.assert_allclose(diagnosis.alpha, 0.1)
   assert "Start each branch at 0.1 times its present size, or at 0" in str(diagnosis)
 
@@ -181,8 +181,8 @@ def test_a_users_network():
   run = functools.partial(diagnose, model, variables, x)
   diagnosis = run(blocks=measure.Blocks(OwnBlock))
   fault = diagnosis.faults[0]
-  # 5^6 is the first power above the limit, counted from behind the first block.
-  assert (fault.kind, fault.block, fault.name) == ("explodes", 7, "layer_6")
+  # 5^5 is the first power above the limit, counted from behind the first block.
+  assert (fault.kind, fault.block, fault.name) == ("explodes", 6, "layer_5")
   np.testing.assert_allclose(diagnosis.alpha, 1 / np.sqrt(8 * 4), rtol=0.1)
   with pytest.raises(UsageError, match="no residual blocks of class ResidualBlock"):
     run()
@@ -250,6 +250,34 @@ class TestFunctions:
       np.testing.assert_allclose(diagnosis.head, elasticity, rtol=0.3, atol=1e-4)
       assert diagnosis.healthy == (elasticity == 0)
       assert diagnosis.forward_growth > analysis.FORWARD_LIMIT
+
+  @pytest.mark.parametrize("form", ["post-norm", "pre-norm", "pooled"])
+  def test_tokens_that_become_alike(self, form):
+    """Each block adds what attention of equal weights does: an image of the mean."""
+    tokens, depth = 4, 12
+    images_of_mean = [
+      lambda x, q=q: normalize(x).mean(1, keepdims=True) @ q
+      for q in np.linalg.qr(np.random.default_rng(1).normal(size=(depth, 64, 64)))[0]
+    ]
+    behind = normalize if form == "post-norm" else lambda x: x
+    blocks = [lambda x, f=f: behind(x + f(x)) for f in images_of_mean]
+    if form == "pooled":
+      blocks.append(lambda x: x.mean(1))
+    signal = measure.signal_of_functions(blocks, images(64, tokens, 64))
+    diagnosis = diagnose_signal(signal)
+    if form != "post-norm":
+      assert diagnosis.healthy
+      assert np.isnan(signal.position_cosine[depth:]).all()
+      return
+    # The mean's part over the rest is 1 / 3 for four tokens, and doubles each time.
+    ratio = 2.0 ** np.arange(1, depth + 1) / (tokens - 1)
+    expected = tokens / (tokens - 1) / (1 + ratio)
+    np.testing.assert_allclose(1 - signal.position_cosine, expected, rtol=0.15)
+    (fault,) = diagnosis.faults
+    harmless = int((expected >= analysis.DISTANCE_LIMIT).sum())
+    assert (fault.kind, fault.harmless_depth) == ("loses its positions", harmless)
+    assert not diagnosis.healthy_with_adam
+    assert "two of one input" in str(diagnosis)
 
   def test_a_loss_is_differentiated_and_the_head_seen_nevertheless(self):
     signal = measure.signal_of_functions(
