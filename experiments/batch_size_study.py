@@ -48,6 +48,7 @@ def fashion_mnist_cpu() -> BatchSizeStudyConfig:
     search=SearchConfig(
       learning_rates=(2**-6, 2**-5, 2**-4),
       until_unstable=True,
+      min_learning_rate=2**-17,
       num_seeds=3,
       best_of=2,
     ),

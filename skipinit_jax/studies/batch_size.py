@@ -486,7 +486,8 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
       for size, each in line
       if each.largest_stable_rate is not None and results.predicted_rates
     ]
-    stable.plot(*zip(*predicted, strict=True), "--", color=style["color"])
+    if predicted:
+      stable.plot(*zip(*predicted, strict=True), "--", color=style["color"])
   for axes in panels:
     figures.log_axis(axes, "x", sizes, most=7, label=str)
   # Legends list error bars after lines, and this one is to be the last.

@@ -29,7 +29,12 @@ def write_results(
 ) -> Path:
   """Writes `results.json` into an existing directory, and returns its path."""
   path = workdir_path(directory) / RESULTS
-  write_json(path, dataclasses.asdict(results))
+  fields = dataclasses.asdict(results)
+  for run in fields["runs"]:
+    # Said once, unless the packages changed during the study: runs are many.
+    if run["versions"] == results.versions:
+      del run["versions"]
+  write_json(path, fields)
   return path
 
 
@@ -50,12 +55,14 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
   try:
     kind: Any = StudyResults
     labels = get_kind(as_type(dict[str, Any], fields)["name"]).labels
+    for run in fields["runs"]:
+      run.setdefault("versions", fields["versions"])
     results: StudyResults[Any] = as_type(kind[labels], fields)
-    for run in results.runs:
-      _check_run(run)
+    for each in results.runs:
+      _check_run(each)
     if all(search.rates for search in results.searches) and results.searches:
       return results
-  except (KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     if isinstance(error, UsageError):
       raise
   raise UsageError(
