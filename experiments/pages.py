@@ -43,9 +43,26 @@ _CHECK = flags.DEFINE_bool(
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
-_MORE_TABLES: Mapping[str, Callable[[Any], Table]] = {
-  "batch_size_study": batch_size.rates_table,
-  "regularization_study": regularization.gains_table,
+
+def _batch_size(results: batch_size.Results) -> Mapping[str, Table | str]:
+  gaps = batch_size.batch_norm_gaps(results)
+  return {
+    "rates": batch_size.rates_table(results),
+    "gap_at_smallest": str(gaps[min(gaps)]),
+    "gap_at_largest": str(gaps[max(gaps)]),
+  }
+
+
+def _regularization(results: regularization.Results) -> Mapping[str, Table | str]:
+  return {
+    "gains": regularization.gains_table(results),
+    "gain_of_both": str(regularization.gain_of_both(results)),
+  }
+
+
+_MORE_TABLES: Mapping[str, Callable[[Any], Mapping[str, Table | str]]] = {
+  "batch_size_study": _batch_size,
+  "regularization_study": _regularization,
 }
 
 
@@ -90,11 +107,12 @@ def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:
 def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
   results = studies.read_results(folder)
   claims = studies.get_kind(results.name).claims(results)
-  tables = {"claims": document.findings_table(claims)}
-  if more := _MORE_TABLES.get(results.name):
-    table = more(results)
-    tables[table.name] = table
-  return {"accuracy": studies.accuracy_table(results), **tables}
+  more = _MORE_TABLES.get(results.name, lambda results: {})
+  return {
+    "accuracy": studies.accuracy_table(results),
+    "claims": document.findings_table(claims),
+    **more(results),
+  }
 
 
 def _address(root: pathlib.Path) -> str:

@@ -17,6 +17,7 @@ from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawin
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.files import as_type
 from skipinit_jax.studies import checks, claims, figures, report, study
+from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.figures import Point
 from skipinit_jax.studies.formatting import format_rate, format_rates
 from skipinit_jax.studies.search import SearchConfig
@@ -235,12 +236,22 @@ def _predicted_rate(config: TrainConfig) -> float:
   return factor * measured.largest_rate
 
 
+def batch_norm_gaps(results: Results) -> dict[int, Points]:
+  """Returns by batch size how much more accurate batch norm is than SkipInit."""
+  pairs = _pairs(_compared(results))
+  return {size: claims.accuracy_gap(norm, skip) for size, norm, skip in pairs}
+
+
+def _compared(results: Results) -> list[Result]:
+  """Returns the searches at the same epochs; at the same steps, if there are none."""
+  budgets = {search.labels.budget for search in results.searches}
+  budget = "epochs" if "epochs" in budgets else "steps"
+  return [each for each in results.searches if each.labels.budget == budget]
+
+
 def batch_size_claims(results: Results) -> list[Finding]:
   """Checks the claims on batch size and learning rate (De & Smith, 2020)."""
-  budgets = {search.labels.budget for search in results.searches}
-  # Rates are compared at the same epochs, where the study has them.
-  budget = "epochs" if "epochs" in budgets else "steps"
-  searches = [each for each in results.searches if each.labels.budget == budget]
+  searches = _compared(results)
   found = [
     _is_linear(column, [search for search in searches if search.column == column])
     for column in study.unique(search.column for search in searches)
@@ -249,7 +260,7 @@ def batch_size_claims(results: Results) -> list[Finding]:
   if pairs:
     found += [_is_stable_at_larger_rates(pairs), _has_same_rate(*pairs[0])]
   if len(pairs) > 1:
-    found.append(_pays_at_large_batches(pairs))
+    found.append(_pays_at_large_batches(batch_norm_gaps(results)))
   if results.predicted_rates:
     found.append(_is_predicted(searches, results.predicted_rates))
   return found
@@ -358,8 +369,7 @@ def _has_same_rate(size: int, norm: Result, skip: Result) -> Finding:
   )
 
 
-def _pays_at_large_batches(pairs: Sequence[tuple[int, Result, Result]]) -> Finding:
-  gaps = {size: claims.accuracy_gap(norm, skip) for size, norm, skip in pairs}
+def _pays_at_large_batches(gaps: dict[int, Points]) -> Finding:
   (_, small), *_, (_, large) = gaps.items()
   since = None
   for size, gap in reversed(gaps.items()):
@@ -495,7 +505,7 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
     [], [], fmt=":", color="gray", label="proportional to the batch size"
   )
   if results.predicted_rates:
-    label = "predicted by curvature at initialization"
+    label = "predicted by curvature"
     accuracy.errorbar([], [], fmt="--", color="gray", label=label)
   for axes in (best, stable):
     if drawn := figures.log_rate_axis(axes, most=8):

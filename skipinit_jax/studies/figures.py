@@ -275,6 +275,10 @@ def log_rate_axis(axes: "Axes", *, most: int) -> list[float]:
   drawn: list[Any] = [line.get_ydata() for line in axes.lines]
   rates = [float(rate) for line in drawn for rate in line if rate > 0]
   if rates:
-    lowest, count = min(rates), round(math.log2(max(rates) / min(rates))) + 1
-    log_axis(axes, "y", [lowest * 2.0**i for i in range(count)], most=most)
+    lowest, highest = (
+      math.floor(math.log2(min(rates))),
+      math.ceil(math.log2(max(rates))),
+    )
+    powers = [2.0**power for power in range(lowest, highest + 1)]
+    log_axis(axes, "y", powers, most=most)
   return rates

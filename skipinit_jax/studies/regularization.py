@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from skipinit_jax import methods
 from skipinit_jax.document import Entry, Figure, Finding, Section, Table, drawing
 from skipinit_jax.studies import checks, claims, figures, report, study
+from skipinit_jax.studies.claims import Points
 from skipinit_jax.studies.search import SearchConfig
 from skipinit_jax.training import TrainConfig
 
@@ -113,6 +114,15 @@ def regularization_claims(results: Results) -> list[Finding]:
     )
     if search and other
   ]
+
+
+def gain_of_both(results: Results) -> Points | None:
+  """Returns what SkipInit gains from biases and dropout together, if both trained."""
+  plain = _best_skipinit(results)
+  both = _best_skipinit(results, use_bias=True, dropout=True)
+  if not (plain and both) or None in (plain.test_accuracy, both.test_accuracy):
+    return None
+  return claims.accuracy_gap(both, plain)
 
 
 def _best_skipinit(
