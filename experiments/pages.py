@@ -28,7 +28,12 @@ from typing import Any
 from absl import flags
 
 from benchmarks import benchmark, compiled_peers, scaling_model
-from experiments import diagnosis_check, program, repair_comparison
+from experiments import (
+  diagnosis_check,
+  diagnosis_families,
+  program,
+  repair_comparison,
+)
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
@@ -81,21 +86,38 @@ def _compiled_peers(folder: pathlib.Path) -> Mapping[str, Table | str]:
 
 
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  cells = json.loads((folder / "diagnosis.json").read_text("utf-8"))["cells"]
+  def read(name: str) -> dict[tuple[str, str, int], Any]:
+    rows = json.loads((folder / name).read_text("utf-8"))["cells"]
+    return {(row["family"], row["variant"], row["depth"]): row for row in rows}
 
-  def agreement(*parts: str) -> str:
+  cells = read("diagnosis.json")
+  # By the limits that were final before the part "judged" was trained.
+  first = read("first_verdicts.json")
+
+  def agreement(*parts: str, verdicts: Mapping[tuple[str, str, int], Any]) -> str:
     agrees = [
       healthy == cell["trains"][name]
-      for cell in cells
+      for key, cell in cells.items()
       if cell["part"] in parts
-      for name, healthy in cell["healthy"].items()
+      for name, healthy in verdicts[key]["healthy"].items()
     ]
     return f"{sum(agrees)} of {len(agrees)}"
 
+  untrained = [
+    cell.name
+    for cell in diagnosis_families.cells()
+    if cell.part == "fresh" and (cell.family, cell.variant, cell.depth) not in cells
+  ]
+  rows = list(cells.values())
   return {
-    **{part: diagnosis_check.confusion(cells, part) for part in diagnosis_check.PARTS},
-    **{f"agreement_{part}": agreement(part) for part in diagnosis_check.PARTS},
-    "agreement": agreement("judged", "fresh"),
+    **{part: diagnosis_check.confusion(rows, part) for part in diagnosis_check.PARTS},
+    **{
+      f"agreement_{part}": agreement(part, verdicts=cells)
+      for part in diagnosis_check.PARTS
+    },
+    "agreement_first": agreement("judged", verdicts=first),
+    "agreement": agreement("judged", "fresh", verdicts=cells | first),
+    "untrained": "; ".join(untrained) or "none",
   }
 
 

@@ -23,32 +23,34 @@ def test_pages_have_the_committed_results():
   assert [name for name in shown if f"results/{name}" not in written] == []
 
 
+WRONG = "<!-- results: diagnosis/agreement_judged -->0 of 1<!-- end -->"
+
+
 @pytest.fixture
 def copy(tmp_path):
   """A checkout with one page, whose one number is wrong."""
   (tmp_path / "docs").mkdir()
   shutil.copytree(ROOT / "results/diagnosis", tmp_path / "results/diagnosis")
   page = tmp_path / "README.md"
-  page.write_text("In <!-- results: diagnosis/agreement -->0 of 1<!-- end --> cells.\n")
+  page.write_text(f"In {WRONG} cells.\n")
   return page
 
 
 def test_a_page_that_differs(copy):
-  with pytest.raises(UsageError, match=r"^In README\.md, diagnosis/agreement differ"):
+  message = r"^In README\.md, diagnosis/agreement_judged differ"
+  with pytest.raises(UsageError, match=message):
     pages.fill(copy.parent, check=True)
-  assert "0 of 1" in copy.read_text()
+  assert WRONG in copy.read_text()
   assert pages.fill(copy.parent) == [copy]
   cells = read_json(ROOT / "results/diagnosis/diagnosis.json")["cells"]
-  judged = [cell for cell in cells if cell["part"] != "tuned"]
+  judged = [cell for cell in cells if cell["part"] == "judged"]
   right = sum(
     cell["healthy"][name] == cell["trains"][name]
     for cell in judged
     for name in ("SGD", "Adam")
   )
-  assert copy.read_text() == (
-    f"In <!-- results: diagnosis/agreement -->{right} of {2 * len(judged)}<!-- end --> "
-    "cells.\n"
-  )
+  agreement = f"{right} of {2 * len(judged)}"
+  assert copy.read_text() == f"In {WRONG.replace('0 of 1', agreement)} cells.\n"
   assert pages.fill(copy.parent, check=True) == []
 
 
