@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments import program
 from skipinit_jax import data, document, export, methods
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, extra
 from skipinit_jax.files import RESULT, read_json, to_json, write_json
 from skipinit_jax.training import Trained, load_trained
 
@@ -66,7 +66,8 @@ def main() -> None:
     dataset.image_shape,
     preprocess=lambda x: data.augmentation.normalize(x, dataset.mean, dataset.std),
   )
-  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  with extra("export"):
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   parameters = jax.tree.leaves(trained.variables["params"])
   description: dict[str, Any] = {
     "dataset": config.dataset,
@@ -168,8 +169,8 @@ def _model_card(trained: Trained, dataset: Any, description: dict[str, Any]) -> 
 
 # {title}, on {data.title(config.dataset)}
 
-A network of [skipinit_jax](https://arxiv.org/abs/2002.10444), which trains very deep
-residual networks with and without normalization, in JAX and Flax.
+A network of skipinit_jax, which trains very deep residual networks with and without
+normalization ([De & Smith, 2020](https://arxiv.org/abs/2002.10444)), in JAX and Flax.
 
 {document.markdown(table)}
 ```python
