@@ -59,7 +59,8 @@ class DepthStack(Stacked):
   `unroll_variables` and `scan_variables` translate between the two forms.
 
   Attributes:
-    block: factory of the block, called as `block(name=...)`; it keeps the shape.
+    block: factory of the block, called as `block(name=...)`; it keeps the shape and,
+      under `scan`, the dtype: bfloat16 inputs need blocks of that `dtype`.
     num_blocks: how many blocks; none returns the input.
     scan: whether to scan over the blocks, or to write them out. A network of your own
       around a stack writes them out for FLOPs in `tabulate`, as `tabulate` here does.

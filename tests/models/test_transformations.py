@@ -140,6 +140,21 @@ def test_jacobians_equal_those_of_flax_s_convolution(random_variables):
     assert_close(jacobian, expected)
 
 
+def test_tangents_have_the_dtype_of_a_computation_in_bfloat16():
+  model = WideResNet(10, 1, 7, "batch_norm", dtype=jnp.bfloat16)
+  outputs = functools.partial(
+    model.apply, train=True, capture_intermediates=True, mutable=True
+  )
+  variables = jax.eval_shape(
+    functools.partial(model.init, train=True), jax.random.key(0), IMAGES
+  )
+  values, tangents = jax.eval_shape(
+    lambda *x: jax.jvp(outputs, x, x), variables, jnp.bfloat16(IMAGES)
+  )
+  assert tangents == values
+  assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(values)}
+
+
 def test_donated_arguments(random_variables):
   params, outputs = build_stack(random_variables)
 
