@@ -8,6 +8,7 @@ where the derivative is.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -272,7 +273,7 @@ def record(x: jax.Array, y: jax.Array, parts: Mapping[str, jax.Array]) -> Record
   features = {"input": x, "output": y} | {
     name: parts.pop(name) for name in ("skip", "branch") if name in parts
   }
-  if y[0, ..., 0].size > 1:
+  if math.prod(y.shape[1:-1]) > 1:
     parts["positions"] = _cosine(wide(y).reshape(len(y), -1, y.shape[-1])).mean()
   return {**{name: statistics(each) for name, each in features.items()}, **parts}
 
