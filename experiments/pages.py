@@ -52,7 +52,6 @@ _ROOT = pathlib.Path(__file__).parents[1]
 def _batch_size(results: batch_size.Results) -> Mapping[str, Table | str]:
   gaps = batch_size.batch_norm_gaps(results)
   return {
-    "rates": batch_size.rates_table(results),
     "gap_at_smallest": str(gaps[min(gaps)]),
     "gap_at_largest": str(gaps[max(gaps)]),
   }
