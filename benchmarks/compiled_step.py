@@ -134,7 +134,7 @@ def _entry_cost(text: str, entry: str | None = None) -> dict[str, float]:
   return costs
 
 
-def _further_turns(text: str) -> collections.Counter[str]:
+def _further_turns(text: str) -> dict[str, float]:
   """Returns the costs of all turns but the first of a program's loops.
 
   Raises:
@@ -144,8 +144,8 @@ def _further_turns(text: str) -> collections.Counter[str]:
   bodies = {re.sub(r"^ENTRY ", "", part).split(" ", 1)[0]: part for part in parts}
   entry = next(part for part in parts if part.startswith("ENTRY "))
 
-  def further(part: str) -> collections.Counter[str]:
-    costs: collections.Counter[str] = collections.Counter()
+  def further(part: str) -> dict[str, float]:
+    costs: dict[str, float] = collections.defaultdict(float)
     for condition, body, rest in _LOOP.findall(part):
       # XLA says it on a CPU; on a TPU the condition compares with one constant.
       limits = re.findall(r'"known_trip_count":{"n":"(\d+)"', rest) or re.findall(

@@ -124,6 +124,7 @@ def make_measure_signal(
       skip_second_moment=None,
       branch_second_moment=None,
       moving_variance=None,
+      position_cosine=None,
       head=None,
     )
 

@@ -5,15 +5,18 @@ and makes and checks the configuration as the program itself does. It leaves out
 training, trials of a study, measurements and other machines.
 """
 
+import contextlib
 import os
 import runpy
 import sys
+import types
 from typing import Any
 
 from absl import app
 
 from experiments import program
 from skipinit_jax import studies, training
+from skipinit_jax.errors import UsageError
 from skipinit_jax.studies.study import Study, check
 from skipinit_jax.training import TrainConfig, distributed
 
@@ -40,6 +43,15 @@ def _run_program(main: Any) -> None:
   _run(main if trains else lambda: 0)
 
 
+def _load_dataset(config: TrainConfig) -> Any:
+  # The batch-size study counts examples. Most machines have not prepared the data.
+  with contextlib.suppress(UsageError):
+    return load_dataset(config)
+  return types.SimpleNamespace(train=types.SimpleNamespace(num_examples=16384))
+
+
+load_dataset = TrainConfig.load_dataset
+TrainConfig.load_dataset = _load_dataset
 _, folder, module, *arguments = sys.argv
 training.train = _train
 studies.run = studies.run_sequentially = _run_study
