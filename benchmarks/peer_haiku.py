@@ -4,6 +4,7 @@ With batch norm it is Haiku's own. "skipinit" and "nf_resnet" are pre-activation
 networks written out here; they stand for what a user of Haiku would write.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -85,12 +86,16 @@ def jitted_step(case: Case, sharding: Any = None) -> Step:
     jmp.Policy(jnp.float32, jnp.dtype(dtype), jnp.dtype(case.dtype))
     for dtype in ("float32", case.dtype)
   )
-  # As Haiku's ImageNet example has it.
-  for module, policy in ((own, narrow), (hk.Conv2D, narrow), (hk.BatchNorm, whole)):
-    hk.mixed_precision.set_policy(module, policy)
-  hk.mixed_precision.set_policy(_StandardizedConv, narrow)
+  # As in Haiku's ImageNet example, which sets them for the whole process.
+  policies = ((own, narrow), (hk.Conv2D, narrow), (hk.BatchNorm, whole))
 
   def forward(images: jax.Array) -> jax.Array:
+    with contextlib.ExitStack() as stack:
+      for module, policy in (*policies, (_StandardizedConv, narrow)):
+        stack.enter_context(hk.mixed_precision.push_policy(module, policy))
+      return classify(images)
+
+  def classify(images: jax.Array) -> jax.Array:
     if case.method == "batch_norm":
       bn_config = {"decay_rate": 0.9}
       return own(case.num_classes, bn_config, resnet_v2=case.version == 2)(images, True)

@@ -178,6 +178,7 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
     variance=np.full(len(names) + 1, np.nan),
     skip_variance=unknown,
     branch_variance=unknown,
+    sum_second_moment=unknown,
   )
   diagnosis = analysis.diagnose_signal(signal)
   trains = {

@@ -93,7 +93,8 @@ class Fault:
   value: float
 
   def __str__(self) -> str:
-    where = f"from block {self.block} ({self.name}) on"
+    name = "" if self.name == str(self.block) else f" ({self.name})"
+    where = f"from block {self.block}{name} on"
     if self.kind in ("loses its inputs", "loses its positions"):
       begins = f"The signal {self.kind} {where}"
       if self.block == 0:
@@ -130,8 +131,9 @@ class Diagnosis:
     cosine: cosine similarity of two inputs behind the last block; NaN likewise.
     faults: what is wrong; empty for a network that should train.
     alpha: the initial factor on each present branch with which the second moment grows
-      by at most e through all blocks: 1 / sqrt(d) with He initialization. Any smaller
-      factor, 0 too, is as good. None where no factor helps or none is needed.
+      by at most e through all blocks: 1 / sqrt(d) with He initialization, less where
+      branches are correlated with the skip path. Any smaller factor, 0 too, is as good.
+      None where no factor helps or none is needed.
     advice: what to change, in sentences.
   """
 
@@ -447,14 +449,14 @@ def _advice(
     advice.append("Center the inputs over the examples.")
     if len(faults) == 1:
       return None, tuple(advice)
-  total = signal.skip_second_moment + signal.branch_second_moment
-  sum_factor = _median(signal.second_moment[1:] / total)
+  sum_factor = _median(signal.second_moment[1:] / signal.sum_second_moment)
   normalized = np.isfinite(signal.moving_variance).any()
   # A normalized branch keeps its size when the stream's changes; others follow it.
   skip = signal.second_moment[0] if normalized else signal.skip_second_moment
-  ratios = signal.branch_second_moment / skip
-  ratio = ratios[np.isfinite(ratios)].mean()
-  alpha = float(1 / np.sqrt(len(signal.names) * ratio))
+  parts = signal.skip_second_moment + signal.branch_second_moment
+  ratio = _mean(signal.branch_second_moment / skip)
+  overlap = 0 if normalized else _mean((signal.sum_second_moment - parts) / skip / 2)
+  alpha = float((np.sqrt(overlap**2 + ratio / len(signal.names)) - overlap) / ratio)
   if abs(np.log(sum_factor)) > _SUM_TOLERANCE:
     advice.append(
       "Leave the sum of skip path and branch as it is: what follows it multiplies its "
@@ -470,6 +472,11 @@ def _advice(
     return alpha, tuple(advice)
   advice.append("Scale or normalize the branches, so that each block adds little.")
   return None, tuple(advice)
+
+
+def _mean(values: np.ndarray) -> float:
+  finite = values[np.isfinite(values)]
+  return float(finite.mean()) if finite.size else float("nan")
 
 
 def _median(values: np.ndarray) -> float:

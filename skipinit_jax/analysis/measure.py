@@ -253,7 +253,13 @@ def signal_of_functions(
     UsageError: there are no blocks, or not as many branches or names; fewer than two
       examples; or what a block returns are no features.
   """
-  blocks = list(blocks)
+  for kind, functions in (("blocks", blocks), ("branches", branches)):
+    if functions is not None and not (
+      isinstance(functions, Sequence) and all(map(callable, functions))
+    ):
+      raise UsageError(
+        f"{kind} is {functions!r}: it must be a list of functions, one for each block."
+      )
   for kind, given in (("branches", branches), ("names", names)):
     if given is not None and len(given) != len(blocks):
       raise UsageError(

@@ -24,8 +24,9 @@ Record = dict[str, Any]
 """What is known of a block, or of several that a scan has stacked.
 
 `input` and `output`, and `skip` and `branch` where they are known: each the
-`statistics` of these features. `moving_variance` and `alpha`, and the cosine of an
-example's `positions` behind the block, where there are such.
+`statistics` of these features. `sum`, the second moment of skip path plus branch, where
+they are known. `moving_variance` and `alpha`, and the cosine of an example's
+`positions` behind the block, where there are such.
 `gradient`: the derivatives of the block's `slots`.
 """
 
@@ -47,8 +48,7 @@ def _probe_forward(x: jax.Array, slot: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _probe_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, factor = _in_range(wide(cotangent))
-  return cotangent, jnp.square(x).mean() * factor
+  return cotangent, second_moment(wide(cotangent))
 
 
 probe.defvjp(_probe_forward, _probe_backward)
@@ -186,7 +186,7 @@ def assemble(
   """
   records = [dict(each) for each in records]
   order = range(len(names)) if order is None else order
-  optional = ("skip", "branch", "moving_variance", "positions")
+  optional = ("skip", "branch", "sum", "moving_variance", "positions")
   known: dict[str, list[bool]] = {name: [] for name in optional}
   for record in records:
     size = record["output"]["cosine"].size
@@ -194,7 +194,7 @@ def assemble(
       places += [name in record] * size
     for name in ("skip", "branch"):
       record.setdefault(name, jax.tree.map(jnp.zeros_like, record["output"]))
-    for name in ("moving_variance", "positions"):
+    for name in ("sum", "moving_variance", "positions"):
       record.setdefault(name, jnp.zeros_like(record["output"]["cosine"]))
   if not all("alpha" in record for record in records):
     records = [record | {"alpha": None} for record in records]
@@ -222,6 +222,7 @@ def assemble(
     skip_variance=partly(rows["skip"]["variance"], "skip"),
     branch_second_moment=partly(rows["branch"]["second_moment"], "branch"),
     branch_variance=partly(rows["branch"]["variance"], "branch"),
+    sum_second_moment=partly(rows["sum"], "sum"),
     moving_variance=partly(rows["moving_variance"], "moving_variance"),
     position_cosine=partly(rows["positions"], "positions"),
     alpha=rows["alpha"],
@@ -270,6 +271,7 @@ def record(x: jax.Array, y: jax.Array, parts: Mapping[str, jax.Array]) -> Record
     parts.setdefault("skip", x)
   if "skip" in parts:
     parts.setdefault("branch", y - parts["skip"])
+    parts["sum"] = second_moment(wide(parts["skip"]) + wide(parts["branch"]))
   features = {"input": x, "output": y} | {
     name: parts.pop(name) for name in ("skip", "branch") if name in parts
   }
@@ -321,6 +323,12 @@ def variance(x: jax.Array) -> jax.Array:
   return x.var(tuple(range(x.ndim - 1))).mean()
 
 
+def second_moment(x: jax.Array) -> jax.Array:
+  """Returns the mean square."""
+  x, factor = _in_range(x)
+  return jnp.square(x).mean() * factor
+
+
 def _in_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns x over a power of two, and the square of that."""
   # The sum of many large squares overflows before their mean does.
@@ -331,10 +339,10 @@ def _in_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def statistics(x: jax.Array) -> dict[str, jax.Array]:
   """Returns the second moment, variance and cosine of features [N, ..., channels]."""
   x = wide(x)
-  cosine = _cosine(x.reshape(len(x), -1))
+  square, cosine = second_moment(x), _cosine(x.reshape(len(x), -1))
   x, factor = _in_range(x)
   return {
-    "second_moment": jnp.square(x).mean() * factor,
+    "second_moment": square,
     "variance": variance(x) * factor,
     "cosine": cosine,
   }

@@ -41,6 +41,9 @@ class Signal:
     skip_variance: [..., d].
     branch_second_moment: [..., d].
     branch_variance: [..., d].
+    sum_second_moment: of skip path plus branch, before a constant factor or anything
+      else that follows the sum, [..., d]. It is not the sum of their second moments
+      where they are correlated, as with a branch that ends in a ReLU.
     moving_variance: what the moving variance of the block's first batch
       normalization converges to, its mean over channels; NaN in a block without,
       [..., d].
@@ -65,6 +68,7 @@ class Signal:
   skip_variance: Values
   branch_second_moment: Values
   branch_variance: Values
+  sum_second_moment: Values
   moving_variance: Values
   position_cosine: Values | None = None
   alpha: Values | None = None

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.core.scope import LazyRng
 
 from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
 from skipinit_jax.methods import ModuleFactory
 from skipinit_jax.models.stochastic_depth import BranchDrop, branch_drops, dropping
 
@@ -103,10 +104,11 @@ class DepthStack(Stacked):
     block = self.block(name=_SCANNED)
     segment = _segment_length(self.num_blocks)
     if not self.remat or self.is_initializing():
-      scanned = scan(_apply_block, length=self.num_blocks)
+      scanned = scan(_apply_scanned, length=self.num_blocks)
     elif segment == 1:
       # A scan already keeps XLA from merging the two computations.
-      scanned = scan(nn.remat(_apply_block, prevent_cse=False), length=self.num_blocks)
+      remat = nn.remat(_apply_scanned, prevent_cse=False)
+      scanned = scan(remat, length=self.num_blocks)
     else:
       cut = functools.partial(_reshape_axis, 1, (-1, segment))
       in_segments = nn.map_variables(
@@ -133,6 +135,25 @@ def _apply_block(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
     return block(x) if argument is None else block(x, argument), None
 
 
+def _apply_scanned(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
+  return require_same_type(x, _apply_block(block, x, own)[0]), None
+
+
+def require_same_type(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns the output y of a scanned block.
+
+  Raises:
+    UsageError: its shape or dtype is not that of the block's input x.
+  """
+  if (x.shape, x.dtype) != (y.shape, y.dtype):
+    raise UsageError(
+      f"A block of the DepthStack maps {x.dtype}{[*x.shape]} to {y.dtype}"
+      f"{[*y.shape]}: under scan it must keep shape and dtype. Change the block (such "
+      "as its features or dtype) or the stack's input, or use scan=False."
+    )
+  return y
+
+
 class _ApplyWithKeys:
   """Applies a block in a scan within a scan, with the random numbers of one scan.
 
@@ -154,7 +175,7 @@ class _ApplyWithKeys:
     if self._counts is not None:
       counts.clear()
       counts.update(_copy(self._counts))
-    result = _apply_block(block, x, arguments)
+    result = _apply_scanned(block, x, arguments)
     if self._counts is None:
       self._counts = _copy(counts)
     return result

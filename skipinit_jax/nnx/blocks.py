@@ -154,7 +154,7 @@ class ResidualBlock(nnx.Module):
     *window: Any,
   ) -> Layer:
     def make_layer(in_features: int, rngs: nnx.Rngs) -> Any:
-      make: Any = nnx_factory("dense", factory)
+      make: Any = nnx_factory("conv" if window else "dense", factory)
       return make(
         in_features,
         features,

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from skipinit_jax.methods import ModuleFactory
-from skipinit_jax.models.depth import PerBlock, of_block
+from skipinit_jax.models.depth import PerBlock, of_block, require_same_type
 from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
 
 
@@ -67,8 +67,10 @@ class DepthStack(nnx.Module):
       for index in range(self.num_blocks):
         x = apply(x, getattr(self, f"block{index}"), of_block(own, index))
       return x
-    # A scan already keeps XLA from merging the two computations.
-    apply = nnx.remat(apply_block, prevent_cse=False) if self.remat else apply_block
+    apply = _apply_scanned
+    if self.remat:
+      # A scan already keeps XLA from merging the two computations.
+      apply = nnx.remat(apply, prevent_cse=False)
     scanned = nnx.scan(apply, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
     y: jax.Array = scanned(x, self.blocks, own)
     return y
@@ -80,3 +82,7 @@ def apply_block(x: jax.Array, block: Any, own: Any) -> jax.Array:
   with dropping(drop):
     y: jax.Array = block(x) if argument is None else block(x, argument)
     return y
+
+
+def _apply_scanned(x: jax.Array, block: Any, own: Any) -> jax.Array:
+  return require_same_type(x, apply_block(x, block, own))

@@ -123,6 +123,7 @@ def make_measure_signal(
       cosine=None,
       skip_second_moment=None,
       branch_second_moment=None,
+      sum_second_moment=None,
       moving_variance=None,
       position_cosine=None,
       head=None,

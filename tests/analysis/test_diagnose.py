@@ -251,6 +251,26 @@ class TestFunctions:
       assert diagnosis.healthy == (elasticity == 0)
       assert diagnosis.forward_growth > analysis.FORWARD_LIMIT
 
+  def test_advice_where_branches_are_correlated_with_the_skip_path(self):
+    """The means behind a ReLU add up from block to block."""
+    x = images(32, 64)
+
+    def network(alpha):
+      return [lambda x, w=w: x + alpha * jax.nn.relu(x @ w) for w in self.weights(40)]
+
+    diagnosis = diagnose_functions(network(1.0), x)
+    assert "from block 9 on" in str(diagnosis)
+    # Nothing follows the sum.
+    assert [advice.split()[0] for advice in diagnosis.advice] == ["Start"]
+    assert diagnose_functions(network(diagnosis.alpha), x).healthy
+    # It would do if they were not correlated.
+    assert not diagnose_functions(network(40**-0.5), x).healthy
+
+  def test_what_are_no_functions(self):
+    for blocks in (3, [jax.nn.relu, 1]):
+      with pytest.raises(UsageError, match=r"blocks is .*: it must be a list of funct"):
+        diagnose_functions(blocks, images(4, 8))
+
   @pytest.mark.parametrize("form", ["post-norm", "pre-norm", "pooled"])
   def test_tokens_that_become_alike(self, form):
     """Each block adds what attention of equal weights does: an image of the mean."""

@@ -75,27 +75,28 @@ assert np.allclose(lengths_1000, (6.49, 1), atol=0.01)
 assert verdicts == [True, False]
 """,
   "your_own_network": """
-assert accuracies["batch norm", 0.05] > 0.85
-assert accuracies["SkipInit", 0.05] > 0.75
-assert max(accuracies["nothing", rate] for rate in (0.05, 0.0001)) < 0.25
-assert diagnoses["batch norm"].healthy and diagnoses["SkipInit"].healthy
-(fault,) = diagnoses["nothing"].faults
+assert accuracies["Batch norm", 0.05] > 0.85
+assert accuracies["SkipInit, α = 0", 0.05] > 0.75
+assert max(accuracies["Unnormalized", rate] for rate in (0.05, 0.0001)) < 0.25
+assert diagnoses["Batch norm"].healthy and diagnoses["SkipInit, α = 0"].healthy
+(fault,) = diagnoses["Unnormalized"].faults
 assert (fault.kind, fault.direction) == ("explodes", "forward")
-assert "SkipInit" in diagnoses["nothing"].text
+assert "SkipInit" in diagnoses["Unnormalized"].text
 moments = {curve.label: curve.measured.mean.second_moment for curve in curves}
-growth = moments["nothing"][1:12] / moments["nothing"][:11]
+growth = moments["Unnormalized"][1:12] / moments["Unnormalized"][:11]
 assert np.all((1.4 < growth) & (growth < 2.6))
-assert np.allclose(moments["SkipInit"][:13], moments["SkipInit"][0], rtol=1e-3)
-assert np.allclose(moments["SkipInit"][13:], moments["SkipInit"][13], rtol=1e-3)
-assert one_by_one["SkipInit"] > 0.75
-assert max(one_by_one["batch norm"], averaged) < one_by_one["SkipInit"] - 0.2
+stages = moments["SkipInit, α = 0"]
+assert np.allclose(stages[:13], stages[0], rtol=1e-3)
+assert np.allclose(stages[13:], stages[13], rtol=1e-3)
+assert one_by_one["SkipInit, α = 0"] > 0.75
+assert max(one_by_one["Batch norm"], averaged) < one_by_one["SkipInit, α = 0"] - 0.2
 # It has learned, as it was trained.
-assert max(one_by_one["batch norm"], averaged) < as_trained - 0.2
-# Behind its first steps the network of nothing is at chance.
-assert averages["nothing"][0] > 1e3 * averages["nothing"][-1]
+assert max(one_by_one["Batch norm"], averaged) < as_trained - 0.2
+# Behind its first steps the network without normalization is at chance.
+assert averages["Unnormalized"][0] > 1e3 * averages["Unnormalized"][-1]
 # The same in NNX.
-assert not analysis.diagnose(in_nnx["nothing"], images[:64]).healthy
-assert analysis.diagnose(in_nnx["SkipInit"], images[:64]).healthy
+assert not analysis.diagnose(in_nnx["Unnormalized"], images[:64]).healthy
+assert analysis.diagnose(in_nnx["SkipInit, α = 0"], images[:64]).healthy
 """,
   "run_a_study": """
 import re

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from skipinit_jax import methods
+from skipinit_jax.errors import UsageError
 from skipinit_jax.models import (
   BasicBlock,
   DepthStack,
@@ -245,6 +246,20 @@ def test_no_blocks_return_the_input(scan):
   output, variables = stack.init_with_output(jax.random.key(0), IMAGES)
   assert_identical(output, IMAGES)
   assert not jax.tree.leaves(variables)
+
+
+@pytest.mark.parametrize("features", [3, 4])
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_scan_keeps_shape_and_dtype(features, remat):
+  """Written out, blocks of float32 widen bfloat16, and the first may project."""
+  block = functools.partial(BasicBlock, features)
+  x = jnp.asarray(IMAGES, jnp.bfloat16)
+  maps = rf"maps bfloat16\[4, 8, 8, 3\] to float32\[4, 8, 8, {features}\]: under scan"
+  with pytest.raises(UsageError, match=maps):
+    DepthStack(block, 4, remat=remat).init(jax.random.key(0), x)
+  unrolled = DepthStack(block, 2, scan=False, remat=remat)
+  y, _ = unrolled.init_with_output(jax.random.key(0), x)
+  assert y.dtype == jnp.float32
 
 
 def test_blocks_start_from_different_values():

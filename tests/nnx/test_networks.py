@@ -95,6 +95,14 @@ def stacks():
   return [scanned, remat, *unrolled]
 
 
+def test_a_scan_keeps_the_dtype(stacks):
+  x = jnp.ones((4, 8), jnp.bfloat16)
+  for stack in stacks[:2]:
+    with pytest.raises(UsageError, match=r"bfloat16\[4, 8\] to float32\[4, 8\]"):
+      stack(x)
+  assert stacks[2](x).dtype == jnp.float32
+
+
 def test_stacks_are_equal_however_they_are_computed(stacks):
   x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
   kernels = stacks[0].blocks.dense1.kernel[...]

@@ -151,6 +151,7 @@ def predict(network: Network, inputs: Kernel, batch_size: int) -> Signal:
     skip_variance=skip_variance,
     branch_second_moment=branch_moment,
     branch_variance=branch_variance,
+    sum_second_moment=skip_moment + branch_moment,
     moving_variance=moving,
   )
 
