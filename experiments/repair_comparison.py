@@ -82,7 +82,7 @@ class RepairConfig:
     "batch norm",
   )
   residual_mlp_datasets: tuple[str, ...] = ("digits", _FASHION)
-  wide_resnet_datasets: tuple[str, ...] = ("digits",)
+  wide_resnet_datasets: tuple[str, ...] = ("digits", _FASHION)
   residual_mlp: TrainConfig = dataclasses.field(
     default_factory=lambda: TrainConfig(
       model="residual_mlp",
