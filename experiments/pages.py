@@ -30,7 +30,6 @@ from absl import flags
 from benchmarks import benchmark, compiled_peers, scaling_model
 from experiments import (
   diagnosis_check,
-  diagnosis_families,
   program,
   repair_comparison,
 )
@@ -102,11 +101,6 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
     ]
     return f"{sum(agrees)} of {len(agrees)}"
 
-  untrained = [
-    cell.name
-    for cell in diagnosis_families.cells()
-    if cell.part == "fresh" and (cell.family, cell.variant, cell.depth) not in cells
-  ]
   rows = list(cells.values())
   return {
     **{part: diagnosis_check.confusion(rows, part) for part in diagnosis_check.PARTS},
@@ -116,7 +110,6 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
     },
     "agreement_first": agreement("judged", verdicts=first),
     "agreement": agreement("judged", "fresh", verdicts=cells | first),
-    "untrained": "; ".join(untrained) or "none",
   }
 
 
