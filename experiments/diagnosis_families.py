@@ -211,8 +211,8 @@ class Cell:
   """A network of the check.
 
   Attributes:
-    part: "tuned", by which limits were set, "judged", or "fresh": chosen when the
-      limits were set for the second time, which judged ones had suggested.
+    part: "tuned", by which limits were set, "judged", or "fresh": chosen when limits
+      were set again, and trained afterwards.
     family: its family.
     variant: its form, in words.
     depth: its layers, or blocks.
@@ -266,14 +266,14 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
       (),
     ),
     "pre-norm, divided by sqrt(2)": (_small(sum_scale=_ROOT), (24,), (48,)),
-    "post-norm": (Form("post"), (100,), (6, 60)),
+    "post-norm": (Form("post"), (12, 20, 100), (6, 60)),
     "no norm": (_NONE, (3, 16), (10,)),
     "no norm, scale 1 / sqrt(2 L)": (Form("none", INVERSE_SQRT), (), (16,)),
   },
   "ViT": {
     "pre-norm": (_PRE, (6,), ()),
     "pre-norm, dropout": (Form(dropout=0.1), (), (12,)),
-    "post-norm": (Form("post"), (12, 24, 60), (6,)),
+    "post-norm": (Form("post"), (12, 16, 20, 24, 60), (6,)),
     "no norm": (_NONE, (16,), (24,)),
     "no norm, divided by sqrt(2)": (Form("none", sum_scale=_ROOT), (48,), ()),
     "norm before the head only": (Form("final"), (), (8,)),
@@ -322,9 +322,9 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
 FRESH = {
   ("MLP", "unnormalized"): (4, 50),
   ("GPT", "pre-norm"): (36,),
-  ("GPT", "post-norm"): (4, 30),
+  ("GPT", "post-norm"): (4, 8, 16, 24, 30, 40),
   ("ViT", "pre-norm"): (32,),
-  ("ViT", "post-norm"): (3, 36),
+  ("ViT", "post-norm"): (3, 10, 14, 18, 28, 36),
 }
 """The depths of the cells of the part "fresh"."""
 

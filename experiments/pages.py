@@ -89,7 +89,7 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
     return {(row["family"], row["variant"], row["depth"]): row for row in rows}
 
   cells = read("diagnosis.json")
-  # By the limits that were final before the part "judged" was trained.
+  # By the limits that there were when a cell was trained, where they were others.
   first = read("first_verdicts.json")
 
   def agreement(*parts: str, verdicts: Mapping[tuple[str, str, int], Any]) -> str:

@@ -4,9 +4,11 @@ from skipinit_jax.analysis import figures, measure, theory
 from skipinit_jax.analysis.curvature import Sharpness, sharpness
 from skipinit_jax.analysis.diagnose import (
   ADAM_LIMIT,
+  ADAM_POSITION_LIMIT,
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
   GRADIENT_LIMIT,
+  POSITION_LIMIT,
   Diagnosis,
   Fault,
   diagnose,
@@ -18,9 +20,11 @@ from skipinit_jax.analysis.signal import Signal
 
 __all__ = [
   "ADAM_LIMIT",
+  "ADAM_POSITION_LIMIT",
   "DISTANCE_LIMIT",
   "FORWARD_LIMIT",
   "GRADIENT_LIMIT",
+  "POSITION_LIMIT",
   "Change",
   "Diagnosis",
   "Fault",

@@ -53,11 +53,21 @@ DISTANCE_LIMIT = 0.01
 """One minus the cosine similarity of two inputs, down to which networks train.
 
 It is the part of their second moment that tells inputs apart: 0.017 trains, 0.006 does
-not. Two positions of one input are held to it too: to a block they are two inputs.
+not.
 """
 
-# Skip path and branch are uncorrelated at initialization: their sum's second moment is
-# the sum of theirs, and any other factor comes after it. Narrow networks deviate.
+POSITION_LIMIT = 6e-4
+"""One minus the cosine similarity of two positions of one input, likewise.
+
+With SGD, a Vision Transformer at 2e-3 trains, and one at 2e-4 does not. It is smaller
+than that of two inputs because a head that takes the mean over positions still has the
+input. Where it takes the last one of a causal Transformer, 5e-3 is slow already.
+"""
+
+ADAM_POSITION_LIMIT = 1e-6
+"""The same with Adam: 6e-6 trains and 4e-7 does not."""
+
+# The logarithm of what follows a sum and leaves its second moment as it is.
 _SUM_TOLERANCE = 0.2
 
 # The elasticity of a head that sees the stream's size, with a margin on both sides: a
@@ -156,11 +166,13 @@ class Diagnosis:
   def healthy_with_adam(self) -> bool:
     """Whether no fault was found that keeps Adam from training too.
 
-    A signal that only grows or shrinks, within `ADAM_LIMIT`, is none: see
-    `diagnose_signal`.
+    A signal that only grows or shrinks, within `ADAM_LIMIT`, is none, nor are positions
+    that become alike down to `ADAM_POSITION_LIMIT`: see `diagnose_signal`.
     """
     return all(
-      fault.direction == "forward"
+      1 - fault.value >= ADAM_POSITION_LIMIT
+      if fault.kind == "loses its positions"
+      else fault.direction == "forward"
       and fault.kind in ("explodes", "vanishes")
       and _within(fault.value, ADAM_LIMIT)
       for fault in self.faults
@@ -336,8 +348,10 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     grows as 1 - 1 / l at most. A sum that is normalized or divided multiplies it by
     1 / (1 + m) in each block, which is exponential in d: all tokens become one. The
     gradient of what is their own is divided likewise, and E[g^2] E[x^2] does not show
-    it, because what they have in common keeps its share of both. Positions that are
-    alike behind the first block already are the network's own choice, and no fault.
+    it, because what they have in common keeps its share of both: `POSITION_LIMIT`.
+    Adam's steps do not depend on the gradient's size: `ADAM_POSITION_LIMIT`. Positions
+    that are alike behind the first block already are the network's own choice, and no
+    fault.
   """
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
@@ -417,7 +431,7 @@ def _faults(
   if signal.position_cosine is not None:
     # Behind a pooling there are no positions.
     known = np.flatnonzero(np.isfinite(signal.position_cosine))
-    apart = 1 - signal.position_cosine[known] >= DISTANCE_LIMIT
+    apart = 1 - signal.position_cosine[known] >= POSITION_LIMIT
     # Positions that are alike from the beginning are not lost.
     if apart.any() and not apart[-1]:
       harmless = int(known[_last(apart)]) + 1
@@ -485,5 +499,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _cosine(value: float) -> str:
-  # 0.9996 is not 1.00.
-  return f"{value:.2f}" if value < 0.95 else f"1 - {max(1 - value, 0):.1g}"
+  # 0.9996 is not 1.00. Of less than a millionth, float32 knows nothing.
+  if value < 0.95:
+    return f"{value:.2f}"
+  return f"1 - {1 - value:.1g}" if 1 - value > 1e-6 else "1"

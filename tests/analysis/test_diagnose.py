@@ -274,7 +274,7 @@ class TestFunctions:
   @pytest.mark.parametrize("form", ["post-norm", "pre-norm", "pooled"])
   def test_tokens_that_become_alike(self, form):
     """Each block adds what attention of equal weights does: an image of the mean."""
-    tokens, depth = 4, 12
+    tokens, depth = 4, 14
     images_of_mean = [
       lambda x, w=w: normalize(x).mean(1, keepdims=True) @ w / 16
       for w in np.random.default_rng(1).normal(size=(depth, 256, 256))
@@ -295,10 +295,12 @@ class TestFunctions:
     distance = 1 - signal.position_cosine
     np.testing.assert_allclose(distance, expected, rtol=0.1)
     (fault,) = diagnosis.faults
-    harmless = int((distance >= analysis.DISTANCE_LIMIT).sum())
+    harmless = int((distance >= analysis.POSITION_LIMIT).sum())
     assert (fault.kind, fault.harmless_depth) == ("loses its positions", harmless)
-    assert not diagnosis.healthy_with_adam
     assert "two of one input" in str(diagnosis)
+    assert diagnosis.healthy_with_adam
+    worse = signal.replace(position_cosine=1 - distance**2)
+    assert not diagnose_signal(worse).healthy_with_adam
 
   def test_a_loss_is_differentiated_and_the_head_seen_nevertheless(self):
     signal = measure.signal_of_functions(
