@@ -4,8 +4,8 @@ Each cell is a network of a family that people train, healthy or broken: see
 `experiments/diagnosis_families.py`. It is diagnosed at initialization, and trained by
 SGD and by Adam at a few learning rates. The limits of `analysis.diagnose` are chosen by
 cells of the part "tuned". They were first final before any cell of the part "judged"
-was trained. What these cells then showed to be missing was added, again by "tuned"
-cells, before any of the part "fresh" was trained.
+was trained. What these cells then showed to be missing was added, before any of the
+part "fresh" was trained; and so were the cells of the part "last" after those.
 
 The program resumes: cells that the workdir has are not trained again, only judged by
 today's limits.
@@ -46,7 +46,7 @@ _HOPELESS = 0.2, 96
 # Of the running mean of accuracies of batches, before their step.
 _MEMORY = 0.9
 
-PARTS = ("tuned", "judged", "fresh")
+PARTS = ("tuned", "judged", "fresh", "last")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -149,7 +149,7 @@ def check(cell: Cell, images: jax.Array, labels: jax.Array) -> dict[str, Any]:
   return dataclasses.asdict(cell) | {
     "accuracies": accuracies,
     "signal": {
-      name: [float(f"{v:.4g}") for v in np.atleast_1d(getattr(signal, name))]
+      name: [float(f"{v:.8g}") for v in np.atleast_1d(getattr(signal, name))]
       for name in _MEASURED
     },
   }
@@ -160,6 +160,7 @@ _MEASURED = (
   "gradient_second_moment",
   "cosine",
   "position_cosine",
+  "gradient_spread",
   "skip_second_moment",
   "branch_second_moment",
   "moving_variance",

@@ -211,8 +211,8 @@ class Cell:
   """A network of the check.
 
   Attributes:
-    part: "tuned", by which limits were set, "judged", or "fresh": chosen when limits
-      were set again, and trained afterwards.
+    part: "tuned", by which limits were set, "judged", or "fresh" and "last": chosen
+      when limits were set again and for the last time, and trained afterwards.
     family: its family.
     variant: its form, in words.
     depth: its layers, or blocks.
@@ -328,12 +328,23 @@ FRESH = {
 }
 """The depths of the cells of the part "fresh"."""
 
+LAST = {
+  ("GPT", "post-norm"): (5, 10, 14, 18, 50),
+  ("GPT", "pre-norm"): (16,),
+  ("GPT", "pre-norm, divided by sqrt(2)"): (16,),
+  ("ViT", "post-norm"): (8, 22, 30),
+  ("ViT", "pre-norm"): (18,),
+  ("ConvNeXt", "no LayerScale"): (20,),
+}
+"""The depths of the cells of the part "last"."""
+
 
 def cells() -> Iterator[Cell]:
   """Yields the cells of all parts."""
-  for (family, variant), depths in FRESH.items():
-    for depth in depths:
-      yield Cell("fresh", family, variant, depth)
+  for part, chosen in (("fresh", FRESH), ("last", LAST)):
+    for (family, variant), depths in chosen.items():
+      for depth in depths:
+        yield Cell(part, family, variant, depth)
   for family, variants in VARIANTS.items():
     for variant, (_, tuned, judged) in variants.items():
       for part, depths in (("tuned", tuned), ("judged", judged)):

@@ -56,16 +56,21 @@ It is the part of their second moment that tells inputs apart: 0.017 trains, 0.0
 not.
 """
 
-POSITION_LIMIT = 6e-4
+POSITION_LIMIT = 1.2e-3
 """One minus the cosine similarity of two positions of one input, likewise.
 
-With SGD, a Vision Transformer at 2e-3 trains, and one at 2e-4 does not. It is smaller
+With SGD, a Vision Transformer at 2e-3 trains, and one at 8e-4 does not. It is smaller
 than that of two inputs because a head that takes the mean over positions still has the
-input. Where it takes the last one of a causal Transformer, 5e-3 is slow already.
+input.
 """
 
 ADAM_POSITION_LIMIT = 1e-6
 """The same with Adam: 6e-6 trains and 4e-7 does not."""
+
+SPREAD_LIMIT = 0.07
+"""Part of the gradient behind the first block that has to be at other positions than
+the one with most of it: 0.17 trains (a causal Transformer with Adam), 0.03 does not.
+"""
 
 # The logarithm of what follows a sum and leaves its second moment as it is.
 _SUM_TOLERANCE = 0.2
@@ -91,8 +96,8 @@ class Fault:
     name: this block's name; empty for 0.
     harmless_depth: how many blocks the network may have without this fault.
     value: what was held to a limit: the factor on the second moment that the head sees,
-      that on the sensitivity, or the cosine similarity of two inputs, or of two
-      positions of one, behind the last block.
+      that on the sensitivity, the cosine similarity of two inputs, or of two positions
+      of one, behind the last block, or the spread of the gradient behind the first.
   """
 
   kind: Kind
@@ -105,7 +110,12 @@ class Fault:
   def __str__(self) -> str:
     name = "" if self.name == str(self.block) else f" ({self.name})"
     where = f"from block {self.block}{name} on"
-    if self.kind in ("loses its inputs", "loses its positions"):
+    if (self.kind, self.direction) == ("loses its positions", "backward"):
+      text = (
+        f"The gradient {self.kind} backward {where}: behind the first block, all but "
+        f"{self.value:.1g} of it is at one of them."
+      )
+    elif self.kind in ("loses its inputs", "loses its positions"):
       begins = f"The signal {self.kind} {where}"
       if self.block == 0:
         begins = "The inputs are nearly equal before the first block"
@@ -170,11 +180,12 @@ class Diagnosis:
     that become alike down to `ADAM_POSITION_LIMIT`: see `diagnose_signal`.
     """
     return all(
-      1 - fault.value >= ADAM_POSITION_LIMIT
-      if fault.kind == "loses its positions"
-      else fault.direction == "forward"
-      and fault.kind in ("explodes", "vanishes")
-      and _within(fault.value, ADAM_LIMIT)
+      fault.direction == "forward"
+      and (
+        1 - fault.value >= ADAM_POSITION_LIMIT
+        if fault.kind == "loses its positions"
+        else fault.kind != "loses its inputs" and _within(fault.value, ADAM_LIMIT)
+      )
       for fault in self.faults
     )
 
@@ -352,6 +363,10 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     Adam's steps do not depend on the gradient's size: `ADAM_POSITION_LIMIT`. Positions
     that are alike behind the first block already are the network's own choice, and no
     fault.
+  - Where attention is causal, the first token sees itself alone, so it keeps what is
+    its own, and all others become like it (Wu et al., 2024). The gradient of every
+    output goes there, and the rest of the input is lost long before tokens are alike:
+    `SPREAD_LIMIT`.
   """
   signal = to_numpy(signal)
   with np.errstate(all="ignore"):
@@ -437,6 +452,14 @@ def _faults(
       harmless = int(known[_last(apart)]) + 1
       value = signal.position_cosine[known[-1]]
       yield fault("loses its positions", "forward", harmless + 1, harmless, value)
+  if signal.gradient_spread is not None:
+    known = np.flatnonzero(np.isfinite(signal.gradient_spread))
+    spread = signal.gradient_spread[known]
+    # A network may read one position alone: then the gradient is there in all blocks.
+    if (spread >= SPREAD_LIMIT).any() and spread[0] < SPREAD_LIMIT:
+      block = int(known[np.argmax(spread >= SPREAD_LIMIT)])
+      harmless = len(signal.names) - block
+      yield fault("loses its positions", "backward", block, harmless, spread[0])
 
 
 def _harmless_backward(gradient: np.ndarray) -> int:

@@ -26,7 +26,7 @@ from skipinit_jax.errors import UsageError
 _SLOTS = "_signal_slots"
 _RECORD = "_signal_record"
 # Of `probes.slots`, and whether a block is the last one.
-_NAMES = ("input", "output", "end", "last")
+_NAMES = ("input", "output", "spread", "end", "last")
 
 
 class _Slots(nnx.Variable[Any]):
@@ -213,7 +213,7 @@ class _Watcher:
       self.bodies[path] = self._body()
       setattr(module, f"{_SLOTS}{number}", _Slots(jnp.zeros(len(_NAMES))))
       return output
-    y = probes.probe(y, slots["output"])
+    y = probes.probe(y, slots["output"], slots["spread"])
     leaves, structure = jax.tree.flatten(probes.record(x, y, seen))
     self.structures[path, number] = structure
     setattr(module, f"{_RECORD}{number}", _Record(jnp.stack(leaves)))

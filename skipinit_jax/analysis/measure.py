@@ -282,7 +282,7 @@ def signal_of_functions(
       x = probes.probe(x, of_block["input"])
       y = block(x)
       probes.require_features(name, output=y)
-      y = probes.probe(y, of_block["output"])
+      y = probes.probe(y, of_block["output"], of_block["spread"])
       # What the branch adds is recorded, and not differentiated.
       parts = {} if branches is None else {"branch": branches[index](x)}
       if parts and parts["branch"].shape == y.shape:
@@ -498,7 +498,7 @@ class _Recorder:
     self._open.append((module.path, seen))
     output = run(*args, **kwargs)
     self._open.pop()
-    y = probes.probe(blocks_lib.first(output), slots["output"])
+    y = probes.probe(blocks_lib.first(output), slots["output"], slots["spread"])
     # What is seen is alpha and a normalizer's variance, where there are such, beside
     # skip path and branch.
     record = probes.record(x, y, seen)

@@ -34,21 +34,37 @@ they are known. `moving_variance` and `alpha`, and the cosine of an example's
 def slots(x: Any) -> dict[str, jax.Array]:
   """Returns a block's slots for features like x."""
   zero = jnp.zeros((), wide(x).dtype)
-  return {"input": zero, "output": zero, "end": zero}
+  return {"input": zero, "output": zero, "spread": zero, "end": zero}
 
 
 @jax.custom_vjp
-def probe(x: jax.Array, slot: jax.Array) -> jax.Array:
-  """Returns x; the slot's "derivative" is the mean square of x's."""
+def probe(x: jax.Array, slot: jax.Array, spread: jax.Array | None = None) -> jax.Array:
+  """Returns x; the slots' "derivatives" are statistics of x's derivative.
+
+  Args:
+    x: features [N, ..., channels].
+    slot: for the mean square.
+    spread: for the part of the mean square that is not at the position with most of it.
+  """
   return x
 
 
-def _probe_forward(x: jax.Array, slot: jax.Array) -> tuple[jax.Array, None]:
-  return x, None
+def _probe_forward(
+  x: jax.Array, slot: jax.Array, spread: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+  return x, spread
 
 
-def _probe_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return cotangent, second_moment(wide(cotangent))
+def _probe_backward(
+  spread: jax.Array | None, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  x = wide(cotangent)
+  if spread is not None:
+    scaled, _ = _in_range(x)
+    at = jnp.square(scaled.reshape(len(x), -1, x.shape[-1])).mean((0, 2))
+    total = at.sum()
+    spread = jnp.where(total > 0, 1 - at.max() / jnp.where(total > 0, total, 1), 1)
+  return cotangent, second_moment(x), spread
 
 
 probe.defvjp(_probe_forward, _probe_backward)
@@ -225,6 +241,7 @@ def assemble(
     sum_second_moment=partly(rows["sum"], "sum"),
     moving_variance=partly(rows["moving_variance"], "moving_variance"),
     position_cosine=partly(rows["positions"], "positions"),
+    gradient_spread=partly(gradient["spread"], "positions"),
     alpha=rows["alpha"],
     head=head,
   )

@@ -50,6 +50,9 @@ class Signal:
     position_cosine: cosine similarity of two different positions of one example behind
       each block, its mean over pairs and examples, [..., d]; NaN where there is one
       position. None in theory.
+    gradient_spread: the part of the gradient's second moment behind each block that is
+      not at the one position that has most of it on average over examples, [..., d];
+      NaN where there is one position. None in theory.
     alpha: the learnable scalar at the end of the branch, [..., d]; None in theory,
       and where a block has none.
     head: the elasticity of what stands behind the last block, [...]: the relative
@@ -71,6 +74,7 @@ class Signal:
   sum_second_moment: Values
   moving_variance: Values
   position_cosine: Values | None = None
+  gradient_spread: Values | None = None
   alpha: Values | None = None
   head: Values | None = None
 

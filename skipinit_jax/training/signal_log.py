@@ -126,6 +126,7 @@ def make_measure_signal(
       sum_second_moment=None,
       moving_variance=None,
       position_cosine=None,
+      gradient_spread=None,
       head=None,
     )
 
