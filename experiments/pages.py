@@ -109,7 +109,7 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
       for part in diagnosis_check.PARTS
     },
     "agreement_first": agreement("judged", verdicts=first),
-    "agreement": agreement("judged", "fresh", verdicts=cells | first),
+    "agreement": agreement("judged", "fresh", "last", verdicts=cells | first),
   }
 
 

@@ -5,6 +5,7 @@ from skipinit_jax.analysis.curvature import Sharpness, sharpness
 from skipinit_jax.analysis.diagnose import (
   ADAM_LIMIT,
   ADAM_POSITION_LIMIT,
+  ADAM_SPREAD_LIMIT,
   DISTANCE_LIMIT,
   FORWARD_LIMIT,
   GRADIENT_LIMIT,
@@ -22,6 +23,7 @@ from skipinit_jax.analysis.signal import Signal
 __all__ = [
   "ADAM_LIMIT",
   "ADAM_POSITION_LIMIT",
+  "ADAM_SPREAD_LIMIT",
   "DISTANCE_LIMIT",
   "FORWARD_LIMIT",
   "GRADIENT_LIMIT",

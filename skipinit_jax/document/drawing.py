@@ -99,7 +99,8 @@ def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     color, marker = _METHODS[method] if method else next(others)
     chosen[label] = {"color": color, "marker": marker}
     if method and method != label:
-      index = variants[method] % len(_LINES)
+      # The method itself, where it is drawn, has the full color.
+      index = (variants[method] + (method in methods)) % len(_LINES)
       variants[method] += 1
       chosen[label] |= {
         "color": _pale(color, _WHITE[index]),

@@ -302,6 +302,36 @@ class TestFunctions:
     worse = signal.replace(position_cosine=1 - distance**2)
     assert not diagnose_signal(worse).healthy_with_adam
 
+  def test_a_gradient_that_reaches_the_first_token_alone(self):
+    """The first token sees itself, and each other one the mean of those up to it."""
+    tokens, depth = 8, 20
+    count = jnp.arange(1, tokens + 1)[:, None]
+
+    def network(normalize_sum):
+      return [
+        lambda x, w=w: normalize_sum(x + x.cumsum(1) / count @ w)
+        for w in np.random.default_rng(1).normal(size=(depth, 128, 128)) / 128**0.5
+      ]
+
+    signal = measure.signal_of_functions(network(normalize), images(32, tokens, 128))
+    # White noise behind the last block.
+    np.testing.assert_allclose(signal.gradient_spread[-1], 1 - 1 / tokens, rtol=0.02)
+    fault = diagnose_signal(signal).faults[-1]
+    reached = signal.gradient_spread >= analysis.SPREAD_LIMIT
+    assert (fault.kind, fault.direction) == ("loses its positions", "backward")
+    assert fault.block == depth - reached.sum() == depth - fault.harmless_depth
+    assert "it is at one of them" in str(fault)
+    assert not diagnose_signal(signal).healthy_with_adam
+    shallow = network(normalize)[: fault.harmless_depth - 2]
+    assert diagnose_functions(shallow, images(32, tokens, 128)).healthy
+
+  def test_a_network_may_read_one_position(self):
+    signal = measure.signal_of_functions(
+      self.blocks(4, normalize), images(8, 4, 64), loss=lambda y: y[:, -1].sum()
+    )
+    np.testing.assert_allclose(signal.gradient_spread, 0, atol=1e-6)
+    assert diagnose_signal(signal).healthy
+
   def test_a_loss_is_differentiated_and_the_head_seen_nevertheless(self):
     signal = measure.signal_of_functions(
       self.blocks(2), images(8, 64), head=normalize, loss=lambda y: jnp.square(y).sum()

@@ -317,7 +317,9 @@ def test_numbers_are_those_of_plain_jax():
     cosines = (rows @ rows.T)[~np.eye(5, dtype=bool)]
     branch = np.asarray(state[f"block{index}"]["conv2"]["__call__"][0])
     shortcut = features - branch
+    at = np.square(gradient).mean((0, 3))
     for measured, value in (
+      (signal.gradient_spread[index], 1 - at.max() / at.sum()),
       (signal.second_moment[index + 1], np.square(features).mean()),
       (signal.variance[index + 1], features.var((0, 1, 2)).mean()),
       (signal.cosine[index + 1], cosines.mean()),

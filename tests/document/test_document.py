@@ -208,3 +208,8 @@ def test_a_method_looks_the_same_in_every_figure():
   for title in ("SkipInit, α = 0", "Batch norm"):
     assert few[title] == everything[title]
   assert len({style["color"] for style in few.values()}) == 4
+  # A variant has its method's color, and a paler one beside the method itself.
+  alone = styles(["Batch norm, no L2", "theory"])["Batch norm, no L2"]
+  beside = styles(["Batch norm", "Batch norm, no L2"])
+  assert alone["color"] == beside["Batch norm"]["color"] == few["Batch norm"]["color"]
+  assert beside["Batch norm, no L2"]["color"] != few["Batch norm"]["color"]
