@@ -211,8 +211,8 @@ class Cell:
   """A network of the check.
 
   Attributes:
-    part: "tuned", by which limits were set, "judged", or "fresh" and "last": chosen
-      when limits were set again and for the last time, and trained afterwards.
+    part: "tuned", by which limits were set, "judged", "fresh", chosen when limits were
+      set again, or "last", chosen when they were set for the last time.
     family: its family.
     variant: its form, in words.
     depth: its layers, or blocks.
@@ -321,20 +321,24 @@ VARIANTS: dict[str, dict[str, _Variant]] = {
 
 FRESH = {
   ("MLP", "unnormalized"): (4, 50),
-  ("GPT", "pre-norm"): (36,),
-  ("GPT", "post-norm"): (4, 8, 16, 24, 30, 40),
-  ("ViT", "pre-norm"): (32,),
-  ("ViT", "post-norm"): (3, 10, 14, 18, 28, 36),
+  ("GPT", "pre-norm"): (16, 36),
+  ("GPT", "pre-norm, divided by sqrt(2)"): (16,),
+  ("GPT", "post-norm"): (4, 5, 8, 10, 14, 16, 18, 24, 30, 40, 50),
+  ("ViT", "pre-norm"): (18, 32),
+  ("ViT", "post-norm"): (3, 8, 10, 14, 18, 22, 28, 30, 36),
+  ("ConvNeXt", "no LayerScale"): (20,),
 }
 """The depths of the cells of the part "fresh"."""
 
 LAST = {
-  ("GPT", "post-norm"): (5, 10, 14, 18, 50),
-  ("GPT", "pre-norm"): (16,),
-  ("GPT", "pre-norm, divided by sqrt(2)"): (16,),
-  ("ViT", "post-norm"): (8, 22, 30),
-  ("ViT", "pre-norm"): (18,),
-  ("ConvNeXt", "no LayerScale"): (20,),
+  ("MLP", "unnormalized"): (8, 44),
+  ("GPT", "pre-norm"): (20,),
+  ("GPT", "post-norm"): (7, 35),
+  ("ViT", "pre-norm"): (10,),
+  ("ViT", "post-norm"): (9, 26),
+  ("ConvNeXt", "no LayerScale"): (16,),
+  ("U-Net", "group norm"): (9,),
+  ("bottleneck", "no norm"): (6,),
 }
 """The depths of the cells of the part "last"."""
 
