@@ -500,7 +500,10 @@ def _advice(
   skip = signal.second_moment[0] if normalized else signal.skip_second_moment
   parts = signal.skip_second_moment + signal.branch_second_moment
   ratio = _mean(signal.branch_second_moment / skip)
-  overlap = 0 if normalized else _mean((signal.sum_second_moment - parts) / skip / 2)
+  overlap = 0.0
+  if not normalized:
+    # Below zero it is chance, which smaller branches need not have.
+    overlap = max(_mean((signal.sum_second_moment - parts) / skip / 2), 0)
   alpha = float((np.sqrt(overlap**2 + ratio / len(signal.names)) - overlap) / ratio)
   if abs(np.log(sum_factor)) > _SUM_TOLERANCE:
     advice.append(
