@@ -494,16 +494,18 @@ def _advice(
     advice.append("Center the inputs over the examples.")
     if len(faults) == 1:
       return None, tuple(advice)
+  parts = signal.skip_second_moment + signal.branch_second_moment
+  overlaps = (signal.sum_second_moment - parts) / signal.skip_second_moment / 2
   sum_factor = _median(signal.second_moment[1:] / signal.sum_second_moment)
+  # A branch that was not seen is the output less the input. What follows such a sum
+  # shows as a part of the input that the branch takes away.
+  sum_factor *= min(1 + _median(overlaps), 1) ** 2
   normalized = np.isfinite(signal.moving_variance).any()
   # A normalized branch keeps its size when the stream's changes; others follow it.
   skip = signal.second_moment[0] if normalized else signal.skip_second_moment
-  parts = signal.skip_second_moment + signal.branch_second_moment
   ratio = _mean(signal.branch_second_moment / skip)
-  overlap = 0.0
-  if not normalized:
-    # Below zero it is chance, which smaller branches need not have.
-    overlap = max(_mean((signal.sum_second_moment - parts) / skip / 2), 0)
+  # Below zero it is chance, which smaller branches need not have.
+  overlap = 0.0 if normalized else max(_mean(overlaps), 0)
   alpha = float((np.sqrt(overlap**2 + ratio / len(signal.names)) - overlap) / ratio)
   if abs(np.log(sum_factor)) > _SUM_TOLERANCE:
     advice.append(
