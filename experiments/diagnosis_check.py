@@ -4,9 +4,9 @@ Each cell is a network of a family that people train, healthy or broken: see
 `experiments/diagnosis_families.py`. It is diagnosed at initialization, and trained by
 SGD and by Adam at a few learning rates. The limits of `analysis.diagnose` are chosen by
 cells of the part "tuned". They were first final before any cell of the part "judged"
-was trained. What these cells then showed to be missing was added, twice, before any of
-the part "fresh" was trained, or half of it, and today's limits were final before any of
-the part "last".
+was trained. What these cells then showed to be missing was added, and judged by cells
+of the part "fresh", which became a part of the limits in turn. Today's limits were
+final before any cell of the part "last" was trained.
 
 The program resumes: cells that the workdir has are not trained again, only judged by
 today's limits.

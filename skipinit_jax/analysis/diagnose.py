@@ -23,7 +23,8 @@ from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
 
 # Each limit is about the geometric middle between the last value that trains and the
 # first that does not, among the tuned cells of `experiments/diagnosis_check.py` and
-# batch-normalized networks of depth 1000, which are known to train.
+# batch-normalized networks of depth 1000, which are known to train. Those about
+# positions have the post-norm Transformers of its other parts too, but the last.
 
 FORWARD_LIMIT = 1.5e3
 """Factor on the second moment of what the head sees, from the first block's output to

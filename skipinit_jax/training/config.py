@@ -13,7 +13,7 @@ from flax import linen as nn
 from skipinit_jax import data, methods, models
 from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.errors import UsageError, unknown_name
-from skipinit_jax.fields import call, check_types, taken, unusual
+from skipinit_jax.fields import call, check_types, taken, unusual, usual
 from skipinit_jax.files import local_workdir, to_json
 from skipinit_jax.models import registry
 from skipinit_jax.training.optimizer import OPTIMIZERS, ROLES
@@ -298,8 +298,11 @@ class TrainConfig:
       takers[name] = ("above 0" if getattr(self, name) else "0", {"above 0": (part,)})
     takers["optimizer"][1][self.optimizer] = ()
     if self.schedule == "halving":
-      halves = "below epochs" if self.constant_epochs < self.epochs else "epochs"
-      takers["constant_epochs"] = (halves, {"below epochs": (SCHEDULES["halving"],)})
+      # Behind the first halving comes the next one within the run, or none does.
+      period = min(self.halve_every_epochs, usual(self).halve_every_epochs)
+      below = f"below {self.epochs - period:g}"
+      chosen = below if self.constant_epochs + period < self.epochs else "not below"
+      takers["constant_epochs"] = (chosen, {below: (SCHEDULES["halving"],)})
       takers["schedule"][1]["halving"] = ()
     return takers
 

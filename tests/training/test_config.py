@@ -185,6 +185,17 @@ WITHOUT_EFFECT = OTHER_MODELS | {
 ANOTHER = {bool: True, int: 3, float: 0.5, str: "x", tuple[str, ...]: ("bias",)}
 
 
+def test_time_of_a_halving_that_is_behind_the_run():
+  """The first is behind epoch 5, the next one behind epoch 6, if no earlier."""
+  of_six = {"epochs": 6, "constant_epochs": 5.0}
+  message = message_of(**of_six, halve_every_epochs=2.0)
+  assert message.startswith(
+    "halve_every_epochs is 2.0: it is for constant_epochs below 5, not for 5.0"
+  )
+  TrainConfig(**of_six, halve_every_epochs=0.5).validate()
+  TrainConfig(epochs=7, constant_epochs=5.0, halve_every_epochs=2.0).validate()
+
+
 @pytest.mark.parametrize(
   ("name", "choice"),
   [(name, choice) for name in WITHOUT_EFFECT for choice in WITHOUT_EFFECT[name]],
