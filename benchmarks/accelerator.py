@@ -110,7 +110,7 @@ def plan(workdir: pathlib.Path, fashion_mnist: str, *, smoke: bool) -> list[Part
     "wide_resnet.data_dir": repr(data),
     "wide_resnet.epochs": 1 if smoke else 4,
     "wide_resnet.constant_epochs": 0.5 if smoke else 2,
-    "wide_resnet.halve_every_epochs": 0.5,
+    "wide_resnet.halve_every_epochs": 0.25 if smoke else 0.5,
     "wide_resnet.eval_every_epochs": 1,
   }
   program = ["-m", "experiments.prepare_data", "--dataset=fashion_mnist"]
