@@ -35,6 +35,7 @@ _HALVED: dict[str, tuple[str, int | None]] = {
   "fashion_mnist_half": ("fashion_mnist", None),
   "fashion_mnist_half_16384": ("fashion_mnist", 16384),
   "fashion_mnist_half_4096": ("fashion_mnist", 4096),
+  "fashion_mnist_quarter_2048": ("fashion_mnist_half", 2048),
 }
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos", image_folder.NAME)
 """The names of the data sets too large for memory, which `streaming.load` takes."""
@@ -52,6 +53,7 @@ _TITLES = {
   "fashion_mnist_half": "Fashion-MNIST at 14x14",
   "fashion_mnist_half_16384": "16,384 images of Fashion-MNIST at 14x14",
   "fashion_mnist_half_4096": "4,096 images of Fashion-MNIST at 14x14",
+  "fashion_mnist_quarter_2048": "2,048 images of Fashion-MNIST at 7x7",
   "cifar10": "CIFAR-10",
   "cifar100": "CIFAR-100",
   "imagenet2012": "ImageNet",
@@ -216,7 +218,8 @@ def load(
   that tensorflow-datasets prepared (ArrayRecord, which needs no TensorFlow), in their
   order. `fashion_mnist_half` is Fashion-MNIST with the mean of each 2x2 pixels;
   `fashion_mnist_half_4096` and `fashion_mnist_half_16384` have its first 4,096 and
-  16,384 training images. A registered set comes from its function.
+  16,384 training images. `fashion_mnist_quarter_2048` has the first 2,048 of half its
+  resolution. A registered set comes from its function.
 
   Args:
     name: one of `known_names()` that is not streamed.

@@ -200,6 +200,10 @@ def test_halved_images_are_means_of_four_pixels(prepared, cache):
     np.testing.assert_array_equal(split.labels, whole.labels)
   small = load("fashion_mnist_half_4096")
   np.testing.assert_array_equal(small.train.images, half.train.images[:4096])
+  quarter = load("fashion_mnist_quarter_2048")
+  means = full.train.images[:2048].reshape(-1, 7, 4, 7, 4, 1).mean((2, 4))
+  # Rounded twice.
+  np.testing.assert_allclose(quarter.train.images, means, atol=1)
 
 
 def test_cache_serves_one_preparation_and_no_other(
