@@ -5,7 +5,7 @@ from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.loop import Result, train
 from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
-from skipinit_jax.training.optimizer import make_optimizer, parameter_roles
+from skipinit_jax.training.optimizer import make_optimizer
 from skipinit_jax.training.state import (
   EpochMetrics,
   Keys,
@@ -22,6 +22,7 @@ from skipinit_jax.training.step import (
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trained import Trained, load_trained
 from skipinit_jax.training.trainer import Trainer
+from skipinit_jax.training.transformations import parameter_roles
 from skipinit_jax.training.weights import Weights, load_weights
 
 __all__ = [

@@ -16,8 +16,8 @@ from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import call, check_types, taken, unusual, usual
 from skipinit_jax.files import local_workdir, to_json
 from skipinit_jax.models import registry
-from skipinit_jax.training.optimizer import OPTIMIZERS, ROLES
 from skipinit_jax.training.schedules import SCHEDULES
+from skipinit_jax.training.transformations import OPTIMIZERS, ROLES
 
 _CHANGEABLE = (
   "data_dir",

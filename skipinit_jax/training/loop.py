@@ -37,7 +37,6 @@ from skipinit_jax.training.metrics import (
   warn_of_lost_epochs,
 )
 from skipinit_jax.training.optimizer import (
-  OPTIMIZERS,
   OptimizerFactory,
   check_parameters,
   optimizer_name,
@@ -49,6 +48,7 @@ from skipinit_jax.training.signal_log import SignalLog
 from skipinit_jax.training.size import check_size, num_parameters
 from skipinit_jax.training.stop import StopRequest
 from skipinit_jax.training.trainer import Trainer
+from skipinit_jax.training.transformations import OPTIMIZERS
 from skipinit_jax.training.weights import load_weights
 
 # Long enough that the host's part of a dispatch does not count, short enough for a

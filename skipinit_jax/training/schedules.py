@@ -1,16 +1,10 @@
 """Learning-rate schedules, relative to their highest rate."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
-
-from skipinit_jax.errors import unknown_name
-from skipinit_jax.fields import call
-
-if TYPE_CHECKING:
-  from skipinit_jax.training.config import TrainConfig
 
 
 class Steps(NamedTuple):
@@ -73,26 +67,3 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
   "constant": constant,
   "exponential": exponential,
 }
-
-
-def make_schedule(config: "TrainConfig", steps_per_epoch: int) -> optax.Schedule:
-  """Returns the configured schedule, of step number, with highest value 1.
-
-  A warm-up, of a step at least, multiplies any schedule by what grows linearly from 0
-  to 1. The schedule does not wait for its end, but for the cosine, which begins there.
-
-  Raises:
-    UsageError: the schedule is unknown.
-  """
-  if config.schedule not in SCHEDULES:
-    raise unknown_name("schedule", config.schedule, SCHEDULES)
-  total = config.epochs * steps_per_epoch
-  warmup = 0
-  if config.warmup_epochs:
-    warmup = min(max(1, round(config.warmup_epochs * steps_per_epoch)), total - 1)
-  steps = Steps(steps_per_epoch, warmup, total)
-  schedule: optax.Schedule = call(SCHEDULES[config.schedule], config, steps)
-  if not warmup:
-    return schedule
-  rise = optax.linear_schedule(0.0, 1.0, warmup)
-  return lambda count: rise(count) * schedule(count)

@@ -17,7 +17,7 @@ from skipinit_jax.files import (
 )
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.optimizer import AveragedParams
+from skipinit_jax.training.transformations import AveragedParams
 
 (_AVERAGE,) = AveragedParams._fields
 

@@ -16,8 +16,11 @@ from skipinit_jax.analysis import Signal
 from skipinit_jax.data import augmentation, in_memory
 from skipinit_jax.training.batches import make_batch_source
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.optimizer import OptimizerFactory, make_optimizer
-from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.optimizer import (
+  OptimizerFactory,
+  make_optimizer,
+  make_schedule,
+)
 from skipinit_jax.training.signal_log import make_measure_signal
 from skipinit_jax.training.state import TrainState, make_init
 from skipinit_jax.training.step import (

@@ -28,7 +28,7 @@ from skipinit_jax.studies.batch_size import (
 )
 from skipinit_jax.studies.results import write_results
 from skipinit_jax.training import TrainConfig
-from skipinit_jax.training.schedules import make_schedule
+from skipinit_jax.training.optimizer import make_schedule
 from tests.studies.results import (
   ALL_RATES,
   make_result,

@@ -12,6 +12,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.models import unroll_variables
 from skipinit_jax.training import optimizer as optimizer_lib
 from skipinit_jax.training.config import TrainConfig
+from skipinit_jax.training.transformations import parameter_roles
 
 # A weight, a normalizer's scale, alpha, and biases of three kinds.
 SHAPES = {
@@ -61,7 +62,7 @@ def run(config, params, all_grads, steps_per_epoch=2):
 
 
 def test_roles_by_hand():
-  assert optimizer_lib.parameter_roles(draw(SHAPES, 0)) == ROLES
+  assert parameter_roles(draw(SHAPES, 0)) == ROLES
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_roles_of_networks(method, num_scales):
     jax.random.key(0),
     jnp.zeros((1, 8, 8, 1)),
   )["params"]
-  roles = optimizer_lib.parameter_roles(params)
+  roles = parameter_roles(params)
   assert jax.tree.leaves(roles).count("scale") == num_scales
   for (path, leaf), role in zip(
     jax.tree.leaves_with_path(params), jax.tree.leaves(roles), strict=True
@@ -246,7 +247,7 @@ def test_other_optimizers_are_those_of_optax(name):
     0.1,
     weight_decay=0.2,
     mask=lambda params: jax.tree.map(
-      lambda role: role != "bias", optimizer_lib.parameter_roles(params)
+      lambda role: role != "bias", parameter_roles(params)
     ),
   )
   params = unrolled(start)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.training import schedules
+from skipinit_jax.training import optimizer
 from skipinit_jax.training.config import TrainConfig
 
 STEPS = 100  # of an epoch
@@ -15,7 +15,7 @@ STEPS = 100  # of an epoch
 
 def assert_factors(factors, **fields):
   """Compares the factor after so many epochs, also as a traced step gives it."""
-  schedule = schedules.make_schedule(TrainConfig(**fields), STEPS)
+  schedule = optimizer.make_schedule(TrainConfig(**fields), STEPS)
   traced = jax.jit(schedule)
   for epoch, expected in factors.items():
     step = round(epoch * STEPS)
@@ -90,4 +90,4 @@ def test_exponential_grows_step_by_step(growth):
 
 def test_unknown_schedule():
   with pytest.raises(UsageError, match=r"'step'.*constant, cosine, exponential, halv"):
-    schedules.make_schedule(TrainConfig(schedule="step"), STEPS)
+    optimizer.make_schedule(TrainConfig(schedule="step"), STEPS)

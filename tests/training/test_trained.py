@@ -22,7 +22,7 @@ from skipinit_jax.training import (
   make_mesh,
   make_optimizer,
 )
-from skipinit_jax.training.optimizer import AveragedParams
+from skipinit_jax.training.transformations import AveragedParams
 
 CONFIG = TrainConfig(
   model="residual_mlp",
