@@ -19,13 +19,19 @@ MACHINE = {
   # Entries that a killed process left unfinished are ignored by JAX, with a warning.
   "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
-  # LLVM's passes are most of what tests would wait for: at its lowest level but none a
-  # network is initialized in a quarter of the time, and drawing numbers is not slow.
+  # LLVM's passes are most of what short programs would wait for. Its lowest level but
+  # none still draws numbers fast.
   "XLA_FLAGS": "--xla_backend_optimization_level=1",
+}
+# Networks of tests run once or twice: they compile in half the time without LLVM's
+# passes and MLIR's fusions.
+_HERE = {
+  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  "--xla_cpu_parallel_codegen_split_count=1"
 }
 # JAX reads its variables when it is imported; processes that tests start inherit them.
 assert "jax" not in sys.modules
-os.environ.update(MACHINE)
+os.environ.update(MACHINE | _HERE)
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,16 +41,6 @@ def pytest_collection_finish() -> None:
   """Spares the garbage collector what was imported: it stays until the end."""
   gc.collect()
   gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-  """Compiles small networks, which run once or twice, without LLVM's optimizations.
-
-  Ensembles of networks and trainings would take longer so.
-  """
-  quickly = item.path.parent.name in ("layers", "models", "nnx", "peers")
-  jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

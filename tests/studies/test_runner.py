@@ -21,7 +21,6 @@ import optuna
 import pytest
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.fields import take_as_usual
 from skipinit_jax.files import LOCK, lock, read_json, to_json
 from skipinit_jax.studies import Interrupted, read_results, run, runner, storage
 from skipinit_jax.studies.storage import default_url, run_dir
@@ -104,29 +103,11 @@ def what_counts(results):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-  """The same study in this process, where nothing is killed."""
-  from experiments.depth_study import demo
-  from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
-
-  config = DepthStudyConfig(
-    methods=("skipinit",),
-    residual_mlp_depths=(2,),
-    residual_mlp=dataclasses.replace(
-      demo().residual_mlp,
-      width=8,
-      epochs=EPOCHS,
-      eval_every_epochs=50,
-    ),
-    residual_mlp_search=SearchConfig(
-      learning_rates=(1e9, LONG), extend=False, num_seeds=SEEDS, best_of=SEEDS
-    ),
-  )
+def undisturbed(run_program, tmp_path_factory):
+  """The same study, where nothing is killed."""
   workdir = tmp_path_factory.mktemp("undisturbed")
-  # On one device each, as the processes have.
-  # What is left of the preset's other networks has no effect.
-  study = depth_study(take_as_usual(config))
-  return run(study, workdir, num_workers=1, devices_per_trial=1)
+  run_program([*COMMAND, "--workers=1", f"--workdir={workdir}"], status=0)
+  return read_results(workdir)
 
 
 def test_killed_in_every_way(
