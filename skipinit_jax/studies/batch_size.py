@@ -260,7 +260,7 @@ def batch_size_claims(results: Results) -> list[Finding]:
   if pairs:
     found += [_is_stable_at_larger_rates(pairs), _has_same_rate(*pairs[0])]
   if len(pairs) > 1:
-    found.append(_pays_at_large_batches(batch_norm_gaps(results)))
+    found.append(_pays_at_large_batches(batch_norm_gaps(results), pairs[-1]))
   if results.predicted_rates:
     found.append(_is_predicted(searches, results.predicted_rates))
   return found
@@ -369,7 +369,12 @@ def _has_same_rate(size: int, norm: Result, skip: Result) -> Finding:
   )
 
 
-def _pays_at_large_batches(gaps: dict[int, Points]) -> Finding:
+def _pays_at_large_batches(
+  gaps: dict[int, Points], largest: tuple[int, Result, Result]
+) -> Finding:
+  _, norm, skip = largest
+  assert norm.optimum is not None and skip.optimum is not None
+  rate, other_rate = norm.optimum.learning_rate, skip.optimum.learning_rate
   (_, small), *_, (_, large) = gaps.items()
   since = None
   for size, gap in reversed(gaps.items()):
@@ -382,11 +387,20 @@ def _pays_at_large_batches(gaps: dict[int, Points]) -> Finding:
     else f"It is ahead from batch size {since} on."
   )
   evidence = "; ".join(f"batch {size}: {gap}" for size, gap in gaps.items())
+  evidence = f"By points of accuracy, {evidence}. {ahead}"
+  holds = (large - small).is_positive()
+  if holds and rate <= other_rate:
+    # What pays is something else.
+    holds = None
+    evidence += (
+      f" But its best rate at the largest is {format_rate(rate)}, and SkipInit's "
+      f"{format_rate(other_rate)}."
+    )
   return Finding(
     "Batch norm's larger rates pay at large batch sizes: its advantage over SkipInit "
     "is larger at the largest batch size than at the smallest.",
-    (large - small).is_positive(),
-    f"By points of accuracy, {evidence}. {ahead}",
+    holds,
+    evidence,
   )
 
 

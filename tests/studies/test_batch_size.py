@@ -275,20 +275,23 @@ def test_same_optimal_rates_at_the_smallest_batch_size(norm, skip, holds):
 
 
 @pytest.mark.parametrize(
-  ("small", "large", "deviation", "holds"),
+  ("small", "large", "deviation", "rate", "holds"),
   [
     # Accuracies of batch norm and SkipInit.
-    ((0.95, 0.94), (0.93, 0.85), 0.001, True),
-    ((0.95, 0.90), (0.93, 0.92), 0.001, False),
+    ((0.95, 0.94), (0.93, 0.85), 0.001, 2**-3, True),
+    ((0.95, 0.90), (0.93, 0.92), 0.001, 2**-3, False),
     # The gap grows from 0 to 1, its deviation is 2 root 4, that is 2, or unknown.
-    ((0.95, 0.95), (0.95, 0.94), 0.01, None),
-    ((0.95, 0.94), (0.93, 0.85), None, None),
+    ((0.95, 0.95), (0.95, 0.94), 0.01, 2**-3, None),
+    ((0.95, 0.94), (0.93, 0.85), None, 2**-3, None),
+    # Batch norm is ahead at SkipInit's own rate.
+    ((0.95, 0.94), (0.93, 0.85), 0.001, 2**-4, None),
   ],
 )
-def test_large_rates_pay_at_large_batches(small, large, deviation, holds):
+def test_large_rates_pay_at_large_batches(small, large, deviation, rate, holds):
+  norm = {"accuracy": large[0], "rate": rate}
   findings = findings_on(
     *pair(16, {"accuracy": small[0]}, {"accuracy": small[1]}, deviation=deviation),
-    *pair(256, {"accuracy": large[0]}, {"accuracy": large[1]}, deviation=deviation),
+    *pair(256, norm, {"accuracy": large[1]}, deviation=deviation),
   )
   finding = finding_of(findings, "pay at large batch sizes")
   assert finding.holds is holds
@@ -302,7 +305,7 @@ def test_batch_norm_is_ahead_from_the_size_on_where_it_stays_ahead():
   searches = [
     each
     for size, gap in gaps.items()
-    for each in pair(size, {"accuracy": 0.9 + gap}, {"accuracy": 0.9})
+    for each in pair(size, {"accuracy": 0.9 + gap, "rate": 2**-3}, {"accuracy": 0.9})
   ]
   finding = finding_of(findings_on(*searches), "pay at large batch sizes")
   assert finding.evidence.endswith("It is ahead from batch size 64 on.")
