@@ -56,8 +56,8 @@ _STUDIES = [
   *_TRAIN,
   *_FIGURES,
   "optuna>=4.9",
-  # Of optuna's storages, whose errors and transactions studies handle. 2.1 is the
-  # first that escapes a file's path in a URL.
+  # optuna's storages have it, and studies handle its errors and transactions. 2.1 is
+  # the first that escapes a file's path in a URL.
   "sqlalchemy>=2.1",
 ]
 

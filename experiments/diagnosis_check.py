@@ -44,7 +44,7 @@ _RATES = {"SGD": (2**-5, 2**-8, 2**-3), "Adam": (2**-9, 2**-12, 2**-7)}
 _TRAINS_ABOVE = 0.5
 # A run below this behind so many steps ends, which saves the hour of the deepest.
 _HOPELESS = 0.2, 96
-# Of the running mean of accuracies of batches, before their step.
+# How much of the mean stays when a batch's accuracy, before its step, joins it.
 _MEMORY = 0.9
 
 PARTS = ("tuned", "judged", "fresh", "last")

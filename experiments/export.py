@@ -162,7 +162,7 @@ def _model_card(trained: Trained, dataset: Any, description: dict[str, Any]) -> 
       *description["versions"].items(),
     ],
   )
-  # Of YAML, JSON is a part.
+  # JSON is a part of YAML.
   yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items())
   return f"""---
 {yaml}---

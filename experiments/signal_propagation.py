@@ -290,6 +290,8 @@ def _numbers(curve: figures.Curve) -> dict[str, Any]:
   """Returns all numbers of a network, for `signal.json`."""
   _, measured, predicted = curve
   diagnosis = _diagnose(curve)
+  judged = dataclasses.asdict(diagnosis)
+  del judged["signal"]  # It is in "mean".
   means, errors = {}, {}
   for name in _QUANTITIES:
     values = getattr(measured.signals, name)
@@ -302,8 +304,7 @@ def _numbers(curve: figures.Curve) -> dict[str, Any]:
     "theory": None,
     "path_weights": weights and {"mean": weights[0], "standard_error": weights[1]},
     "path_weights_of_theory": None,
-    "diagnosis": dataclasses.asdict(diagnosis)
-    | {"text": diagnosis.text, "healthy": diagnosis.healthy},
+    "diagnosis": judged | {"text": diagnosis.text, "healthy": diagnosis.healthy},
   }
   if predicted is not None:
     numbers["theory"] = {name: getattr(predicted, name) for name in _QUANTITIES}

@@ -203,7 +203,7 @@ def from_timm(
     num_classes: likewise.
 
   Returns:
-    The model and its variables, likewise. Of `nf_resnet50` it is of the method
+    The model and its variables, likewise. A `nf_resnet50` becomes one of the method
     "nf_resnet", without the learnable scalar unless the weights have it.
 
   Raises:

@@ -435,7 +435,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
   except ABSENT:
     raise
   except OSError as error:
-    if error.errno is None:  # Of a library, which did not understand what it read.
+    # A library did not understand what it read.
+    if error.errno is None:
       raise
     raise UsageError(
       f"{error.filename or path} cannot be read ({error.strerror}): it may be intact, "

@@ -91,7 +91,7 @@ def prefixed(prefix, state_dict):
     lambda s: {"epoch": 3, "state_dict": prefixed("module.", s), "optimizer": {}},
     lambda s: {"model": prefixed("module._orig_mod.", s), "n": 1},
     lambda s: {"state_dict": {"model": prefixed("backbone.model.", s)}},
-    # Of PyTorch's averages, and of one compiled layer.
+    # As PyTorch's averages have it, and with one compiled layer.
     lambda s: prefixed("module.", s) | {"n_averaged": np.zeros((), np.int64)},
     lambda s: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()},
   ],

@@ -253,7 +253,7 @@ class _Program:
       operands = operands[1:]
     found = [operand() for operand in operands]
     if primitive == "mul":
-      # Of two factors, one carries the branch: the one that comes later.
+      # One of two factors carries the branch: the one that comes later.
       return max(found, key=lambda terms: (terms.stream, max(terms.layers, default=-1)))
     return functools.reduce(_Terms.plus, found, _Terms())
 

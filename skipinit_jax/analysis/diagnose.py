@@ -23,8 +23,9 @@ from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
 
 # Each limit is about the geometric middle between the last value that trains and the
 # first that does not, among the tuned cells of `experiments/diagnosis_check.py` and
-# batch-normalized networks of depth 1000, which are known to train. Those about
-# positions have the post-norm Transformers of its other parts too, but the last.
+# batch-normalized networks of depth 1000, which are known to train. The
+# limits about positions also have the post-norm Transformers of its other parts, but
+# not those of the last.
 
 FORWARD_LIMIT = 1.5e3
 """Factor on the second moment of what the head sees, from the first block's output to
@@ -160,6 +161,7 @@ class Diagnosis:
       branches are correlated with the skip path. Any smaller factor, 0 too, is as good.
       None where no factor helps or none is needed.
     advice: what to change, in sentences.
+    signal: the signal that was judged, block by block, such as for a figure.
   """
 
   num_blocks: int
@@ -171,6 +173,7 @@ class Diagnosis:
   faults: tuple[Fault, ...]
   alpha: float | None
   advice: tuple[str, ...]
+  signal: Signal = dataclasses.field(repr=False, compare=False)
 
   @property
   def healthy(self) -> bool:
@@ -406,6 +409,7 @@ def diagnose_signal(signal: Signal) -> Diagnosis:
     faults=faults,
     alpha=alpha,
     advice=advice,
+    signal=signal,
   )
 
 
@@ -536,7 +540,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _cosine(value: float) -> str:
-  # 0.9996 is not 1.00. Of less than a millionth, float32 knows nothing.
+  # 0.9996 is not 1.00. float32 knows nothing of less than a millionth.
   if value < 0.95:
     return f"{value:.2f}"
   return f"1 - {1 - value:.1g}" if 1 - value > 1e-6 else "1"

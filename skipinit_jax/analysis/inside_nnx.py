@@ -25,7 +25,7 @@ from skipinit_jax.errors import UsageError
 
 _SLOTS = "_signal_slots"
 _RECORD = "_signal_record"
-# Of `probes.slots`, and whether a block is the last one.
+# What `probes.slots` has, and whether a block is the last one.
 _NAMES = ("input", "output", "spread", "end", "last")
 
 
@@ -51,7 +51,7 @@ def measure(
   noise_key = None if loss is not None else jax.random.split(key)[1]
 
   def run(watcher: _Watcher) -> tuple[Any, dict[Call, jax.Array]]:
-    # Of variables that belong to this trace, so that the model may update them.
+    # Its variables belong to this trace, so that the model may update them.
     model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
     modules = watcher.watch(model)
     args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)

@@ -18,7 +18,7 @@ from skipinit_jax.analysis.branches import Observe, Scaler
 from skipinit_jax.compilation import compiler_options
 
 _RECORD = "_repair_record"
-# Of what `Scaler.scale` returns, one after the other.
+# The parts of what `Scaler.scale` returns, in its order.
 _NAMES = ("factor", "skip", "output", "growth")
 
 
@@ -119,7 +119,7 @@ class _Watcher:
 
     def call(x: jax.Array, observe: Observe) -> Any:
       args, kwargs = replaced(x)
-      # Of variables that belong to this trace, so that the block may update them.
+      # Its variables belong to this trace, so that the block may update them.
       copy: Any = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
       self._observe = path, observe
       try:

@@ -79,7 +79,7 @@ class ResidualBlock(nnx.Module):
     for name, value in (known | fields).items():
       if name in FACTORIES:
         value = nnx_factory(name, value)
-      # Of this name is the module.
+      # The module has this name.
       setattr(self, "_branch_scale" if name == "branch_scale" else name, value)
 
   def __call__(self, x: jax.Array, *per_block: Scalar) -> jax.Array:

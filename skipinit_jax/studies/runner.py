@@ -62,7 +62,7 @@ from skipinit_jax.training.stop import StopRequest
 
 _POLL_SECONDS = 1.0
 _MAX_ATTEMPTS = 3
-# Of each core.
+# For each core.
 _MOST_WORKERS = 16
 # The processes of a command that was killed save before they end.
 _SAVE_SECONDS = 120.0

@@ -178,7 +178,7 @@ class Storage:
     with warnings.catch_warnings():
       # Heartbeats are marked experimental, since 2021.
       warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-      # Of parts of the URL that it leaves out, which may be secret.
+      # It warns of parts of the URL that it leaves out, which may be secret.
       warnings.simplefilter("ignore", sqlalchemy.exc.SAWarning)
       for attempt in range(5):
         try:

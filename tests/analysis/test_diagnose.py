@@ -238,17 +238,28 @@ class TestFunctions:
     np.testing.assert_allclose(small.forward_growth, 12, rtol=0.2)
 
   def test_a_normalizer_before_the_head(self):
-    readout = images(64, 4)
-    for elasticity, head in (
-      (0, lambda x: normalize(x) @ readout),
-      (1, lambda x: x @ readout + 5),
-      # A classifier of zeros says nothing, and a sigmoid is not saturated.
-      (1, lambda x: 0 * x[:, :1]),
-      (0.3, lambda x: jax.nn.sigmoid(x @ readout / 8)),
+    """Elasticities against differences of the spread of the head's outputs."""
+    x, readout = images(32, 64), images(64, 4)
+    # A second moment times 4.5 in each block.
+    blocks = self.blocks(7, scale=1.5)
+    y = functools.reduce(lambda x, block: block(x), blocks, x)
+    y /= jnp.sqrt(jnp.square(y).mean())
+    for head in (
+      lambda x: normalize(x) @ readout,
+      lambda x: x @ readout + 5,
+      lambda x: jax.nn.sigmoid(x @ readout / 8),
+      # A classifier of zeros says nothing.
+      lambda x: 0 * x[:, :1],
     ):
-      diagnosis = diagnose_functions(self.blocks(18), images(32, 64), head=head)
-      np.testing.assert_allclose(diagnosis.head, elasticity, rtol=0.3, atol=1e-4)
-      assert diagnosis.healthy == (elasticity == 0)
+      spread = [
+        (head(size * y) - head(size * y).mean(0)).std() for size in (0.99, 1.01)
+      ]
+      elasticity = (
+        np.log(spread[1] / spread[0]) / np.log(1.01 / 0.99) if any(spread) else 1
+      )
+      diagnosis = diagnose_functions(blocks, x, head=head)
+      np.testing.assert_allclose(diagnosis.head, elasticity, rtol=0.01, atol=1e-4)
+      assert diagnosis.healthy == (elasticity < 0.1)
       assert diagnosis.forward_growth > analysis.FORWARD_LIMIT
 
   def test_advice_where_branches_are_correlated_with_the_skip_path(self):

@@ -82,7 +82,7 @@ assert diagnoses["Batch norm"].healthy and diagnoses["SkipInit, α = 0"].healthy
 (fault,) = diagnoses["Unnormalized"].faults
 assert (fault.kind, fault.direction) == ("explodes", "forward")
 assert "SkipInit" in diagnoses["Unnormalized"].text
-moments = {curve.label: curve.measured.mean.second_moment for curve in curves}
+moments = {name: each.signal.second_moment for name, each in diagnoses.items()}
 growth = moments["Unnormalized"][1:12] / moments["Unnormalized"][:11]
 assert np.all((1.4 < growth) & (growth < 2.6))
 stages = moments["SkipInit, α = 0"]

@@ -77,6 +77,6 @@ def test_mixup_is_a_mean_with_another_image():
   w = np.asarray(weights)[:, None, None, None, None]
   expected = w * images + (1 - w) * images[others]
   np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
-  # Of Beta(a, a): mean 1/2 and variance 1 / (8 a + 4).
+  # Beta(a, a) has mean 1/2 and variance 1 / (8 a + 4).
   assert abs(np.mean(weights) - 0.5) < 4 * (1 / 7.2 / 2000) ** 0.5
   np.testing.assert_allclose(np.var(weights), 1 / 7.2, rtol=0.1)

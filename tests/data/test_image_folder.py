@@ -63,7 +63,7 @@ def test_batches_have_the_images_with_the_places_of_their_classes(folder, regist
     with contextlib.closing(
       streaming.train_batches(dataset, batch_size=4, seed=0)
     ) as batches:
-      # ape before cat. Of CMYK, the gray is near.
+      # ape before cat. The gray that CMYK becomes is near.
       expected = [(10, 1), (60, 1), (110, 1), (160, 0)]
       np.testing.assert_allclose(shown(next(batches)), expected, atol=1)
     (batch,) = streaming.eval_batches(dataset, batch_size=2)

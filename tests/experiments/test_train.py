@@ -54,7 +54,7 @@ def test_profile_has_the_steps_and_no_more(trained_run):
   (trace,) = (trained_run / "profile" / "plugins" / "profile").glob("*/*.trace.json.gz")
   events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
   names = [event.get("name", "") for event in events]
-  # Of four dispatches of a step; and what XLA computed in them.
+  # Two of four dispatches of a step; and what XLA computed in them.
   steps = [name for name in names if name.startswith("$trainer.py")]
   assert sum(name.endswith(" train_steps") for name in steps) == 2
   assert "ThunkExecutor::Execute" in names

@@ -170,7 +170,7 @@ def test_stochastic_depth_leaves_out_branches_of_examples(small):
   images = np.repeat(IMAGES[:1], 256, 0)
   x = model.stem(images)
   y = nnx.jit(lambda model, x: model._stages(x))(model, x)
-  # Of two blocks, the first drops its branch with probability 1/4, the other with 1/2.
+  # The first of two blocks drops its branch with probability 1/4, the other with 1/2.
   sums, counts = np.unique(np.round(y.reshape(256, -1), 3), axis=0, return_counts=True)
   assert len(sums) == 4
   shares = np.sort(counts) / 256

@@ -36,7 +36,7 @@ from tests.studies.results import (
   run_study,
 )
 
-# Of `digits`: 92 batches of 16.
+# What `digits` has: 92 batches of 16.
 NUM_EXAMPLES = 1472
 CONFIG = BatchSizeStudyConfig(
   methods=("batch_norm", "skipinit"),

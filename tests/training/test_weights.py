@@ -51,7 +51,7 @@ def test_begins_with_the_logits_of_the_source(source, form, scan, tmp_path):
   path, variables = source
   if form != "workdir":
     file = tmp_path / "model.safetensors"
-    # Of the other form than the network.
+    # Scanned where the network is not, and the other way round.
     export.save_safetensors(file, unroll_variables(variables) if scan else variables)
     path = file if form == "file" else tmp_path
   config = dataclasses.replace(SOURCE, scan=scan)

@@ -150,7 +150,7 @@ def _write(builder: Any, splits: Mapping[str, Sequence[Example]]) -> None:
       "Replace them, and the same command goes on."
     )
   for left in folder.iterdir():
-    # Of sources that have changed since, and of killed processes.
+    # It is from a source that has changed since, or from a killed process.
     if str(left) not in paths:
       left.unlink()
   sizes = iter([os.path.getsize(path) for path in paths])

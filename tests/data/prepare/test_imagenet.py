@@ -55,7 +55,7 @@ def test_goes_on_after_damage_and_is_read_as_the_set(source, monkeypatch, capsys
   damaged = source / "train" / SYNSETS[7] / f"{SYNSETS[7]}_train.JPEG"
   damaged.write_bytes(CONTENTS[7][:-9])
   flatten(source)
-  # Of the 50,000 images, of which tensorflow-datasets has the classes.
+  # tensorflow-datasets has the classes of the 50,000 images.
   assert len(imagenet._validation_labels()) == 50_000
   with pytest.raises(UsageError, match="and 1000 images instead of the 50000 whose"):
     prepare(source)
