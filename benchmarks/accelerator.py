@@ -30,7 +30,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from benchmarks import benchmark, side_by_side
 from benchmarks.peer import Case
@@ -230,7 +230,7 @@ def alone(what: str) -> dict[str, Any]:
   return {"tables": {"accelerator": [row]}}
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
   """Runs the plan; ends with status 1 if a part failed or was stopped."""
   if _ALONE.value is not None:
     print(json.dumps(alone(_ALONE.value)))
@@ -256,4 +256,4 @@ if __name__ == "__main__":
   )
   _SMOKE = flags.DEFINE_bool("smoke", False, "Do the least of each part, anywhere.")
   _ALONE = flags.DEFINE_string("alone", None, "For the program itself: one peer.")
-  app.run(main)
+  benchmark.run_program(main)

@@ -51,16 +51,27 @@ def run(measure: Callable[[], Mapping[str, Any]]) -> None:
     measure: returns the JSON object without the machine's description.
   """
 
-  def main(_: Sequence[str]) -> None:
-    try:
-      results = {"machine": machine(), **measure()}
-    except UsageError as error:
-      sys.exit(f"error: {error}")
+  def main() -> None:
+    results = {"machine": machine(), **measure()}
     for table in make_tables(results["tables"]).values():
       document.print_table(table, sys.stderr)
     print(json.dumps(results, indent=2))
 
-  app.run(main)
+  run_program(main)
+
+
+def run_program(main: Callable[[], None]) -> None:
+  """Parses the flags and runs a benchmark, where a `UsageError` is one sentence."""
+
+  def guarded(argv: Sequence[str]) -> None:
+    try:
+      if len(argv) > 1:
+        raise UsageError(f"Unexpected argument {argv[1]!r}: every option is a flag.")
+      main()
+    except UsageError as error:
+      sys.exit(f"error: {error}")
+
+  app.run(guarded)
 
 
 def take_turns(ways: Mapping[_K, Callable[[], _T]], rounds: int) -> dict[_K, list[_T]]:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import benchmark, compiled_step
@@ -149,7 +149,7 @@ def case_batch(row: dict[str, Any]) -> int:
   return batch
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
   """Prints the table of the costs in a folder."""
   path = pathlib.Path(_WORKDIR.value, "costs.json")
   if _COUNT.value:
@@ -164,4 +164,4 @@ if __name__ == "__main__":
     "workdir", None, "Directory of costs.json.", required=True
   )
   _COUNT = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
-  app.run(main)
+  benchmark.run_program(main)

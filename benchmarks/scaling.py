@@ -14,13 +14,12 @@ The costs that the file lacks, in minutes each, with libtpu of jax[tpu]'s versio
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from benchmarks import compiled_step, scaling_model
+from benchmarks import benchmark, compiled_step, scaling_model
 from skipinit_jax import document, methods
 from skipinit_jax.files import write_json
 from skipinit_jax.training import TrainConfig
@@ -57,7 +56,7 @@ def count_missing(workdir: pathlib.Path) -> None:
     write_json(path, rows)
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
   """Prints the tables of the costs in a folder."""
   workdir = pathlib.Path(_WORKDIR.value)
   if _COUNT.value:
@@ -72,4 +71,4 @@ if __name__ == "__main__":
     "workdir", None, "Directory of costs.json.", required=True
   )
   _COUNT = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
-  app.run(main)
+  benchmark.run_program(main)

@@ -184,6 +184,10 @@ def test_a_users_network():
   # 5^5 is the first power above the limit, counted from behind the first block.
   assert (fault.kind, fault.block, fault.name) == ("explodes", 6, "layer_5")
   np.testing.assert_allclose(diagnosis.alpha, 1 / np.sqrt(8 * 4), rtol=0.1)
+  # What it judged: a factor of five in each block.
+  moments = diagnosis.signal.second_moment
+  np.testing.assert_allclose(moments[1:], moments[:-1] * 5, rtol=0.2)
+  assert diagnosis.forward_growth == moments[-1] / moments[1]
   with pytest.raises(UsageError, match="no residual blocks of class ResidualBlock"):
     run()
   with pytest.raises(UsageError, match=r"has 1 example\(s\)"):

@@ -34,3 +34,14 @@ def test_a_step_has_the_operations_of_its_network(peer, depth):
   # Taps beyond the border cost nothing. Loops that counted once would leave 40 %.
   assert cost["flops"] == pytest.approx(case.step_flops, rel=0.35)
   assert cost["memory_bytes"] > cost["temporary_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [([], "There is no file {}/costs.json."), (["x"], "Unexpected argument 'x': every")],
+)
+def test_bad_input_is_one_sentence(flags, message, run_program, tmp_path):
+  program = ["benchmarks.compiled_peers", f"--workdir={tmp_path}", *flags]
+  error = run_program(program, status=1).stderr
+  assert error.startswith(f"error: {message.format(tmp_path)}")
+  assert error.count("\n") == 1

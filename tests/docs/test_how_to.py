@@ -47,7 +47,7 @@ CLAIMS = {
     ("verdict.alpha", "at 0.12 times its", 0.12, 0.01),
     ("repaired.changes[0].factor", "times 0.12` or", 0.12, 0.03),
     ("losses[0]", "from 2.4 at", 2.4, 0.1),
-    ("losses[-1]", "is 0.9, from", 0.9, 0.3),
+    ("losses[-1]", "is 2.0, from", 2.0, 0.1),
   ],
   "how_to/own_normalizer": [
     ("of_rms", "has 0.008 of", 0.008, 0.003),
