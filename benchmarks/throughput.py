@@ -45,7 +45,7 @@ def matrix_product_flops() -> float:
   """Measures the floating-point operations a second of a large matrix product.
 
   NumPy's library computes it on all cores in float32, in the best of several rounds.
-  That is what this machine can do: no step of a network is faster.
+  That is what this machine can do at that moment.
   """
   rng = np.random.default_rng(0)
   matrix = rng.normal(size=(_MATRIX_SIZE, _MATRIX_SIZE)).astype(np.float32)
