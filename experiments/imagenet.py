@@ -29,6 +29,7 @@ def sample() -> studies.ImageNetStudyConfig:
       protocols.imagenet(),
       dataset="sample_photos",
       image_size=64,
+      scan=True,  # A CPU takes long to compile blocks that are written out.
       batch_size=32,
       learning_rate=0.05,
       epochs=2,
