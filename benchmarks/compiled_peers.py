@@ -64,6 +64,7 @@ _ROWS: Sequence[tuple[str, Case]] = (
     for peer in ("peer_jax", "peer_flax")
   ),
   *(("peer_jax", each) for case in _DEEP for each in (_scanned(case), case)),
+  ("peer_jax", dataclasses.replace(_WIDE, method="batch_norm_one_pass")),
 )
 """Whose step of which case; what matters most is first."""
 

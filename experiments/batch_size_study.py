@@ -77,6 +77,7 @@ def fashion_mnist_quarter_cpu() -> BatchSizeStudyConfig:
       learning_rates=(2**-5, 2**-4),
       until_unstable=True,
       min_learning_rate=2**-17,
+      max_learning_rate=2**6,
       num_seeds=2,
       best_of=2,
     ),
