@@ -19,7 +19,7 @@ from absl import app
 from skipinit_jax import document
 from skipinit_jax.cores import num_cores
 from skipinit_jax.document import Table
-from skipinit_jax.errors import UsageError
+from skipinit_jax.errors import UsageError, unexpected_argument
 from skipinit_jax.files import read_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -66,7 +66,7 @@ def run_program(main: Callable[[], None]) -> None:
   def guarded(argv: Sequence[str]) -> None:
     try:
       if len(argv) > 1:
-        raise UsageError(f"Unexpected argument {argv[1]!r}: every option is a flag.")
+        raise unexpected_argument(argv[1])
       main()
     except UsageError as error:
       sys.exit(f"error: {error}")

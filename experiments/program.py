@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from experiments import help as help_text
 from experiments import start
 from experiments.start import INTERRUPTED_STATUS as INTERRUPTED_STATUS
-from skipinit_jax.errors import UsageError, extra, unknown_name
+from skipinit_jax.errors import UsageError, extra, unexpected_argument, unknown_name
 from skipinit_jax.fields import take_as_usual
 from skipinit_jax.files import cache_path, local_path
 
@@ -223,9 +223,7 @@ def run(main: Program | Callable[[], int | None]) -> None:
   def guarded(argv: Sequence[str]) -> int | None:
     try:
       if len(argv) > 1:
-        # Up to where a database's password may be.
-        shown = re.split("[:=@]", argv[1])[0]
-        raise UsageError(f"Unexpected argument {shown!r}: every option is a flag.")
+        raise unexpected_argument(argv[1])
       # Libraries log much at absl's default level that means nothing to a user.
       if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)

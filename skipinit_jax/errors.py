@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
   "extra",
   "misfit",
   "require_positive",
+  "unexpected_argument",
   "unknown_name",
 ]
 
@@ -67,6 +69,13 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UsageError:
   if close and len(known) > _MOST_NAMES:
     names = ""
   return UsageError(f"Unknown {kind} {name!r}{suggestion}{names}.")
+
+
+def unexpected_argument(argument: str) -> UsageError:
+  """Returns the error for an argument of a program that is not a flag."""
+  # Up to where a database's password may be.
+  shown = re.split("[:=@]", argument)[0]
+  return UsageError(f"Unexpected argument {shown!r}: every option is a flag.")
 
 
 def require_positive(**values: int) -> None:

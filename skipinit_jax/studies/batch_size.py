@@ -411,7 +411,7 @@ def _is_predicted(
   ratios: dict[str, list[str]] = {}
   for search in sorted(searches, key=lambda search: search.labels.batch_size):
     stable = search.largest_stable_rate
-    if stable is None:
+    if stable is None or search.name not in predicted:
       continue
     ratio = stable / statistics.geometric_mean(predicted[search.name])
     bound = "≥ " if search.is_stable_throughout else ""
@@ -508,7 +508,7 @@ def batch_size_curves(results: Results, budget: str) -> "Drawing":
     predicted = [
       (size, statistics.geometric_mean(results.predicted_rates[each.name]))
       for size, each in line
-      if each.largest_stable_rate is not None and results.predicted_rates
+      if each.largest_stable_rate is not None and each.name in results.predicted_rates
     ]
     if predicted:
       stable.plot(*zip(*predicted, strict=True), "--", color=style["color"])
@@ -545,6 +545,8 @@ def rates_table(results: Results) -> Table:
     if by_seed := results.predicted_rates.get(search.name):
       rates = statistics.geometric_mean(by_seed), min(by_seed), max(by_seed)
       stable.append(format_rates(*map(_rounded, rates)))
+    elif results.predicted_rates:
+      stable.append("-")
     rows.append([search.row, search.column, *optimal, *stable, loss])
   predicted = ["predicted stable"] if results.predicted_rates else []
   return Table(

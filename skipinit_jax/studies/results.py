@@ -70,6 +70,29 @@ def read_results(workdir: str | os.PathLike[str]) -> StudyResults[Any]:
   )
 
 
+def keep_predictions(
+  results: StudyResults[Any], directory: str | os.PathLike[str]
+) -> StudyResults[Any]:
+  """Returns results with the `predicted_rates` that `results.json` already has.
+
+  They stay true where a study goes on, because they depend on networks and data alone.
+  """
+  try:
+    before = read_results(directory)
+  except UsageError:
+    return results
+  if (before.name, before.config.get("train")) != (
+    results.name,
+    results.config.get("train"),
+  ):
+    return results
+  names = {search.name for search in results.searches}
+  predicted = {
+    name: rates for name, rates in before.predicted_rates.items() if name in names
+  }
+  return dataclasses.replace(results, predicted_rates=predicted)
+
+
 def read_run(fields: Mapping[str, Any]) -> Run:
   """Returns a run from its fields.
 

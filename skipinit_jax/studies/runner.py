@@ -33,7 +33,7 @@ from skipinit_jax.errors import UsageError
 from skipinit_jax.files import LockedError, local_workdir, lock, make_directory
 from skipinit_jax.studies.history import make_history
 from skipinit_jax.studies.progress import StudyProgress
-from skipinit_jax.studies.results import write_results
+from skipinit_jax.studies.results import keep_predictions, write_results
 from skipinit_jax.studies.statistics import above_chance, above_share
 from skipinit_jax.studies.storage import (
   HEARTBEAT_SECONDS,
@@ -134,7 +134,7 @@ def run(
     progress = stack.enter_context(StudyProgress(study, workers.capacity))
     supervisor = _Supervisor(study, trials, threshold, workers, lock_path, progress)
     runs = supervisor.run(stop)
-  results = summarize(study, runs, threshold, command)
+  results = keep_predictions(summarize(study, runs, threshold, command), workdir)
   write_results(results, workdir)
   return results
 

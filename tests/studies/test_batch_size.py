@@ -23,10 +23,12 @@ from skipinit_jax.studies import (
 from skipinit_jax.studies.batch_size import (
   BatchSizeLabels,
   batch_size_claims,
+  batch_size_curves,
   format_stable_rate,
   predict_rates,
+  rates_table,
 )
-from skipinit_jax.studies.results import write_results
+from skipinit_jax.studies.results import keep_predictions, write_results
 from skipinit_jax.training import TrainConfig
 from skipinit_jax.training.optimizer import make_schedule
 from tests.studies.results import (
@@ -387,6 +389,21 @@ def test_predicted_rates_stand_beside_the_measured_ones(tmp_path):
   for fields in ({"optimizer": "adamw"}, {"scale_rate_factor": 0.5}):
     with pytest.raises(UsageError, match="curvature bounds the rate of sgd"):
       predict_rates(results_of(**fields))
+
+
+def test_a_study_that_goes_on_keeps_its_predictions(tmp_path):
+  before = results_of()
+  predicted = {before.searches[0].name: [2**-4]}
+  write_results(dataclasses.replace(before, predicted_rates=predicted), tmp_path)
+  config = dataclasses.replace(PREDICTED, batch_sizes=(64, NUM_EXAMPLES))
+  grown = run_study(batch_size_study(config), lambda labels, rate, seed: 0.9)
+  grown = keep_predictions(grown, tmp_path)
+  assert grown.predicted_rates == predicted
+  assert [row[5] for row in rates_table(grown).rows] == ["-", "2⁻⁴"]
+  assert "batch 64" not in batch_size_claims(grown)[-1].evidence
+  assert batch_size_curves(grown, "epochs")
+  # A network of another width has another curvature.
+  assert not keep_predictions(results_of(width=4), tmp_path).predicted_rates
 
 
 @pytest.mark.parametrize(
