@@ -86,9 +86,6 @@ def conv_general_dilated(
   row_stride, column_stride = window_strides
   strides = int(row_stride), int(column_stride)
   pads = (int(top), int(bottom)), (int(left), int(right))
-  if rhs.shape[:2] == (1, 1) and strides != (1, 1):
-    # So that the gradients never touch the pixels that the strides pass over.
-    lhs, strides, pads = _every(_padded(lhs, pads), strides), (1, 1), _NO_PADS
   return _conv(lhs, rhs, _Window(strides, pads, precision))
 
 
@@ -116,7 +113,8 @@ def _derivative(
   window: _Window, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
   images, kernel = primals
-  images = lax.platform_dependent(images, cpu=_materialized, default=lambda x: x)
+  if not _passes_over(window, kernel):
+    images = lax.platform_dependent(images, cpu=_materialized, default=lambda x: x)
   output = _conv(images, kernel, window)
   tangent = jnp.zeros_like(output)
   by_images, by_kernel = tangents
@@ -155,6 +153,7 @@ def _lax_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Arra
 
 
 def _cpu_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
+  images, window = _reached(window, images, kernel)
   if _must_pad_first(images.shape[1:3], kernel.shape[:2], window.pads):
     images = lax.optimization_barrier(_padded(images, window.pads))
     window = window._replace(pads=_NO_PADS)
@@ -169,6 +168,7 @@ def _cpu_conv_of_images(
   # elements, which are multiplied like any other number. But pixels that are congruent
   # modulo the strides, a phase of the images, meet only every stride-th of the
   # kernel's taps: each phase's gradient is a convolution with those, without zeros.
+  images, window = _reached(window, images, kernel)
   extents = _extents(window, images, kernel)
   outputs = []
   for first_taps in itertools.product(
@@ -221,6 +221,9 @@ def _cpu_conv_of_kernel(
   window: _Window, images: jax.Array, kernel: jax.Array
 ) -> jax.Array:
   """The convolution, whose transposition for the kernel is in canonical form."""
+  if _passes_over(window, kernel):
+    images, window = _reached(window, images, kernel)
+    images = _materialized(images)
   extents = _extents(window, images, kernel)
   # Without the pixels that no window reaches.
   pads = tuple(
@@ -259,6 +262,25 @@ def _cpu_conv_of_kernel(
     precision=window.precision,
     **options,
   ).transpose(2, 0, 1, 3)
+
+
+def _passes_over(window: _Window, kernel: jax.Array) -> bool:
+  """Tells whether the strides of a 1x1 kernel pass over pixels."""
+  return kernel.shape[:2] == (1, 1) and window.strides != (1, 1)
+
+
+def _reached(
+  window: _Window, images: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, _Window]:
+  """Leaves out the pixels that a window passes over, so that gradients do not meet them.
+
+  A TPU passes over them as it reads. As an array of their own, the others would have to
+  be written.
+  """
+  if not _passes_over(window, kernel):
+    return images, window
+  reached = _every(_padded(images, window.pads), window.strides)
+  return reached, window._replace(strides=(1, 1), pads=_NO_PADS)
 
 
 def _extents(window: _Window, images: jax.Array, kernel: jax.Array) -> tuple[int, ...]:
