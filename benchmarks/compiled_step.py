@@ -177,6 +177,8 @@ def tpu_devices(topology: str) -> Sequence[Any]:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Compilers share what one process alone may drive.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
   try:
     importlib.import_module("libtpu")
   except ImportError:

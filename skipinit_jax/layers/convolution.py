@@ -272,10 +272,9 @@ def _passes_over(window: _Window, kernel: jax.Array) -> bool:
 def _reached(
   window: _Window, images: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, _Window]:
-  """Leaves out the pixels that a window passes over, so that gradients do not meet them.
+  """Leaves out the pixels that the window passes over: gradients do not touch them.
 
-  A TPU passes over them as it reads. As an array of their own, the others would have to
-  be written.
+  A TPU skips them as it reads; an array of the others would have to be written there.
   """
   if not _passes_over(window, kernel):
     return images, window
