@@ -141,10 +141,10 @@ def make_tables(tables: Mapping[str, Rows]) -> dict[str, Table]:
 
 
 def read_tables(folder: pathlib.Path) -> dict[str, Table]:
-  """Returns the tables of all benchmarks whose results are in a folder."""
+  """Returns the tables of all results in a folder."""
   made: dict[str, Table] = {}
   for path in sorted(folder.glob("*.json")):
-    made |= make_tables(read_json(path)["tables"])
+    made |= make_tables(read_json(path).get("tables", {}))
   return made
 
 

@@ -29,7 +29,6 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks import benchmark, compiled_step
 from benchmarks.peer import Case
 from skipinit_jax import document
-from skipinit_jax.document import Table
 from skipinit_jax.files import read_json, write_json
 
 _BATCH = 64
@@ -98,13 +97,13 @@ def count_missing(path: pathlib.Path) -> None:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
   device = compiled_step.tpu_devices("v5e:2x2")[0]
-  found = read_json(path) if path.exists() else []
+  found = read_json(path)["steps"] if path.exists() else []
   for peer, case in _ROWS:
     if any((row["peer"], Case(**row["case"])) == (peer, case) for row in found):
       continue
     print(f"Compiling {_title(case)} of {_PEERS[peer]}", file=sys.stderr, flush=True)
     found.append(cost_of(peer, case, device))
-    write_json(path, found)
+    write_json(path, {"steps": found, "tables": make_tables(found)})
     gc.collect()
 
 
@@ -113,8 +112,8 @@ def _title(case: Case) -> str:
   return f"{case.network}{version}, {case.method.replace('_', ' ')}"
 
 
-def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:
-  """Returns the table of costs.json's rows, by its name."""
+def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, benchmark.Rows]:
+  """Returns the rows of the table, by its name."""
   rows = []
   for peer, case in _ROWS:
     for row in found:
@@ -124,24 +123,20 @@ def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:
   # Networks stand together.
   order = {title: index for index, (title, *_) in enumerate(reversed(rows))}
   rows.sort(key=lambda row: -order[row[0]])
-  return benchmark.make_tables(
-    {
-      "compiled_peers": [
-        {
-          "network": title,
-          "step of": peer,
-          "GFLOP/image": round(row["flops"] / case_batch(row) / 1e9, 2),
-          "MB/image": round(row["num_bytes"] / case_batch(row) / 1e6, 1),
-          "MB/image into stacks": round(
-            row["stacking_bytes"] / case_batch(row) / 1e6, 1
-          ),
-          "MB of memory": round(row["memory_bytes"] / 1e6),
-          "core seconds to compile": round(row["compile_cpu_seconds"]),
-        }
-        for title, peer, row in rows
-      ]
-    }
-  )
+  return {
+    "compiled_peers": [
+      {
+        "network": title,
+        "step of": peer,
+        "GFLOP/image": round(row["flops"] / case_batch(row) / 1e9, 2),
+        "MB/image": round(row["num_bytes"] / case_batch(row) / 1e6, 1),
+        "MB/image into stacks": round(row["stacking_bytes"] / case_batch(row) / 1e6, 1),
+        "MB of memory": round(row["memory_bytes"] / 1e6),
+        "core seconds to compile": round(row["compile_cpu_seconds"]),
+      }
+      for title, peer, row in rows
+    ]
+  }
 
 
 def case_batch(row: dict[str, Any]) -> int:
@@ -156,7 +151,8 @@ def main() -> None:
   if _COUNT.value:
     path.parent.mkdir(parents=True, exist_ok=True)
     count_missing(path)
-  for table in make_tables(read_json(path)).values():
+  tables = make_tables(read_json(path)["steps"])
+  for table in benchmark.make_tables(tables).values():
     document.print_table(table)
 
 

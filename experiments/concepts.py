@@ -11,8 +11,8 @@ import tempfile
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments import program, signal_propagation
-from experiments.signal_propagation import SignalConfig
+from experiments import initial_signals, program
+from experiments.initial_signals import SignalConfig
 from skipinit_jax import methods
 from skipinit_jax.analysis import figures
 from skipinit_jax.analysis.signal import Signal
@@ -37,7 +37,7 @@ _RATES = {"skipinit": 2.0**-4, "batch_norm": 2.0**-4}
 def main(workdir: pathlib.Path) -> None:
   """Measures and trains, and writes pictures and numbers."""
   workdir.mkdir(parents=True, exist_ok=True)
-  by_method = signal_propagation.measure_networks(CONFIG)
+  by_method = initial_signals.measure_networks(CONFIG)
   zero = dataclasses.replace(CONFIG, methods=(ZERO_SCALE,))
   noise = dataclasses.replace(CONFIG, methods=("batch_norm",), dataset="noise")
   initialization, of_zero, of_noise = (
@@ -50,7 +50,7 @@ def main(workdir: pathlib.Path) -> None:
     }
     for networks in (
       by_method,
-      *map(signal_propagation.measure_networks, (zero, noise)),
+      *map(initial_signals.measure_networks, (zero, noise)),
     )
   )
   histories: dict[str, figures.SignalHistory | str] = {}
@@ -79,7 +79,7 @@ def main(workdir: pathlib.Path) -> None:
     "initialization": initialization | of_zero,
     "initialization_on_noise": of_noise,
     "dimensions": {
-      name: float(f"{dimensions(signal_propagation.make_images(config)):.3g}")
+      name: float(f"{dimensions(initial_signals.make_images(config)):.3g}")
       for name, config in (("digits", CONFIG), ("noise", noise))
     },
     "training": training,

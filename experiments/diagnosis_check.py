@@ -201,7 +201,7 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def confusion(rows: list[dict[str, Any]], part: str) -> Table:
+def confusion(rows: list[dict[str, Any]], part: str) -> list[dict[str, str]]:
   """Counts cells and optimizers of a part by family, verdict and training."""
   counts = collections.Counter(
     (family, row["healthy"][optimizer], row["trains"][optimizer])
@@ -210,30 +210,20 @@ def confusion(rows: list[dict[str, Any]], part: str) -> Table:
     for optimizer in _RATES
     for family in (row["family"], "all")
   )
-  kinds = [(True, True), (False, False), (False, True), (True, False)]
-  families = [
-    family
-    for family in diagnosis_families.VARIANTS
-    if any(counts[family, *kind] for kind in kinds)
+  kinds = {
+    "healthy, trains": (True, True),
+    "faulty, does not train": (False, False),
+    "faulty, but trains": (False, True),
+    "healthy, but does not train": (True, False),
+  }
+  return [
+    {
+      "family": family,
+      **{title: str(counts[family, *kind]) for title, kind in kinds.items()},
+    }
+    for family in (*diagnosis_families.VARIANTS, "all")
+    if any(counts[family, *kind] for kind in kinds.values())
   ]
-  return Table(
-    name=part,
-    title=f"Verdict and training, {part}",
-    header=[
-      "family",
-      "healthy, trains",
-      "faulty, does not train",
-      "faulty, but trains",
-      "healthy, but does not train",
-    ],
-    rows=[
-      [family, *(str(counts[family, *kind]) for kind in kinds)]
-      for family in [*families, "all"]
-    ],
-    note="Each network counts twice, with SGD and with Adam. It trains if the best of "
-    "three learning rates brings the running accuracy to "
-    f"{100 * _TRAINS_ABOVE:.0f} % in two epochs.",
-  )
 
 
 def main(workdir: str, parts: list[str], families: list[str], max_depth: int) -> None:
@@ -259,9 +249,21 @@ def main(workdir: str, parts: list[str], families: list[str], max_depth: int) ->
     rows.append(row)
     logging.info("%s: %s", cell.name, row["accuracies"])
   rows = [judge(row) for row in rows]
-  write_json(folder / "diagnosis.json", {"cells": rows})
-  for part in parts:
-    document.print_table(confusion(rows, part))
+  tables = {part: confusion(rows, part) for part in PARTS}
+  tables = {part: table for part, table in tables.items() if table}
+  write_json(folder / "diagnosis.json", {"cells": rows, "tables": tables})
+  for part in filter(tables.get, parts):
+    document.print_table(
+      Table(
+        name=part,
+        title=f"Verdict and training, {part}",
+        header=[*tables[part][0]],
+        rows=[[*row.values()] for row in tables[part]],
+        note="Each network counts twice, with SGD and with Adam. It trains if the best "
+        "of three learning rates brings the running accuracy to "
+        f"{100 * _TRAINS_ABOVE:.0f} % in two epochs.",
+      )
+    )
 
 
 def _lines(path: pathlib.Path) -> list[str]:

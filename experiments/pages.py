@@ -27,12 +27,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import benchmark, compiled_peers, scaling_model
-from experiments import (
-  diagnosis_check,
-  program,
-  repair_comparison,
-)
+from benchmarks import benchmark, scaling_model
+from experiments import program
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
@@ -79,10 +75,6 @@ def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
   return scaling_model.make_tables(scaling_model.read_costs(folder))
 
 
-def _compiled_peers(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  return compiled_peers.make_tables(json.loads((folder / "costs.json").read_text()))
-
-
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   def read(name: str) -> dict[tuple[str, str, int], Any]:
     rows = json.loads((folder / name).read_text("utf-8"))["cells"]
@@ -101,21 +93,13 @@ def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
     ]
     return f"{sum(agrees)} of {len(agrees)}"
 
-  rows = list(cells.values())
+  parts = {cell["part"] for cell in cells.values()}
   return {
-    **{part: diagnosis_check.confusion(rows, part) for part in diagnosis_check.PARTS},
-    **{
-      f"agreement_{part}": agreement(part, verdicts=cells)
-      for part in diagnosis_check.PARTS
-    },
+    **benchmark.read_tables(folder),
+    **{f"agreement_{part}": agreement(part, verdicts=cells) for part in parts},
     "agreement_first": agreement("judged", verdicts=first),
     "agreement": agreement("judged", "fresh", "last", verdicts=cells | first),
   }
-
-
-def _repair(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  results = json.loads((folder / "repair.json").read_text("utf-8"))
-  return {"accuracy": repair_comparison.accuracy_table(results)}
 
 
 def _study(folder: pathlib.Path) -> Mapping[str, Table | str]:
@@ -197,10 +181,10 @@ def without_source(page: str) -> list[str]:
 
 
 _FOLDERS = {
-  "compiled_peers": _compiled_peers,
+  "compiled_peers": benchmark.read_tables,
   "diagnosis": _diagnosis,
   "performance": _performance,
-  "repair": _repair,
+  "repair": benchmark.read_tables,
   "repository": _repository,
   "scaling": _scaling,
   "storm": benchmark.read_tables,

@@ -14,48 +14,37 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
 from experiments import program
-from skipinit_jax import analysis, data, document
-from skipinit_jax.compilation import compiler_options
-from skipinit_jax.data import in_memory
-from skipinit_jax.document import Entry, Table
+from skipinit_jax import analysis, data, document, export, models
+from skipinit_jax.document import Table
 from skipinit_jax.errors import unknown_name
 from skipinit_jax.files import read_json, write_json
 from skipinit_jax.studies import Outcome, SearchConfig, find_optimum, wanted_runs
 from skipinit_jax.studies.formatting import format_accuracy, format_rate
 from skipinit_jax.studies.search import summarize_rates
-from skipinit_jax.training import TrainConfig, make_optimizer
+from skipinit_jax.training import (
+  TrainConfig,
+  make_init,
+  make_mesh,
+  make_optimizer,
+  train,
+)
 
 Variables = Mapping[str, Any]
+Prepare = Callable[[nn.Module, Variables, jax.Array], Variables]
 
-_FASHION = "fashion_mnist_7x7"
-_FASHION_TRAIN, _FASHION_TEST = 2048, 1000
-_TITLES = {"digits": "digits", _FASHION: "Fashion-MNIST"}
+_DATASETS = ("digits", "fashion_mnist_quarter_2048")
 # Chance is 10 %.
 _TRAINS_ABOVE = 0.2
-
-
-def load(name: str) -> data.Dataset:
-  """Loads digits, or a part of Fashion-MNIST with images of 7x7."""
-  if name != _FASHION:
-    return data.load(name)
-  whole = data.load("fashion_mnist")
-
-  def small(split: data.Split, count: int) -> data.Split:
-    images = split.images[:count].reshape(count, 7, 4, 7, 4, 1).mean((2, 4))
-    return data.Split(images.round().astype(np.uint8), split.labels[:count])
-
-  train, test = small(whole.train, _FASHION_TRAIN), small(whole.test, _FASHION_TEST)
-  return data.Dataset(_FASHION, whole.num_classes, train, test)
 
 
 @dataclasses.dataclass
@@ -64,7 +53,7 @@ class RepairConfig:
 
   Attributes:
     ways: which ways to train a network, as `WAYS` names them.
-    residual_mlp_datasets: what fully connected networks are trained on; see `load`.
+    residual_mlp_datasets: what fully connected networks are trained on.
     wide_resnet_datasets: what convolutional ones are.
     residual_mlp: how fully connected networks are trained.
     wide_resnet: how convolutional ones are.
@@ -81,8 +70,8 @@ class RepairConfig:
     "Fixup",
     "batch norm",
   )
-  residual_mlp_datasets: tuple[str, ...] = ("digits", _FASHION)
-  wide_resnet_datasets: tuple[str, ...] = ("digits", _FASHION)
+  residual_mlp_datasets: tuple[str, ...] = _DATASETS
+  wide_resnet_datasets: tuple[str, ...] = _DATASETS
   residual_mlp: TrainConfig = dataclasses.field(
     default_factory=lambda: TrainConfig(
       model="residual_mlp",
@@ -176,127 +165,83 @@ def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-def _repaired(to: analysis.Target) -> Callable[..., Variables]:
+def _repaired(to: analysis.Target) -> Prepare:
   return lambda model, variables, images: (
     analysis.repair(model, variables, images, to=to).variables
   )
 
 
-def _as_it_is(model: nn.Module, variables: Variables, images: jax.Array) -> Variables:
-  return variables
-
-
-WAYS: dict[str, tuple[str, Callable[..., Variables]]] = {
-  "as it is": ("unnormalized", _as_it_is),
+WAYS: dict[str, tuple[str, Prepare | None]] = {
+  "as it is": ("unnormalized", None),
   "repaired": ("unnormalized", _repaired("measured")),
   "repaired to zero": ("unnormalized", _repaired("zero")),
   "LSUV": ("unnormalized", lsuv),
-  "SkipInit": ("skipinit", _as_it_is),
-  "Fixup": ("fixup", _as_it_is),
-  "batch norm": ("batch_norm", _as_it_is),
+  "SkipInit": ("skipinit", None),
+  "Fixup": ("fixup", None),
+  "batch norm": ("batch_norm", None),
 }
 """Each way's method, and what it does to the initial variables; those of the first
 four are of one network."""
 
 
-class Cell:
-  """One network on one data set, trained in one way."""
+def _train(config: TrainConfig, prepare: Prepare | None) -> float | None:
+  """Returns the test accuracy of a run; None if it diverged."""
+  with tempfile.TemporaryDirectory() as folder:
+    if prepare is not None:
+      weights = pathlib.Path(folder, "weights.safetensors")
+      variables = models.unroll_variables(_prepared(config, prepare))
+      export.save_safetensors(weights, variables)
+      config = dataclasses.replace(config, init_from=str(weights))
+    workdir = pathlib.Path(folder, "run")
+    return train(config, workdir, show_progress=False).test_accuracy
 
-  def __init__(self, config: TrainConfig, dataset: data.Dataset, way: str) -> None:
-    method, self._prepare = WAYS[way]
-    self.config = dataclasses.replace(config, method=method)
-    self._model = self.config.make_model(dataset.num_classes)
-    self._train, self._test = (
-      in_memory.DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
-      for split in (dataset.train, dataset.test)
-    )
-    self._normalize = functools.partial(
-      data.augmentation.normalize, mean=dataset.mean, std=dataset.std
-    )
-    self._run = jax.jit(self._train_run, compiler_options=compiler_options())
-    self._starts: dict[int, Variables] = {}
 
-  def run(self, learning_rate: float, seed: int) -> float | None:
-    """Returns the test accuracy of a run; None if it diverged."""
-    if seed not in self._starts:
-      images = self._normalize(self._train.images[: self.config.batch_size])
-      init = jax.jit(functools.partial(self._model.init, train=False))
-      variables = init(jax.random.key(seed), images)
-      self._starts[seed] = self._prepare(self._model, variables, images)
-    key = jax.random.key(seed + 1000)
-    is_finite, accuracy = self._run(self._starts[seed], learning_rate, key)
-    return float(accuracy) if is_finite else None
-
-  def _train_run(
-    self, variables: Variables, learning_rate: jax.Array, key: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    config, split = self.config, self._train
-    per_epoch = len(split.labels) // config.batch_size
-    optimizer = make_optimizer(config, per_epoch, learning_rate)
-    state = {name: value for name, value in variables.items() if name != "params"}
-
-    def loss(params: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-      logits, state = self._model.apply(
-        {"params": params, **state}, images, train=True, mutable=[*state]
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), state
-
-    def step(carry: Any) -> Any:
-      index, params, state, opt_state, _ = carry
-      order = in_memory.epoch_permutation(key, index // per_epoch, len(split.labels))
-      images, labels = in_memory.train_batch(
-        split, order, index % per_epoch, config.batch_size
-      )
-      (value, state), grads = jax.value_and_grad(loss, has_aux=True)(
-        params, state, self._normalize(images), labels
-      )
-      updates, opt_state = optimizer.update(grads, opt_state, params)
-      params = optax.apply_updates(params, updates)
-      return index + 1, params, state, opt_state, jnp.isfinite(value)
-
-    params = variables["params"]
-    begin = jnp.int32(0), params, state, optimizer.init(params), jnp.bool_(True)
-    _, params, state, _, is_finite = jax.lax.while_loop(
-      lambda carry: (carry[0] < per_epoch * config.epochs) & carry[-1], step, begin
-    )
-    logits: Any = self._model.apply(
-      {"params": params, **state}, self._normalize(self._test.images), train=False
-    )
-    is_finite &= jnp.isfinite(logits).all()
-    return is_finite, (logits.argmax(-1) == self._test.labels).mean()
+def _prepared(config: TrainConfig, prepare: Prepare) -> Variables:
+  """Returns a run's initial variables, as its way changes them by its first images."""
+  dataset = config.load_dataset()
+  assert isinstance(dataset, data.Dataset)
+  model = config.make_model(dataset.num_classes)
+  init, _ = make_init(
+    model,
+    functools.partial(make_optimizer, config, 1),
+    dataset.image_shape,
+    mesh=make_mesh(),
+  )
+  state = init(np.uint32(config.seed), np.float32(config.learning_rate))
+  images = jnp.asarray(dataset.train.images[: config.batch_size])
+  images = data.augmentation.normalize(images, dataset.mean, dataset.std)
+  return prepare(model, {"params": state.params, **state.model_state}, images)
 
 
 def compare(config: RepairConfig, path: pathlib.Path) -> dict[str, Any]:
   """Trains what is not yet trained; returns all runs, as they are in the file."""
-  for kind, names, known in (
-    ("dataset", config.residual_mlp_datasets + config.wide_resnet_datasets, _TITLES),
-    ("way", config.ways, WAYS),
-  ):
-    for name in names:
-      if name not in known:
-        raise unknown_name(kind, name, known)
+  for way in config.ways:
+    if way not in WAYS:
+      raise unknown_name("way", way, WAYS)
   results: dict[str, Any] = {"config": dataclasses.asdict(config), "runs": []}
   if path.exists():
     results["runs"] = read_json(path)["runs"]
   trainings = [
-    (config.residual_mlp, config.residual_mlp_search, name)
-    for name in config.residual_mlp_datasets
-  ] + [
-    (config.wide_resnet, config.wide_resnet_search, name)
-    for name in config.wide_resnet_datasets
+    (dataclasses.replace(train, dataset=name), search)
+    for train, search, names in (
+      (config.residual_mlp, config.residual_mlp_search, config.residual_mlp_datasets),
+      (config.wide_resnet, config.wide_resnet_search, config.wide_resnet_datasets),
+    )
+    for name in names
   ]
-  for (train, search, name), way in itertools.product(trainings, config.ways):
-    labels = {"dataset": name, "network": train.network_title, "way": way}
-    cell = None
+  for (cell, search), way in itertools.product(trainings, config.ways):
+    method, prepare = WAYS[way]
+    labels = {"dataset": cell.dataset, "network": cell.network_title, "way": way}
     while missing := _missing(results["runs"], labels, search):
-      cell = cell or Cell(train, load(name), way)
       rate, seed = missing[0]
-      accuracy = cell.run(rate, seed)
-      run = {"learning_rate": rate, "seed": seed, "test_accuracy": accuracy}
-      results["runs"].append(labels | run)
+      run = dataclasses.replace(cell, method=method, learning_rate=rate, seed=seed)
+      accuracy = _train(run, prepare)
+      results["runs"].append(
+        {**labels, "learning_rate": rate, "seed": seed, "test_accuracy": accuracy}
+      )
       write_json(path, results)
-      print(*labels.values(), *run.values(), flush=True)
+      print(*results["runs"][-1].values(), flush=True)
+  results["tables"] = {"accuracy": accuracy_rows(results["runs"])}
   write_json(path, results)
   return results
 
@@ -319,46 +264,53 @@ def _missing(
   return [run for run in wanted if run not in outcomes]
 
 
-def accuracy_table(results: Mapping[str, Any]) -> Table:
+def accuracy_rows(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
   """Returns test accuracies at the best rates, by network and way."""
-  runs = results["runs"]
   ways = [way for way in WAYS if any(run["way"] == way for run in runs)]
-  rows = []
-  for dataset, network in dict.fromkeys((r["dataset"], r["network"]) for r in runs):
-    row: list[Entry | str] = [f"{network}, {_TITLES[dataset]}"]
-    for way in ways:
-      labels = {"dataset": dataset, "network": network, "way": way}
-      outcomes = _outcomes(runs, labels)
-      if not outcomes:
-        row.append("-")
-        continue
-      num_seeds = len({seed for _, seed in outcomes})
-      rates = summarize_rates(SearchConfig(best_of=num_seeds), outcomes)
-      best = find_optimum(rates, "test_accuracy")
-      if best is None:
-        row.append("diverges")
-      elif best.value < _TRAINS_ABOVE:
-        row.append(f"does not train ({100 * best.value:.1f})")
-      else:
-        accuracy = format_accuracy(best.value, best.deviation)
-        edge = "" if best.is_inside else "*"
-        row.append(f"{accuracy}, {format_rate(best.learning_rate)}{edge}")
-    rows.append(row)
-  return Table(
-    name="accuracy",
-    title="Networks that do not train as they are",
-    header=["network", *ways],
-    rows=rows,
-    note="Test accuracy in %, its mean and deviation over seeds, and the best rate. *: "
-    "the rate is at the edge of what was tried.",
-  )
+  return [
+    {
+      "network": f"{network}, {data.title(dataset)}",
+      **{
+        way: _accuracy(
+          _outcomes(runs, {"dataset": dataset, "network": network, "way": way})
+        )
+        for way in ways
+      },
+    }
+    for dataset, network in dict.fromkeys((r["dataset"], r["network"]) for r in runs)
+  ]
+
+
+def _accuracy(outcomes: dict[tuple[float, int], Outcome]) -> str:
+  if not outcomes:
+    return "-"
+  num_seeds = len({seed for _, seed in outcomes})
+  rates = summarize_rates(SearchConfig(best_of=num_seeds), outcomes)
+  best = find_optimum(rates, "test_accuracy")
+  if best is None:
+    return "diverges"
+  if best.value < _TRAINS_ABOVE:
+    return f"does not train ({100 * best.value:.1f})"
+  accuracy = format_accuracy(best.value, best.deviation)
+  edge = "" if best.is_inside else "*"
+  return f"{accuracy}, {format_rate(best.learning_rate)}{edge}"
 
 
 def main(config: RepairConfig, workdir: str) -> None:
   """Runs the comparison and prints its table."""
   path = pathlib.Path(workdir, "repair.json")
   path.parent.mkdir(parents=True, exist_ok=True)
-  document.print_table(accuracy_table(compare(config, path)))
+  rows = compare(config, path)["tables"]["accuracy"]
+  document.print_table(
+    Table(
+      name="accuracy",
+      title="Networks that do not train as they are",
+      header=[*rows[0]],
+      rows=[[*row.values()] for row in rows],
+      note="Test accuracy in %, its mean and deviation over seeds, and the best rate. "
+      "*: the rate is at the edge of what was tried.",
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import concepts, signal_propagation
+from experiments import concepts, initial_signals
 from skipinit_jax import methods
 from skipinit_jax.analysis import theory
 
@@ -55,9 +55,9 @@ def test_numbers_are_those_of_the_command():
 
 
 def test_numbers_are_what_theory_predicts():
-  images = signal_propagation.make_images(concepts.CONFIG)
+  images = initial_signals.make_images(concepts.CONFIG)
   for name, numbers in INITIAL.items():
-    network = signal_propagation.make_model(concepts.CONFIG, methods.get(name))
+    network = initial_signals.make_model(concepts.CONFIG, methods.get(name))
     signal = theory.predict_model(network, images)
     predicted = concepts.signal_numbers(signal)
     assert predicted == pytest.approx(numbers["theory"], rel=1e-3, abs=1e-12)

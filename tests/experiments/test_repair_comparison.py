@@ -60,17 +60,18 @@ def test_a_comparison_goes_on_and_makes_its_table(tmp_path, capsys):
   assert len(done) == 2
   assert repair_comparison.compare(config(), path)["runs"] == results["runs"]
   assert not capsys.readouterr().out
-  table = repair_comparison.accuracy_table(results)
-  assert table.header == ["network", "as it is", "repaired"]
-  ((network, as_it_is, repaired),) = table.rows
-  assert network == "MLP 24-24, digits"
+  ((network, as_it_is, repaired),) = (
+    row.values() for row in results["tables"]["accuracy"]
+  )
+  assert network == "MLP 24-24, scikit-learn's 8x8 digits"
   assert as_it_is.startswith(("diverges", "does not train"))
   assert float(repaired.split(",")[0]) > 30
 
 
 @pytest.mark.parametrize(
-  ("field", "kind"), [("wide_resnet_datasets", "dataset"), ("ways", "way")]
+  ("field", "words"),
+  [("residual_mlp_datasets", "Unknown dataset 'none'"), ("ways", "Unknown way 'none'")],
 )
-def test_unknown_names(field, kind, tmp_path):
-  with pytest.raises(UsageError, match=f"Unknown {kind} 'none'"):
+def test_unknown_names(field, words, tmp_path):
+  with pytest.raises(UsageError, match=words):
     repair_comparison.compare(config(**{field: ("none",)}), tmp_path / "repair.json")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from experiments import signal_propagation
-from experiments.signal_propagation import SignalConfig
+from experiments import initial_signals
+from experiments.initial_signals import SignalConfig
 from skipinit_jax.errors import UsageError
 
 
@@ -61,4 +61,4 @@ def test_program_writes_figures_numbers_and_verdicts(run_program, tmp_path):
 )
 def test_bad_input(fields, words):
   with pytest.raises(UsageError, match=words):
-    signal_propagation.measure_networks(SignalConfig(**fields))
+    initial_signals.measure_networks(SignalConfig(**fields))
