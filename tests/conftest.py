@@ -24,16 +24,16 @@ MACHINE = {
   # none still draws numbers fast.
   "XLA_FLAGS": "--xla_backend_optimization_level=1",
 }
-# Networks of tests run once or twice: they compile in half the time without LLVM's
-# passes and MLIR's fusions. An XLA that does not know a flag ends the process.
-_HERE = {
-  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1"
-}
-_KNOWN = metadata.version("jaxlib").startswith("0.10.")
+if metadata.version("jaxlib").startswith("0.10."):
+  # Networks of tests run once or twice: they compile in half the time without LLVM's
+  # passes and MLIR's fusions. An XLA that does not know a flag ends the process.
+  MACHINE["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+  )
 # JAX reads its variables when it is imported; processes that tests start inherit them.
 assert "jax" not in sys.modules
-os.environ.update(MACHINE | (_HERE if _KNOWN else {}))
+os.environ.update(MACHINE)
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
