@@ -31,6 +31,10 @@ _COLLECTIVE = re.compile(
 _LOOP = re.compile(r" while\(.*? condition=(%[^\s,]+), body=(%[^\s,]+)(.*)")
 # What computes besides copying is a fusion of kind kOutput, behind a convolution.
 _STACKED = re.compile(r"dynamic-update-slice_fusion\S* = ([a-z]\S+) .*?kind=kLoop")
+_STAGED = re.compile(
+  r"\s+(?:ROOT )?(?P<name>%\S+) = .*? (?:copy|slice)-start\((?P<operand>%[^\s,)]+)",
+  re.MULTILINE,
+)
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 
 
@@ -85,6 +89,8 @@ class ProgramCost:
     stacking_bytes: bytes that operations read and write which do nothing but copy what
       a turn of a loop has computed into an array of all turns, with the padding that
       the program has on average.
+    staged_bytes: how many of `num_bytes` are copies to and from on-chip memory that run
+      beside other operations. These read and write what was copied, and count too.
   """
 
   flops: float
@@ -92,30 +98,54 @@ class ProgramCost:
   memory_bytes: int
   temporary_bytes: int
   stacking_bytes: float
+  staged_bytes: float
 
 
 def program_cost(compiled: Any) -> ProgramCost:
   """Returns what a compiled program (`jax.stages.Compiled`) does in one run."""
   costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
-  flops, factor, stacking = costs["flops"], 1.0, 0.0
+  flops, num_bytes, stacking, staged = costs["flops"], costs["bytes accessed"], 0.0, 0.0
   text = compiled.as_text()
-  if _LOOP.search(text):
-    once, further = _entry_cost(text), _further_turns(text)
-    flops += further["flops"]
-    factor += further["bytes accessed"] / once["bytes accessed"]
+  if _LOOP.search(text) or _STAGED.search(text):
+    padded = num_bytes / _entry_cost(text)["bytes accessed"]
+    all_turns = _all_turns(text)
+    flops += all_turns["flops"] - _entry_cost(text)["flops"]
+    num_bytes = padded * all_turns["bytes accessed"]
+    staged = num_bytes - padded * _all_turns(without_staging(text))["bytes accessed"]
     # Each turn copies one slice of the array.
-    copied = sum(2 * _num_bytes(array) for array in _STACKED.findall(text))
-    stacking = copied * costs["bytes accessed"] / once["bytes accessed"]
+    stacking = padded * sum(2 * _num_bytes(array) for array in _STACKED.findall(text))
   return ProgramCost(
     flops=flops,
-    num_bytes=costs["bytes accessed"] * factor,
+    num_bytes=num_bytes,
     memory_bytes=memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
     stacking_bytes=stacking,
+    staged_bytes=staged,
   )
+
+
+def without_staging(text: str) -> str:
+  """Returns a program's text with the arrays themselves in place of their copies.
+
+  A compiler for TPUs starts a copy, whole or slice by slice, does something else, and
+  then reads the copy. In its place stands a bitcast of the original, which is free.
+  """
+  originals = {}
+  lines = []
+  for line in text.splitlines():
+    if started := _STAGED.match(line):
+      originals[started["name"]] = started["operand"]
+    elif done := re.match(r"(.*?) (?:copy|slice)-done\((%[^\s,)]+)\)", line):
+      lines.append(f"{done[1]} bitcast({originals[done[2]]})")
+    elif '"ConcatBitcast"' in line:
+      # The slices lie one behind the other.
+      lines.append(re.sub(r" custom-call\((%[^\s,)]+).*", r" bitcast(\1)", line))
+    else:
+      lines.append(line)
+  return "\n".join(lines)
 
 
 def _entry_cost(text: str, entry: str | None = None) -> dict[str, float]:
@@ -134,18 +164,16 @@ def _entry_cost(text: str, entry: str | None = None) -> dict[str, float]:
   return costs
 
 
-def _further_turns(text: str) -> dict[str, float]:
-  """Returns the costs of all turns but the first of a program's loops.
+def _all_turns(text: str) -> dict[str, float]:
+  """Returns XLA's costs of a program, with all turns of its loops.
 
   Raises:
     ValueError: nothing in the text says how often a loop runs.
   """
   parts = re.split(r"\n(?=(?:ENTRY )?%\S+ \()", text)
   bodies = {re.sub(r"^ENTRY ", "", part).split(" ", 1)[0]: part for part in parts}
-  entry = next(part for part in parts if part.startswith("ENTRY "))
 
-  def further(part: str) -> dict[str, float]:
-    costs: dict[str, float] = collections.defaultdict(float)
+  def add_further(costs: dict[str, float], part: str, times: int = 1) -> None:
     for condition, body, rest in _LOOP.findall(part):
       # XLA says it on a CPU; on a TPU the condition compares with one constant.
       limits = re.findall(r'"known_trip_count":{"n":"(\d+)"', rest) or re.findall(
@@ -154,12 +182,13 @@ def _further_turns(text: str) -> dict[str, float]:
       if len(limits) != 1:
         raise ValueError(f"How often does {body} run? Its condition: {limits}")
       turns, once = int(limits[0]), _entry_cost(text, body.removeprefix("%"))
-      within = further(bodies[body])
-      for name in ("flops", "bytes accessed"):
-        costs[name] += (turns - 1) * once[name] + turns * within[name]
-    return costs
+      for name in costs:
+        costs[name] += times * (turns - 1) * once[name]
+      add_further(costs, bodies[body], times * turns)
 
-  return further(entry)
+  costs = {name: _entry_cost(text)[name] for name in ("flops", "bytes accessed")}
+  add_further(costs, next(part for part in parts if part.startswith("ENTRY ")))
+  return costs
 
 
 def tpu_devices(topology: str) -> Sequence[Any]:
