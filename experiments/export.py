@@ -21,6 +21,8 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
+import re
+import shlex
 from typing import Any
 
 import jax
@@ -142,6 +144,12 @@ def _model_card(trained: Trained, dataset: Any, description: dict[str, Any]) -> 
     results = [{"task": task, "dataset": data_set, "metrics": metrics}]
     head["model-index"] = [{"name": title, "results": results}]
   unknown = "unknown: the run is not finished"
+  made = dict(result.get("environment", {}))
+  # Where the run was is nobody's business.
+  made["command"] = shlex.join(
+    re.sub("^(--?workdir=).*", r"\1WORKDIR", word)
+    for word in shlex.split(made.get("command", "unknown"))
+  )
   table = document.Table(
     name="card",
     title=title,
@@ -158,7 +166,7 @@ def _model_card(trained: Trained, dataset: Any, description: dict[str, Any]) -> 
       ("images", f"{list(dataset.image_shape)}, from 0 to 1"),
       ("their mean is subtracted", str(description["mean"])),
       ("they are divided by", str(description["std"])),
-      *result.get("environment", {}).items(),
+      *made.items(),
       *description["versions"].items(),
     ],
   )

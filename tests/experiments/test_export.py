@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -98,8 +99,12 @@ def test_folder_is_the_network_and_its_card(trained_run, exported, expected):
   (found,) = index["results"]
   assert found["metrics"] == [{"type": "accuracy", "value": result["test_accuracy"]}]
   assert f"{100 * result['test_accuracy']:.2f} %" in text
-  for value in (*result["environment"].values(), jax.__version__, "digits"):
+  made = result["environment"]
+  workdir = f"--workdir={trained_run}"
+  made["command"] = made["command"].replace(shlex.quote(workdir), "--workdir=WORKDIR")
+  for value in (*made.values(), jax.__version__, "digits"):
     assert value in text.replace("\\", "")
+  assert str(trained_run) not in text
 
 
 def test_bad_input_is_one_sentence(trained_run, run_program, tmp_path):
