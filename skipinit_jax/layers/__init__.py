@@ -2,6 +2,7 @@
 
 from skipinit_jax.layers.activation import RELU_GAIN, identity, scaled_relu
 from skipinit_jax.layers.convolution import Conv, conv_general_dilated
+from skipinit_jax.layers.folding import scaled
 from skipinit_jax.layers.initializers import (
   VarianceScaling,
   fixup,
@@ -9,7 +10,7 @@ from skipinit_jax.layers.initializers import (
   he_normal_fan_out,
 )
 from skipinit_jax.layers.normalization import GhostBatchNorm
-from skipinit_jax.layers.scaling import LayerScale, ScalarBias, SkipInit, scaled
+from skipinit_jax.layers.scaling import LayerScale, ScalarBias, SkipInit
 from skipinit_jax.layers.weight_standardization import (
   WeightStandardizedConv,
   WeightStandardizedDense,

@@ -6,7 +6,6 @@ of their input.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,42 +102,6 @@ class LayerScale(nn.Module):
       self.param_dtype,
     )
     return multiply(x, scale)
-
-
-def scaled(scale: nn.Module | None, layer: nn.Module, x: jax.Array) -> jax.Array:
-  """Returns scale(layer(x)): a branch's last layer and its scale, as one layer.
-
-  Factors of the output's features are as well factors of the layer's kernel and bias.
-  There they cost no pass over activations, and their gradient does not need the layer's
-  output, which the backward pass would have to keep for nothing else. So the scale goes
-  into the weights where it is `SkipInit` or `LayerScale` and the layer is Flax's own
-  `Conv` or `Dense`; anywhere else it follows the layer.
-
-  Args:
-    scale: a module that multiplies each feature by a factor; None: there is none.
-    layer: the layer, whose output has the features last.
-  """
-  if scale is None:
-    return layer(x)
-  # No subclasses: a standardized kernel loses its scale.
-  foldable = isinstance(scale, SkipInit | LayerScale) and type(layer) in (
-    nn.Conv,
-    nn.Dense,
-  )
-  # Initialization has to see the weights as they are.
-  if not foldable or layer.is_initializing():
-    return scale(layer(x))
-  sized: Any = layer
-  factors = scale(jnp.ones(sized.features, sized.param_dtype))
-  apply = nn.map_variables(
-    lambda layer, x: layer(x),
-    "params",
-    lambda params: jax.tree.map(
-      lambda leaf: leaf * along_features(factors, leaf), params
-    ),
-  )
-  y: jax.Array = apply(layer, x)
-  return y
 
 
 class ScalarBias(nn.Module):

@@ -232,24 +232,31 @@ def _standardized(layer: Any) -> Any:
   return _with(layer, kernel=standardize(kernel) * factors)
 
 
+# What of a layer a factor of its output multiplies: see `layers.scaled`.
+_FACTORED: dict[Any, tuple[str, ...]] = {
+  nnx.Conv: ("kernel", "bias"),
+  nnx.Linear: ("kernel", "bias"),
+  WeightStandardizedConv: ("scale", "bias"),
+  WeightStandardizedLinear: ("scale", "bias"),
+}
+
+
 def scaled(scale: Any, layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> Any:
   """Returns scale(layer(x)): a branch's last layer and its scale, as one layer.
 
-  As in `layers.scaled`, the scale goes into the weights of `nnx.Conv` and `nnx.Linear`.
+  As in `layers.scaled`, the scale goes into the weights of NNX's own layers and of
+  standardized ones.
   """
   if scale is None:
     return layer(x)
-  # No subclasses: a standardized kernel loses its scale.
-  if not isinstance(scale, SkipInit | LayerScale) or type(layer) not in (
-    nnx.Conv,
-    nnx.Linear,
-  ):
+  factored = _FACTORED.get(type(layer))
+  if factored is None or not isinstance(scale, SkipInit | LayerScale):
     return scale(layer(x))
   sized: Any = layer
   factors = scale(jnp.ones(sized.out_features, sized.param_dtype))
   weights = {
     name: weight[...] * along_features(factors, weight[...])
-    for name in ("kernel", "bias")
+    for name in factored
     if (weight := getattr(layer, name)) is not None
   }
   return _with(layer, **weights)(x)
