@@ -246,7 +246,7 @@ class Transition(nn.Module):
       functools.partial(
         BasicBlock, 8, conv=layers.WeightStandardizedConv, branch_scale=layers.SkipInit
       ),
-      ("branch_scale",),
+      ("conv2",),
     ),
   ],
 )

@@ -15,16 +15,16 @@ from skipinit_jax.files import read_json
 from skipinit_jax.training import Checkpoints, TrainConfig
 from tests.training.runs import make_step, rows_of
 
-# Normalization, dropout and augmentation are everything that a state can hold. The
-# epochs are enough for a fast machine to save, and be killed, amid one.
+# Normalization, dropout and augmentation are everything that a state can hold. An epoch
+# takes longer than half a second, for which a run computes before it may save.
 FIELDS = {
   "method": "batch_norm",
   "dropout_rate": 0.1,
   "crop_padding": 1,
   "flip": True,
-  "depth": 10,
+  "depth": 40,
   "batch_size": 16,
-  "epochs": 8,
+  "epochs": 4,
 }
 STEPS_PER_EPOCH = 92
 NUM_STEPS = FIELDS["epochs"] * STEPS_PER_EPOCH
@@ -93,8 +93,8 @@ def test_says_what_it_came_to(undisturbed):
   # Progress in plain lines, since nothing here is a terminal.
   what, first, *_ = done.stderr.splitlines()
   size = f"{result['num_parameters']:,} parameters"
-  assert all(word in what for word in ("10-1", "batch_norm", size, "1 x cpu", "digits"))
-  assert first.startswith(f"step 1/{NUM_STEPS}, epoch 1/8, loss ")
+  assert all(word in what for word in ("40-1", "batch_norm", size, "1 x cpu", "digits"))
+  assert first.startswith(f"step 1/{NUM_STEPS}, epoch 1/4, loss ")
   assert "\033" not in done.stderr
 
 
