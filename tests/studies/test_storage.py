@@ -423,6 +423,8 @@ def test_the_storage_outlives_a_restart_of_the_server(
   # It is not waited for without an end, and only once.
   monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 0.0)
   postgresql_server.kill()
+  # What it has started for a connection may serve it for a moment more.
+  time.sleep(1.0)
   try:
     with pytest.raises(StorageLost, match="the same command goes on") as error:
       storage.runs()
