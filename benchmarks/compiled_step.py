@@ -32,8 +32,7 @@ _LOOP = re.compile(r" while\(.*? condition=(%[^\s,]+), body=(%[^\s,]+)(.*)")
 # What computes besides copying is a fusion of kind kOutput, behind a convolution.
 _STACKED = re.compile(r"dynamic-update-slice_fusion\S* = ([a-z]\S+) .*?kind=kLoop")
 _STAGED = re.compile(
-  r"\s+(?:ROOT )?(?P<name>%\S+) = .*? (?:copy|slice)-start\((?P<operand>%[^\s,)]+)",
-  re.MULTILINE,
+  r"\s+(?:ROOT )?(?P<name>%\S+) = .*? (?:copy|slice)-start\((?P<operand>%[^\s,)]+)"
 )
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 
@@ -107,9 +106,9 @@ def program_cost(compiled: Any) -> ProgramCost:
   flops, num_bytes, stacking, staged = costs["flops"], costs["bytes accessed"], 0.0, 0.0
   text = compiled.as_text()
   if _LOOP.search(text) or _STAGED.search(text):
-    padded = num_bytes / _entry_cost(text)["bytes accessed"]
-    all_turns = _all_turns(text)
-    flops += all_turns["flops"] - _entry_cost(text)["flops"]
+    once, all_turns = _entry_cost(text), _all_turns(text)
+    padded = num_bytes / once["bytes accessed"]
+    flops += all_turns["flops"] - once["flops"]
     num_bytes = padded * all_turns["bytes accessed"]
     staged = num_bytes - padded * _all_turns(without_staging(text))["bytes accessed"]
     # Each turn copies one slice of the array.
@@ -186,7 +185,8 @@ def _all_turns(text: str) -> dict[str, float]:
         costs[name] += times * (turns - 1) * once[name]
       add_further(costs, bodies[body], times * turns)
 
-  costs = {name: _entry_cost(text)[name] for name in ("flops", "bytes accessed")}
+  entry = _entry_cost(text)
+  costs = {name: entry[name] for name in ("flops", "bytes accessed")}
   add_further(costs, next(part for part in parts if part.startswith("ENTRY ")))
   return costs
 

@@ -81,16 +81,22 @@ def keep_predictions(
     before = read_results(directory)
   except UsageError:
     return results
-  if (before.name, before.config.get("train")) != (
-    results.name,
-    results.config.get("train"),
-  ):
+  if (before.name, _networks(before)) != (results.name, _networks(results)):
     return results
   names = {search.name for search in results.searches}
   predicted = {
     name: rates for name, rates in before.predicted_rates.items() if name in names
   }
   return dataclasses.replace(results, predicted_rates=predicted)
+
+
+def _networks(results: StudyResults[Any]) -> dict[str, Any]:
+  """Returns the configuration without which searches there are, and their protocol."""
+  return {
+    name: value
+    for name, value in results.config.items()
+    if name == "train" or not isinstance(value, list | tuple | dict)
+  }
 
 
 def read_run(fields: Mapping[str, Any]) -> Run:

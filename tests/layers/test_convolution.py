@@ -369,3 +369,18 @@ def test_in_a_convolution_of_nnx():
   assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
   ours = gradient(conv_general_dilated=conv_general_dilated)
   jax.tree.map(assert_close, ours, gradient())
+
+
+@pytest.mark.parametrize(("platform", "cuts"), [("cpu", True), ("tpu", False)])
+def test_only_a_cpu_cuts_out_what_strides_reach(platform, cuts):
+  def loss(images, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = conv_general_dilated(
+      images, kernel, (2, 2), "SAME", dimension_numbers=dimensions
+    )
+    return jnp.square(y).sum()
+
+  arguments = jnp.ones((2, 8, 8, 3)), jnp.ones((1, 1, 3, 4))
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*arguments)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert ("stablehlo.slice" in text) == cuts

@@ -404,6 +404,9 @@ def test_a_study_that_goes_on_keeps_its_predictions(tmp_path):
   assert batch_size_curves(grown, "epochs")
   # A network of another width has another curvature.
   assert not keep_predictions(results_of(width=4), tmp_path).predicted_rates
+  config = dataclasses.replace(PREDICTED, ghost_batch_size=32)
+  ghosts = run_study(batch_size_study(config), lambda labels, rate, seed: 0.9)
+  assert not keep_predictions(ghosts, tmp_path).predicted_rates
 
 
 @pytest.mark.parametrize(
