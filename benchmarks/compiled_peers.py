@@ -54,7 +54,6 @@ _ROWS: Sequence[tuple[str, Case]] = (
   ("peer_jax", _NF_RESNET),
   ("peer_haiku", _NF_RESNET),
   ("peer_haiku", _RESNET),
-  ("peer_jax", dataclasses.replace(_RESNET, method="batch_norm_one_pass")),
   ("peer_jax", _scanned(_RESNET)),
   ("peer_jax", _scanned(_SKIPINIT)),
   *(
@@ -63,7 +62,6 @@ _ROWS: Sequence[tuple[str, Case]] = (
     for peer in ("peer_jax", "peer_flax")
   ),
   *(("peer_jax", each) for case in _DEEP for each in (_scanned(case), case)),
-  ("peer_jax", dataclasses.replace(_WIDE, method="batch_norm_one_pass")),
 )
 """Whose step of which case; what matters most is first."""
 

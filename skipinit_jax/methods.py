@@ -81,14 +81,10 @@ def layer_scale_by_depth(num_blocks: int) -> float:
   return 0.1 if num_layers <= 18 else 1e-5 if num_layers <= 24 else 1e-6
 
 
-batch_normalizer: functools.partial[nn.BatchNorm] = functools.partial(
-  nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False
+batch_normalizer: functools.partial[GhostBatchNorm] = functools.partial(
+  GhostBatchNorm, momentum=0.9, epsilon=1e-5
 )
-"""Batch normalization over the global batch, as the methods here use it.
-
-Flax's fast variance, the mean square less the squared mean, has nothing left in float32
-where the mean is a thousand times the deviation.
-"""
+"""Batch normalization over the global batch, as the methods here use it."""
 
 
 class BlockFields(TypedDict):
@@ -651,10 +647,7 @@ def with_ghost_batches(method: Method | str, ghost_batch_size: int) -> Method:
       f"ghost_batch_size is {ghost_batch_size}, but method {method.name!r} has no "
       "batch normalization."
     )
-  settings = {name: batch_normalizer.keywords[name] for name in ("momentum", "epsilon")}
-  ghost = functools.partial(
-    GhostBatchNorm, ghost_batch_size=ghost_batch_size, **settings
-  )
+  ghost = functools.partial(batch_normalizer, ghost_batch_size=ghost_batch_size)
   changes: dict[str, Any] = {
     name: ghost
     for name in ("normalizer", "output_normalizer")

@@ -44,8 +44,8 @@ FIXUP = {
 # What sets a method apart from a network with He initialization and nothing else.
 # For alpha: its value in a network of 25 blocks.
 PROPERTIES = {
-  "batch_norm": {"normalizer": nn.BatchNorm},
-  "batch_norm_zero_scale": {"normalizer": nn.BatchNorm, "zero_last_scale": True},
+  "batch_norm": {"normalizer": GhostBatchNorm},
+  "batch_norm_zero_scale": {"normalizer": GhostBatchNorm, "zero_last_scale": True},
   "skipinit": {"alpha": 0.0},
   "skipinit_inverse_sqrt_depth": {"alpha": 0.2},
   "skipinit_one": {"alpha": 1.0},
@@ -55,8 +55,8 @@ PROPERTIES = {
   "regularized_skipinit": {"alpha": 0.0, "use_bias": True, "dropout_rate": 0.2},
   "fixup": FIXUP,
   "fixup_dropout": FIXUP | {"dropout_rate": 0.2},
-  "batch_norm_divide_by_sqrt2": {"normalizer": nn.BatchNorm, "sum_scale": SQRT_HALF},
-  "output_batch_norm": {"output_normalizer": nn.BatchNorm},
+  "batch_norm_divide_by_sqrt2": {"normalizer": GhostBatchNorm, "sum_scale": SQRT_HALF},
+  "output_batch_norm": {"output_normalizer": GhostBatchNorm},
   # Brock, De & Smith (2021).
   "nf_resnet": {
     "alpha": 0.0,

@@ -142,7 +142,7 @@ def normalizer_variance(module: Any, x: jax.Array) -> jax.Array:
   """Returns what the moving variance of a batch normalization of x converges to."""
   x = probes.wide(x)
   if isinstance(module, layers.GhostBatchNorm | native.GhostBatchNorm):
-    one = jnp.ones((1,) * x.ndim)
+    one = jnp.ones(x.shape[-1])
     return normalize_sub_batches(x, module.ghost_batch_size, one, one, 1.0)[2].mean()
   return probes.variance(x)
 

@@ -1,4 +1,6 @@
-"""Ghost batch normalization; other normalizers are those of Flax."""
+"""Batch normalization over a batch or its ghost batches; others are Flax's."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,15 @@ class GhostBatchNorm(nn.Module):
   axis is therefore normalized without communication where a device holds whole
   sub-batches.
 
+  Statistics are float32, or float64 for float64. The variance is that of the deviations
+  from the mean, and so is right whatever the mean. Where a TPU or GPU normalizes
+  bfloat16, it is the mean square less the squared mean, as in Flax, which takes one
+  pass over the features less.
+
   Attributes:
     use_running_average: whether to normalize by the running statistics.
-    ghost_batch_size: examples of a sub-batch; it must divide the batch.
+    ghost_batch_size: examples of a sub-batch; it must divide the batch. None: the whole
+      batch, as in Ioffe & Szegedy (ICML 2015).
     momentum: decay of the running statistics.
     epsilon: added to the variance.
     scale_init: initializer of the scale.
@@ -31,7 +39,7 @@ class GhostBatchNorm(nn.Module):
   """
 
   use_running_average: bool
-  ghost_batch_size: int
+  ghost_batch_size: int | None = None
   momentum: float = 0.99
   epsilon: float = 1e-5
   scale_init: jax.nn.initializers.Initializer = nn.initializers.ones
@@ -56,24 +64,16 @@ class GhostBatchNorm(nn.Module):
       "batch_stats", "mean", jnp.zeros, features, jnp.float32
     )
     running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
-    scale, bias = (
-      along_features(self.param(name, init, features, self.param_dtype), x)
-      for name, init in (
-        ("scale", self.scale_init),
-        ("bias", nn.initializers.zeros),
-      )
-    )
+    scale = self.param("scale", self.scale_init, features, self.param_dtype)
+    bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
 
-    # Statistics are float32 for any input, as in Flax: squares overflow bfloat16's
-    # precision long before the network does.
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.use_running_average:
       mean, var = running_mean.value, running_var.value
-      y = normalize_by_running(y, mean, var, scale, bias, self.epsilon)
+      y = normalize_by_running(x, mean, var, scale, bias, self.epsilon)
     else:
       # Initialization may pass any batch: it takes shapes only.
-      size = x.shape[0] if self.is_initializing() else self.ghost_batch_size
-      y, mean, var = normalize_sub_batches(y, size, scale, bias, self.epsilon)
+      size = None if self.is_initializing() else self.ghost_batch_size
+      y, mean, var = normalize_sub_batches(x, size, scale, bias, self.epsilon)
       if not self.is_initializing():
         for running, average in ((running_mean, mean), (running_var, var)):
           running.value += (1 - self.momentum) * (average - running.value)
@@ -88,21 +88,22 @@ def normalize_by_running(
   bias: jax.Array,
   epsilon: float,
 ) -> jax.Array:
-  """Normalizes features, [N, ..., C], by running statistics, [C]."""
-  mean, var = along_features(mean, x), along_features(var, x)
-  return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
+  """Normalizes features, [N, ..., C], by running statistics, [C], in float32 or more."""
+  factor = scale * jax.lax.rsqrt(var + epsilon)
+  mean, factor, bias = (along_features(each, x) for each in (mean, factor, bias))
+  return (_wide(x) - mean) * factor + bias
 
 
 def normalize_sub_batches(
-  x: jax.Array, size: int, scale: jax.Array, bias: jax.Array, epsilon: float
+  x: jax.Array, size: int | None, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Normalizes sub-batches, each by its own statistics.
+  """Normalizes sub-batches, each by its own statistics, in float32 or more.
 
   Args:
     x: features, [N, ..., C].
-    size: examples of a sub-batch, which divide the batch.
-    scale: factor on the normalized features, [1, ..., C].
-    bias: what is added to them, [1, ..., C].
+    size: examples of a sub-batch, which divide the batch; None: the whole batch.
+    scale: factor on the normalized features, [C].
+    bias: what is added to them, [C].
 
   Returns:
     The features, and means and variances averaged over the sub-batches, [C].
@@ -110,25 +111,84 @@ def normalize_sub_batches(
   Raises:
     UsageError: the sub-batches do not fill the batch.
   """
+  def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, first: int
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    axes = tuple(range(first, x.ndim - 1))
+    mean = _wide(x).mean(axes, keepdims=True)
+    var = _variance(x, mean, axes)
+    factor = along_features(scale, x) * jax.lax.rsqrt(var + epsilon)
+    return (_wide(x) - mean) * factor + along_features(bias, x), mean, var
+
+  if size is None:
+    y, mean, var = normalize(x, scale, bias, 0)
+    return y, mean.reshape(-1), var.reshape(-1)
   if size < 1 or x.shape[0] % size:
     raise UsageError(
       f"ghost_batch_size {size} does not divide the batch of {x.shape[0]}."
     )
 
-  def normalize(
+  def normalize_each(
     x: jax.Array, scale: jax.Array, bias: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    y = x.reshape(-1, size, *x.shape[1:])
-    axes = tuple(range(1, y.ndim - 1))
-    mean = y.mean(axes, keepdims=True)
-    var = jnp.square(y - mean).mean(axes, keepdims=True)
-    y = (y - mean) * (scale[None] * jax.lax.rsqrt(var + epsilon)) + bias[None]
-    means, variances = (each.reshape(-1, x.shape[-1]).mean(0) for each in (mean, var))
-    return y.reshape(x.shape), means, variances
+    sub_batches = x.reshape(-1, size, *x.shape[1:])
+    y, *statistics = normalize(sub_batches, scale, bias, 1)
+    mean, var = (each.reshape(-1, x.shape[-1]).mean(0) for each in statistics)
+    return y.reshape(x.shape), mean, var
 
   sharding = jax.typeof(x).sharding
   if any(sharding.spec):
     # A sub-batch on several devices has no name on an explicit mesh.
     whole = NamedSharding(sharding.mesh, PartitionSpec())
-    normalize = jax.sharding.auto_axes(normalize, out_sharding=(sharding, whole, whole))
-  return normalize(x, scale, bias)
+    normalize_each = jax.sharding.auto_axes(
+      normalize_each, out_sharding=(sharding, whole, whole)
+    )
+  return normalize_each(x, scale, bias)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _variance(x: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Returns the variance of x over axes, which the mean keeps, as the result does.
+
+  It is the mean square deviation, which is right whatever the mean, and waits for it.
+
+  An accelerator sums bfloat16 features and their squares at once, as it computes them,
+  and need not read them again: the variance is the mean square less the squared mean.
+  Both are float32, which has 16 bits more than what they are made of. Most are left as
+  long as the deviation is more than bfloat16's rounding of the mean. float32 features
+  would lose all bits where the mean is a thousand times the deviation.
+  """
+  if x.dtype != jnp.bfloat16:
+    return _mean_square_deviation(x, mean, axes)
+  return jax.lax.platform_dependent(
+    x,
+    mean,
+    cpu=lambda x, mean: _mean_square_deviation(x, mean, axes),
+    default=lambda x, mean: jnp.maximum(
+      jnp.square(_wide(x)).mean(axes, keepdims=True) - jnp.square(mean), 0
+    ),
+  )
+
+
+def _mean_square_deviation(
+  x: jax.Array, mean: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+  return jnp.square(_wide(x) - mean).mean(axes, keepdims=True)
+
+
+@_variance.defjvp
+def _variance_jvp(
+  axes: tuple[int, ...],
+  primals: tuple[jax.Array, jax.Array],
+  tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  # Deviations sum to zero, and so does what comes by way of the mean. XLA would read
+  # all features once more in the backward pass to find that out.
+  (x, mean), (x_dot, _) = primals, tangents
+  product = (_wide(x) - mean) * _wide(x_dot)
+  return _variance(x, mean, axes), 2 * product.mean(axes, keepdims=True)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+  """Returns x in float32, or in float64 if it is."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -129,7 +129,7 @@ class GhostBatchNorm(nnx.Module):
     self,
     num_features: int,
     *,
-    ghost_batch_size: int,
+    ghost_batch_size: int | None = None,
     use_running_average: bool = False,
     momentum: float = 0.99,
     epsilon: float = 1e-5,
@@ -142,7 +142,8 @@ class GhostBatchNorm(nnx.Module):
 
     Args:
       num_features: C, the channels.
-      ghost_batch_size: examples of a sub-batch; it must divide the batch.
+      ghost_batch_size: examples of a sub-batch; it must divide the batch. None: the
+        whole batch.
       use_running_average: whether to normalize by the running statistics, which
         `eval()` and `train()` of a network set.
       momentum: decay of the running statistics.
@@ -167,14 +168,13 @@ class GhostBatchNorm(nnx.Module):
     Raises:
       UsageError: the batch N is not a multiple of `ghost_batch_size`.
     """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale, bias = along_features(self.scale[...], x), along_features(self.bias[...], x)
+    scale, bias = self.scale[...], self.bias[...]
     if self.use_running_average:
       running = self.mean[...], self.var[...]
-      y = normalize_by_running(y, *running, scale, bias, self.epsilon)
+      y = normalize_by_running(x, *running, scale, bias, self.epsilon)
     else:
       y, mean, var = normalize_sub_batches(
-        y, self.ghost_batch_size, scale, bias, self.epsilon
+        x, self.ghost_batch_size, scale, bias, self.epsilon
       )
       self.mean[...] += (1 - self.momentum) * (mean - self.mean[...])
       self.var[...] += (1 - self.momentum) * (var - self.var[...])

@@ -263,11 +263,14 @@ class Storage:
       direction="maximize",
       load_if_exists=True,
     )
+    # Trials first: another worker names the study's kind before it adds any.
+    is_empty = not self._trials()
     kind = self._study.user_attrs.get("kind")
-    if kind is None and not self._trials():
-      self._study.set_user_attr("kind", study.name)
+    if kind is None and is_empty:
       self._study.set_user_attr("config", study.json_config)
       self._study.set_user_attr("record", self._record)
+      # Last: who reads a kind finds the record too.
+      self._study.set_user_attr("kind", study.name)
     elif kind != study.name:
       raise UsageError(
         f"The study {self._name} in {self._printable} is a "
