@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from benchmarks.peer import Step
-from skipinit_jax import methods, training
+from skipinit_jax import training
 from skipinit_jax.compilation import compiler_options
 from skipinit_jax.errors import UsageError
 
@@ -37,27 +36,14 @@ _STAGED = re.compile(
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 
 
-ONE_PASS = dataclasses.replace(
-  methods.get("batch_norm"),
-  name="batch_norm_one_pass",
-  title="Batch norm in one pass",
-  normalizer=functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5),
-)
-"""Batch norm with Flax's fast variance, which most programs for TPUs have.
-
-It waits for half of the sums of the package's batch norm, and is wrong where a mean is
-large. Whoever compiles it registers it.
-"""
-
-
 @dataclasses.dataclass(frozen=True)
 class StepCost:
   """What one device does in one step.
 
   Attributes:
     flops: floating-point operations; a multiply-add is two.
-    num_bytes: bytes that the operations of the compiled program read and write. What
-      a fused operation keeps to itself is not counted.
+    num_bytes: bytes that the operations of the compiled program read and write, as in
+      `ProgramCost`, without its `staged_bytes`.
     memory_bytes: bytes of memory that the program needs at once.
     parameters: numbers that are learned.
     waited_bytes: bytes of each collective that other collectives, and so forward or
@@ -273,7 +259,7 @@ def count(
   waited_bytes, update_bytes = collective_bytes(compiled.as_text())
   return StepCost(
     flops=cost.flops,
-    num_bytes=cost.num_bytes,
+    num_bytes=cost.num_bytes - cost.staged_bytes,
     memory_bytes=cost.memory_bytes,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(step.shapes[0].params)),
     waited_bytes=waited_bytes,

@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from benchmarks import benchmark, compiled_step, scaling_model
-from skipinit_jax import document, methods
+from skipinit_jax import document
 from skipinit_jax.files import write_json
 from skipinit_jax.training import TrainConfig
 
@@ -36,7 +36,6 @@ def count_missing(workdir: pathlib.Path) -> None:
   """Compiles the steps that costs.json lacks; writes it after each."""
   # With libtpu installed, JAX would otherwise look for a TPU to run on.
   jax.config.update("jax_platforms", "cpu")
-  methods.register(compiled_step.ONE_PASS)
   path = workdir / "costs.json"
   costs = scaling_model.read_costs(workdir) if path.exists() else {}
   devices = compiled_step.tpu_devices("v5e:2x4")

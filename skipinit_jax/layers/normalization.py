@@ -88,7 +88,7 @@ def normalize_by_running(
   bias: jax.Array,
   epsilon: float,
 ) -> jax.Array:
-  """Normalizes features, [N, ..., C], by running statistics, [C], in float32 or more."""
+  """Normalizes features, [N, ..., C], by running statistics, [C]."""
   factor = scale * jax.lax.rsqrt(var + epsilon)
   mean, factor, bias = (along_features(each, x) for each in (mean, factor, bias))
   return (_wide(x) - mean) * factor + bias
@@ -111,6 +111,7 @@ def normalize_sub_batches(
   Raises:
     UsageError: the sub-batches do not fill the batch.
   """
+
   def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, first: int
   ) -> tuple[jax.Array, jax.Array, jax.Array]:

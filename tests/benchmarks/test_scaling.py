@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import compiled_step, scaling_model
 from benchmarks.compiled_step import StepCost
-from skipinit_jax import methods
 from skipinit_jax.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,16 +48,14 @@ def test_skipinit_sums_the_gradient_and_waits_for_nothing(skipinit):
   assert skipinit.update_bytes == expected
 
 
-def test_batch_norm_waits_for_two_sums_a_normalizer(count, monkeypatch):
-  one_pass = compiled_step.ONE_PASS
-  monkeypatch.setitem(methods._METHODS, one_pass.name, one_pass)
-  cost = count(one_pass.name)
-  assert len(cost.waited_bytes) == 2 * len(FEATURES)
-  # Forward: mean and mean square, float32.
-  forward = tuple(8 * features for features in FEATURES)
-  assert cost.waited_bytes[: len(FEATURES)] == forward
-  # Backward: two sums each. XLA joins some with gradients that are ready by then.
-  backward = cost.waited_bytes[len(FEATURES) :]
+def test_batch_norm_waits_for_three_sums_a_normalizer(count):
+  cost = count("batch_norm")
+  # Forward: the mean, then the deviations from it, in float32.
+  forward = tuple(4 * features for features in FEATURES for _ in range(2))
+  assert len(cost.waited_bytes) == 3 * len(FEATURES)
+  assert cost.waited_bytes[: len(forward)] == forward
+  # Backward: two sums at once. XLA joins some with gradients that are ready by then.
+  backward = cost.waited_bytes[len(forward) :]
   assert all(
     num_bytes >= 8 * features
     for num_bytes, features in zip(backward, reversed(FEATURES), strict=True)
@@ -67,11 +64,6 @@ def test_batch_norm_waits_for_two_sums_a_normalizer(count, monkeypatch):
   least = 4 * cost.parameters + sum(forward) + SCALARS
   # Scale and bias have the same two sums as gradients, if XLA finds both.
   assert least <= total <= least + sum(forward)
-
-
-def test_two_passes_wait_twice_as_often(count):
-  # The deviations need the mean of all devices, forward and backward.
-  assert len(count("batch_norm").waited_bytes) == 4 * len(FEATURES)
 
 
 def test_ghost_batch_norm_sums_running_statistics_but_waits_for_nothing(count):

@@ -97,6 +97,33 @@ def test_one_ghost_batch_is_the_methods_batch_normalization(
     assert_close(statistics["var"], 0.8 * old["var"] + 0.2 * var, var_tolerance)
 
 
+def test_one_pass_of_accelerators(images, variables, monkeypatch):
+  """What a TPU or GPU takes for bfloat16, run here, with and without a large mean."""
+  lowered = (
+    jax.jit(lambda x: GhostNorm(False).apply(variables, x, mutable=True))
+    .trace(jnp.asarray(images, dtype))
+    .lower(lowering_platforms=("tpu",))
+    .as_text()
+    for dtype in ("bfloat16", "float32")
+  )
+  # The squared mean is subtracted, of one number a feature.
+  subtracted = [
+    len(re.findall("subtract.*tensor<1x1x1x3xf32>$", t, re.M)) for t in lowered
+  ]
+  assert subtracted == [1, 0]
+  monkeypatch.setattr(
+    jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x)
+  )
+  for shift, scale, tolerance in ((0.0, 1.0, 1e-5), (1000.0, 10.0, 2**-7)):
+    x = jnp.asarray(shift + scale * images, jnp.bfloat16)
+    y, statistics = GhostNorm(False).apply(variables, x, mutable=True)
+    expected, mean, var = by_hand(variables, x)
+    assert_close(y.astype(np.float32), expected, max(tolerance, 2**-8))
+    old, running = variables["batch_stats"], statistics["batch_stats"]
+    assert_close(running["mean"], 0.8 * old["mean"] + 0.2 * mean)
+    assert_close(running["var"], 0.8 * old["var"] + 0.2 * var, tolerance)
+
+
 def test_layer_norm_of_the_methods_with_a_large_mean(images):
   x = 1000 + images / 10
   norm = methods.get("layer_norm").normalizer(use_scale=False, use_bias=False)
