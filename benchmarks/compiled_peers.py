@@ -127,7 +127,7 @@ def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, benchmark.Rows]:
         "network": title,
         "step of": peer,
         "GFLOP/image": round(row["flops"] / case_batch(row) / 1e9, 2),
-        "MB/image": round(_operated_bytes(row) / case_batch(row) / 1e6, 1),
+        "MB/image": round(row["num_bytes"] / case_batch(row) / 1e6, 1),
         "MB/image into stacks": round(row["stacking_bytes"] / case_batch(row) / 1e6, 1),
         "MB of memory": round(row["memory_bytes"] / 1e6),
         "core seconds to compile": round(row["compile_cpu_seconds"]),
@@ -135,12 +135,6 @@ def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, benchmark.Rows]:
       for title, peer, row in rows
     ]
   }
-
-
-def _operated_bytes(row: dict[str, Any]) -> float:
-  # A copy to on-chip memory spares the operation behind it what it is counted for.
-  num_bytes: float = row["num_bytes"] - row["staged_bytes"]
-  return num_bytes
 
 
 def case_batch(row: dict[str, Any]) -> int:

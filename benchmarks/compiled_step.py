@@ -43,7 +43,7 @@ class StepCost:
   Attributes:
     flops: floating-point operations; a multiply-add is two.
     num_bytes: bytes that the operations of the compiled program read and write, as in
-      `ProgramCost`, without its `staged_bytes`.
+      `ProgramCost`.
     memory_bytes: bytes of memory that the program needs at once.
     parameters: numbers that are learned.
     waited_bytes: bytes of each collective that other collectives, and so forward or
@@ -66,16 +66,14 @@ class ProgramCost:
   Attributes:
     flops: floating-point operations; a multiply-add is two. The body of a loop counts
       as often as it runs.
-    num_bytes: bytes that its operations read and write, as XLA counts them in the
-      device's own layouts. XLA counts the body of a loop once; the share that it lacks
-      is that of arrays without padding.
+    num_bytes: bytes that its operations read and write, of arrays without the padding
+      of a device's layouts. What a fused operation keeps to itself is not counted, and
+      neither are copies to and from on-chip memory that run beside other operations:
+      these read and write what was copied, and count for it.
     memory_bytes: bytes of memory that it needs at once.
     temporary_bytes: how many of them are neither arguments nor results.
     stacking_bytes: bytes that operations read and write which do nothing but copy what
-      a turn of a loop has computed into an array of all turns, with the padding that
-      the program has on average.
-    staged_bytes: how many of `num_bytes` are copies to and from on-chip memory that run
-      beside other operations. These read and write what was copied, and count too.
+      a turn of a loop has computed into an array of all turns, likewise.
   """
 
   flops: float
@@ -83,32 +81,22 @@ class ProgramCost:
   memory_bytes: int
   temporary_bytes: int
   stacking_bytes: float
-  staged_bytes: float
 
 
 def program_cost(compiled: Any) -> ProgramCost:
   """Returns what a compiled program (`jax.stages.Compiled`) does in one run."""
-  costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
-  flops, num_bytes, stacking, staged = costs["flops"], costs["bytes accessed"], 0.0, 0.0
-  text = compiled.as_text()
-  if _LOOP.search(text) or _STAGED.search(text):
-    once, all_turns = _entry_cost(text), _all_turns(text)
-    padded = num_bytes / once["bytes accessed"]
-    flops += all_turns["flops"] - once["flops"]
-    num_bytes = padded * all_turns["bytes accessed"]
-    staged = num_bytes - padded * _all_turns(without_staging(text))["bytes accessed"]
-    # Each turn copies one slice of the array.
-    stacking = padded * sum(2 * _num_bytes(array) for array in _STACKED.findall(text))
+  memory, text = compiled.memory_analysis(), without_staging(compiled.as_text())
+  costs = _all_turns(text)
   return ProgramCost(
-    flops=flops,
-    num_bytes=num_bytes,
+    flops=costs["flops"],
+    num_bytes=costs["bytes accessed"],
     memory_bytes=memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
-    stacking_bytes=stacking,
-    staged_bytes=staged,
+    # Each turn copies one slice of the array.
+    stacking_bytes=sum(2 * _num_bytes(array) for array in _STACKED.findall(text)),
   )
 
 
@@ -259,7 +247,7 @@ def count(
   waited_bytes, update_bytes = collective_bytes(compiled.as_text())
   return StepCost(
     flops=cost.flops,
-    num_bytes=cost.num_bytes - cost.staged_bytes,
+    num_bytes=cost.num_bytes,
     memory_bytes=cost.memory_bytes,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(step.shapes[0].params)),
     waited_bytes=waited_bytes,

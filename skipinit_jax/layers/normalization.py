@@ -147,7 +147,6 @@ def normalize_sub_batches(
   return normalize_each(x, scale, bias)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _variance(x: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """Returns the variance of x over axes, which the mean keeps, as the result does.
 
@@ -171,14 +170,15 @@ def _variance(x: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array
   )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _mean_square_deviation(
   x: jax.Array, mean: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
   return jnp.square(_wide(x) - mean).mean(axes, keepdims=True)
 
 
-@_variance.defjvp
-def _variance_jvp(
+@_mean_square_deviation.defjvp
+def _mean_square_deviation_jvp(
   axes: tuple[int, ...],
   primals: tuple[jax.Array, jax.Array],
   tangents: tuple[jax.Array, jax.Array],
@@ -186,8 +186,8 @@ def _variance_jvp(
   # Deviations sum to zero, and so does what comes by way of the mean. XLA would read
   # all features once more in the backward pass to find that out.
   (x, mean), (x_dot, _) = primals, tangents
-  product = (_wide(x) - mean) * _wide(x_dot)
-  return _variance(x, mean, axes), 2 * product.mean(axes, keepdims=True)
+  product = 2 * (_wide(x) - mean) * _wide(x_dot)
+  return _mean_square_deviation(x, mean, axes), product.mean(axes, keepdims=True)
 
 
 def _wide(x: jax.Array) -> jax.Array:
