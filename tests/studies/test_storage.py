@@ -112,7 +112,8 @@ def test_workers_that_start_at_once_run_each_trial_once(
   runs = wanted(study)
   keys = [key for _, key in runs]
   done = {key: make_run(key) for key in keys}
-  together = threading.Barrier(3)
+  # One that fails breaks it, so that the others do not wait for it.
+  together = threading.Barrier(3, timeout=60)
 
   def work(_):
     together.wait()
@@ -147,6 +148,25 @@ def test_workers_that_start_at_once_run_each_trial_once(
   ends.pop("asked for twice", None)
   assert ends == {"COMPLETE": len(keys), "bad luck": num_failed}
   assert Storage(storage_url, study).runs() == done
+
+
+def test_another_worker_begins_while_one_opens_the_database(
+  storage_url, make_study, wanted, monkeypatch
+):
+  study = make_study()
+  runs = wanted(study)
+  read = Storage._trials
+  begun = []
+
+  def begin_and_read(self, *states):
+    if not begun:
+      begun.append(self)
+      Storage(storage_url, study).enqueue(runs)
+    return read(self, *states)
+
+  monkeypatch.setattr(Storage, "_trials", begin_and_read)
+  keys = [key for _, key in runs]
+  assert [claim.key for claim in claim_all(Storage(storage_url, study), keys)] == keys
 
 
 def claim_at_once(asked, monkeypatch):
