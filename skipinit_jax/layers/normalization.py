@@ -186,8 +186,8 @@ def _mean_square_deviation_jvp(
   # Deviations sum to zero, and so does what comes by way of the mean. XLA would read
   # all features once more in the backward pass to find that out.
   (x, mean), (x_dot, _) = primals, tangents
-  product = 2 * (_wide(x) - mean) * _wide(x_dot)
-  return _mean_square_deviation(x, mean, axes), product.mean(axes, keepdims=True)
+  product = (_wide(x) - mean) * _wide(x_dot)
+  return _mean_square_deviation(x, mean, axes), 2 * product.mean(axes, keepdims=True)
 
 
 def _wide(x: jax.Array) -> jax.Array:
