@@ -140,6 +140,6 @@ def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Measure
     }
 
 
-def speedup(theirs: float, ours: float) -> float | None:
-  """Returns how many times as long the peer takes; None for ourselves."""
-  return None if theirs == ours else round(theirs / ours, 2)
+def speedup(theirs: float, ours: float) -> float:
+  """Returns how many times as long the peer takes."""
+  return round(theirs / ours, 2)

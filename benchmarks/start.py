@@ -29,10 +29,18 @@ _ROUNDS = flags.DEFINE_integer(
 _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIGS = (TrainConfig(depth=10, width=1), TrainConfig(depth=1000, width=1))
 # The writer of events imports two packages where they are installed, for seconds. A
-# plain installation has neither: they count as missing.
+# plain installation has neither: they are not found. SciPy does not bear a None in
+# `sys.modules` in their place.
 _PROGRAM = """
 import runpy, sys
-sys.modules["torch"] = sys.modules["google.cloud.storage"] = None
+
+class Absent:
+  @staticmethod
+  def find_spec(name, path=None, target=None):
+    if name in ("torch", "google.cloud.storage"):
+      raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent)
 runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 """
 
