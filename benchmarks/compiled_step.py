@@ -71,7 +71,6 @@ class ProgramCost:
       neither are copies to and from on-chip memory that run beside other operations:
       these read and write what was copied, and count for it.
     memory_bytes: bytes of memory that it needs at once.
-    temporary_bytes: how many of them are neither arguments nor results.
     stacking_bytes: bytes that operations read and write which do nothing but copy what
       a turn of a loop has computed into an array of all turns, likewise.
   """
@@ -79,7 +78,6 @@ class ProgramCost:
   flops: float
   num_bytes: float
   memory_bytes: int
-  temporary_bytes: int
   stacking_bytes: float
 
 
@@ -94,7 +92,6 @@ def program_cost(compiled: Any) -> ProgramCost:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
     # Each turn copies one slice of the array.
     stacking_bytes=sum(2 * _num_bytes(array) for array in _STACKED.findall(text)),
   )

@@ -15,7 +15,14 @@ from benchmarks.peer_flax import device_peak_bytes
 from skipinit_jax import layers, methods
 from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh
 
-__all__ = ["compile_step", "device_peak_bytes", "jitted_step", "make_step"]
+__all__ = [
+  "BEHIND",
+  "FAST_VARIANCE",
+  "compile_step",
+  "device_peak_bytes",
+  "jitted_step",
+  "make_step",
+]
 
 
 class _OwnScale(nn.Module):
@@ -28,19 +35,19 @@ class _OwnScale(nn.Module):
     return layers.SkipInit(self.initial_value, name="scalar")(x)
 
 
-_BEHIND = dataclasses.replace(
+BEHIND = dataclasses.replace(
   methods.get("skipinit"),
   name="skipinit_behind",
   title="SkipInit behind the last layer",
   branch_scale=_OwnScale,
 )
-_FAST_VARIANCE = dataclasses.replace(
+FAST_VARIANCE = dataclasses.replace(
   methods.get("batch_norm"),
   name="batch_norm_fast_variance",
   title="Batch norm with Flax's fast variance",
   normalizer=functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5),
 )
-_OWN_METHODS = {method.name: method for method in (_BEHIND, _FAST_VARIANCE)}
+_OWN_METHODS = {method.name: method for method in (BEHIND, FAST_VARIANCE)}
 
 
 def jitted_step(

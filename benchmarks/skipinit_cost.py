@@ -24,8 +24,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 4, "Turns of each method.", lower_bound
 _CASE = Case(100, 1, image_size=8, batch_size=64, method="skipinit")
 _BATCH_SIZES = (16, 256)
 _METHODS = ("skipinit", "unnormalized", "batch_norm")
-_BEHIND = "skipinit_behind"
-_FAST_VARIANCE = "batch_norm_fast_variance"
+_BEHIND, _FAST_VARIANCE = peer_jax.BEHIND.name, peer_jax.FAST_VARIANCE.name
 _LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
 
 

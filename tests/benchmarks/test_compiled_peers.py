@@ -61,7 +61,8 @@ def test_a_step_has_the_operations_of_its_network(peer, depth):
   cost = compiled_peers.cost_of(peer, case, jax.devices()[0])
   # Taps beyond the border cost nothing. Loops that counted once would leave 40 %.
   assert cost["flops"] == pytest.approx(case.step_flops, rel=0.35)
-  assert cost["memory_bytes"] > cost["temporary_bytes"] > 0
+  # The images alone need as much.
+  assert cost["memory_bytes"] > 4 * 2 * 8 * 8 * 3
 
 
 @pytest.mark.parametrize(

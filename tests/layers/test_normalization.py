@@ -114,14 +114,15 @@ def test_one_pass_of_accelerators(images, variables, monkeypatch):
   monkeypatch.setattr(
     jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x)
   )
-  for shift, scale, tolerance in ((0.0, 1.0, 1e-5), (1000.0, 10.0, 2**-7)):
+  # The output is rounded to bfloat16.
+  for shift, scale, var_tolerance in ((0.0, 1.0, 1e-5), (1000.0, 10.0, 2**-7)):
     x = jnp.asarray(shift + scale * images, jnp.bfloat16)
     y, statistics = GhostNorm(False).apply(variables, x, mutable=True)
     expected, mean, var = by_hand(variables, x)
-    assert_close(y.astype(np.float32), expected, max(tolerance, 2**-8))
+    assert_close(y.astype(np.float32), expected, 2**-7)
     old, running = variables["batch_stats"], statistics["batch_stats"]
     assert_close(running["mean"], 0.8 * old["mean"] + 0.2 * mean)
-    assert_close(running["var"], 0.8 * old["var"] + 0.2 * var, tolerance)
+    assert_close(running["var"], 0.8 * old["var"] + 0.2 * var, var_tolerance)
 
 
 def test_layer_norm_of_the_methods_with_a_large_mean(images):
