@@ -2,18 +2,25 @@
 
 Each is written as its users write it, in plain Flax, and is tiny: a few features, 8x8
 digits or 16 tokens of them. What differs between variants of a family is a `Form`.
+Every variant is a model of its own in `skipinit_jax.models`, by the name of
+`model_name`.
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax import layers, methods, models
+from skipinit_jax.analysis import measure
 from skipinit_jax.methods import ModuleFactory
+
+INVERSE_SQRT = -1.0
 
 _TOKENS = 16
 _VALUES = 17
@@ -27,7 +34,7 @@ class Form:
     norm: where the normalizers are: "pre" before the branch, "post" behind the sum,
       "final" only before the head, or "none".
     scale: initial value of a learnable factor on each feature of a branch; None: there
-      is no factor.
+      is no factor; `INVERSE_SQRT`: one over the root of the number of branches.
     sum_scale: a constant factor on each sum.
     embedding: standard deviation of embeddings of tokens and positions.
     dropout: rate, at the end of each branch.
@@ -47,11 +54,13 @@ class Block(nn.Module):
     branch: factory of f.
     norm: factory of normalizers.
     form: the form.
+    train: whether there is dropout.
   """
 
   branch: ModuleFactory
   norm: ModuleFactory
   form: Form
+  train: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,8 +70,13 @@ class Block(nn.Module):
     y = self.branch(name="branch")(y)
     if form.scale is not None:
       y *= self.param("scale", nn.initializers.constant(form.scale), (y.shape[-1],))
-    x = (x + nn.Dropout(form.dropout, deterministic=False)(y)) * form.sum_scale
+    y = nn.Dropout(form.dropout, deterministic=not self.train)(y)
+    x = (x + y) * form.sum_scale
     return self.norm(name="norm")(x) if form.norm == "post" else x
+
+
+BLOCKS = measure.Blocks((Block, models.ResidualBlock))
+"""The blocks of each of these networks."""
 
 
 class Attention(nn.Module):
@@ -128,15 +142,17 @@ class Network(nn.Module):
     family: a key of `VARIANTS`.
     depth: layers: two blocks each in Transformers, one in the others.
     form: the form.
+    num_classes: number of logits.
   """
 
   family: str
   depth: int
   form: Form
+  num_classes: int
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Maps images [N, 8, 8, 1] to logits [N, 10]."""
+    """Maps images [N, 8, 8, 1] to logits [N, num_classes]."""
     norm: ModuleFactory = nn.LayerNorm
     branches: list[ModuleFactory] = []
     inner = None if self.form.norm in ("none", "final") else norm
@@ -150,31 +166,37 @@ class Network(nn.Module):
       if self.family == "U-Net":
         norm = functools.partial(nn.GroupNorm, 4)
       else:
-        norm = functools.partial(nn.BatchNorm, use_running_average=False)
+        norm = functools.partial(nn.BatchNorm, not train, momentum=0.9)
       x = layers.Conv(16, (3, 3))(images)
     if self.family == "U-Net":
-      x = self._u_net(x, norm)
+      x = self._u_net(x, norm, train)
     elif self.family == "bottleneck":
       shape = ((6, 1), (6, 3), (24, 1))
       inner = None if inner is None else norm
       x = layers.Conv(24, (2, 2), (2, 2))(x)
-      x = self._stack([functools.partial(Convolutions, shape, inner)], norm)(x)
+      x = self._stack([functools.partial(Convolutions, shape, inner)], norm, train)(x)
     elif self.family == "ConvNeXt":
       # As there, the only normalizer of a block is within its branch.
       form = dataclasses.replace(self.form, norm="none")
-      block = functools.partial(Block, branches[0], norm, form)
+      block = functools.partial(Block, branches[0], norm, form, train)
       x = models.DepthStack(functools.partial(_Layer, (block,)), self.depth)(x)
     else:
-      x = self._stack(branches, norm)(x)
+      x = self._stack(branches, norm, train)(x)
     if self.form.norm in ("pre", "final"):
       x = norm(name="last_norm")(x)
     x = x[:, -1] if self.family == "GPT" else x.mean(tuple(range(1, x.ndim - 1)))
-    return nn.Dense(10)(x)
+    return nn.Dense(self.num_classes)(x)
 
   def _stack(
-    self, branches: list[ModuleFactory], norm: ModuleFactory, depth: int | None = None
+    self,
+    branches: list[ModuleFactory],
+    norm: ModuleFactory,
+    train: bool,
+    depth: int | None = None,
   ) -> nn.Module:
-    blocks = [functools.partial(Block, each, norm, self.form) for each in branches]
+    blocks = [
+      functools.partial(Block, each, norm, self.form, train) for each in branches
+    ]
     layer = functools.partial(_Layer, tuple(blocks))
     return models.DepthStack(layer, depth or self.depth)
 
@@ -192,63 +214,19 @@ class Network(nn.Module):
       x = nn.Embed(_VALUES, 32, embedding_init=init)(tokens.astype(jnp.int32))
     return x + self.param("positions", init, (_TOKENS, 32))
 
-  def _u_net(self, x: jax.Array, norm: ModuleFactory) -> jax.Array:
+  def _u_net(self, x: jax.Array, norm: ModuleFactory, train: bool) -> jax.Array:
     inner = None if self.form.norm in ("none", "final") else norm
 
     def blocks(features: int) -> nn.Module:
       shape = ((features, 3),) * 2
       branch = functools.partial(Convolutions, shape, inner, "silu")
-      return self._stack([branch], norm, self.depth // 3)
+      return self._stack([branch], norm, train, self.depth // 3)
 
     high = blocks(16)(x)
     low = blocks(24)(layers.Conv(24, (3, 3), (2, 2))(high))
     low = jnp.repeat(jnp.repeat(low, 2, 1), 2, 2)
     return blocks(16)(layers.Conv(16, (3, 3))(jnp.concatenate([high, low], -1)))
 
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A network of the check.
-
-  Attributes:
-    part: "tuned", by which limits were set, "judged", "fresh", chosen when limits were
-      set again, or "last", chosen when they were set for the last time.
-    family: its family.
-    variant: its form, in words.
-    depth: its layers, or blocks.
-  """
-
-  part: str
-  family: str
-  variant: str
-  depth: int
-
-  @property
-  def name(self) -> str:
-    """Its name for people."""
-    return f"{self.family} {self.depth}, {self.variant}"
-
-  def make(self) -> nn.Module:
-    """Returns the network."""
-    variant = VARIANTS[self.family][self.variant][0]
-    if isinstance(variant, Form):
-      if variant.scale == INVERSE_SQRT:
-        branches = self.depth * (2 if self.family in ("GPT", "ViT") else 1)
-        variant = dataclasses.replace(variant, scale=branches**-0.5)
-      return Network(self.family, self.depth, variant)
-    method = methods.get(variant) if isinstance(variant, str) else variant
-    if self.family == "MLP":
-      return models.ResidualMLP(self.depth, 48, 10, method)
-    return models.WideResNet(self.depth, 1, 10, method)
-
-  @property
-  def blocks(self) -> type[nn.Module] | None:
-    """The class of its blocks; None: the package's."""
-    return Block if isinstance(VARIANTS[self.family][self.variant][0], Form) else None
-
-
-INVERSE_SQRT = -1.0
-"""As a form's scale: one over the root of the number of branches."""
 
 _nf_resnet = methods.get("nf_resnet")
 _ROOT = 0.5**0.5
@@ -343,6 +321,23 @@ LAST = {
 """The depths of the cells of the part "last"."""
 
 
+class Cell(NamedTuple):
+  """A network of the check.
+
+  Attributes:
+    part: "tuned", by which limits were set, "judged", "fresh", chosen when limits were
+      set again, or "last", chosen when they were set for the last time.
+    family: its family.
+    variant: its form, in words.
+    depth: its layers, or blocks.
+  """
+
+  part: str
+  family: str
+  variant: str
+  depth: int
+
+
 def cells() -> Iterator[Cell]:
   """Yields the cells of all parts."""
   for part, chosen in (("fresh", FRESH), ("last", LAST)):
@@ -354,3 +349,30 @@ def cells() -> Iterator[Cell]:
       for part, depths in (("tuned", tuned), ("judged", judged)):
         for depth in depths:
           yield Cell(part, family, variant, depth)
+
+
+def model_name(family: str, variant: str) -> str:
+  """Returns the name of a variant in `skipinit_jax.models`."""
+  return re.sub(r"[^a-z0-9.]+", "_", f"{family} {variant}".lower())
+
+
+def _make(family: str, variant: str, depth: int, num_classes: int) -> nn.Module:
+  made = VARIANTS[family][variant][0]
+  if isinstance(made, Form):
+    if made.scale == INVERSE_SQRT:
+      branches = depth * (2 if family in ("GPT", "ViT") else 1)
+      made = dataclasses.replace(made, scale=branches**-0.5)
+    return Network(family, depth, made, num_classes)
+  method = methods.get(made) if isinstance(made, str) else made
+  if family == "MLP":
+    return models.ResidualMLP(depth, 48, num_classes, method)
+  return models.WideResNet(depth, 1, num_classes, method)
+
+
+for _family, _variants in VARIANTS.items():
+  for _variant in _variants:
+    models.register(
+      model_name(_family, _variant),
+      functools.partial(_make, _family, _variant),
+      title=f"{_family}, {_variant}",
+    )

@@ -366,8 +366,7 @@ def check(study: Study[Any]) -> None:
     config = search.run_config(search.protocol.learning_rates[0], last_seed)
     config.validate()
     model = config.make_model(num_classes=1)
-    # The images, here of two patches a side, add little to the parameters.
-    image_shape = (2 * config.patch_size, 2 * config.patch_size, 1)
+    image_shape = _image_shape(config)
     itemsize = jnp.dtype(config.param_dtype).itemsize
     shards = jax.device_count() if config.shard_params else 1
     # Methods differ in little: one of each size stands for all.
@@ -386,6 +385,16 @@ def check(study: Study[Any]) -> None:
       raise idle_field(name, value)
   if kind.make is not None:
     _check_effects(study, kind.make)
+
+
+def _image_shape(config: TrainConfig) -> tuple[int, ...]:
+  """Returns height, width and channels of the images that a network gets."""
+  try:
+    return config.load_dataset().image_shape
+  except UsageError:
+    # Whoever starts the study learns that. Two patches a side do for any network of the
+    # package, and add little to the parameters.
+    return (2 * config.patch_size, 2 * config.patch_size, 1)
 
 
 def _check_effects(study: Study[Any], make: Callable[[Any], Study[Any]]) -> None:

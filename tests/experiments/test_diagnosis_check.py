@@ -8,13 +8,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_a_cell_is_diagnosed_trained_and_not_trained_again(run_program, tmp_path):
+def test_a_cell_is_trained_diagnosed_and_not_trained_again(run_program, tmp_path):
   arguments = [
     "experiments.diagnosis_check",
     f"--workdir={tmp_path}",
-    "--part=tuned",
-    "--family=MLP",
-    "--max_depth=6",
+    "--workers=1",
+    "--config.parts=('tuned',)",
+    "--config.families=('MLP',)",
+    "--config.max_depth=6",
   ]
   done = run_program(arguments, status=0)
   assert "Verdict and training, tuned" in done.stdout
@@ -31,7 +32,19 @@ def test_a_cell_is_diagnosed_trained_and_not_trained_again(run_program, tmp_path
   assert cell["forward_growth"] == pytest.approx(same["forward_growth"], rel=1e-3)
   # What is there is only judged.
   (tmp_path / "diagnosis.json").unlink()
-  run_program(arguments, status=0)
+  done = run_program(arguments, status=0)
+  assert done.stderr.startswith("6 trials are done already")
   (again,) = json.loads((tmp_path / "diagnosis.json").read_text())["cells"]
   assert again == cell
-  assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 1
+
+
+def test_bad_input_is_one_sentence(run_program, tmp_path):
+  arguments = ["experiments.diagnosis_check", f"--workdir={tmp_path}"]
+  for flag, words in (
+    ("parts=('tune',)", "part 'tune'"),
+    ("families=('GAN',)", "family 'GAN'"),
+    ("max_depth=1", "has no runs"),
+    ("train.model=resnet", "use families"),
+  ):
+    done = run_program([*arguments, f"--config.{flag}"], status=1)
+    assert words in done.stderr and "Traceback" not in done.stderr

@@ -30,6 +30,7 @@ from skipinit_jax.training.metrics import read_metrics
 
 # Two runs that diverge in their first steps, then two that take a few seconds.
 LONG, EPOCHS, SEEDS = 2**-5, 1000, 2
+STEPS = EPOCHS * 23
 COMMAND = [
   "experiments.depth_study",
   "--workers=2",
@@ -66,11 +67,15 @@ def latest_steps(workdir):
 
 
 def wait_for_progress(command, workdir, since):
-  """Waits until both long runs have checkpoints after some steps; returns theirs."""
+  """Waits until both long runs have newer checkpoints, or their last ones.
+
+  Returns their steps.
+  """
   deadline = time.monotonic() + 120
   while True:
     steps = latest_steps(workdir)
-    if all(step > before for step, before in zip(steps, since, strict=True)):
+    pairs = zip(steps, since, strict=True)
+    if all(step > min(before, STEPS - 1) for step, before in pairs):
       return steps
     ended = command.process.poll() is not None
     if ended or time.monotonic() > deadline:
@@ -169,7 +174,10 @@ def test_killed_in_every_way(
   assert not (workdir / "results.json").exists()
   with pytest.raises(UsageError, match="is not finished"):
     read_results(workdir)
-  assert max(latest_steps(workdir)) < EPOCHS * 23, "nothing is left to do"
+  # One may have ended while the other's process started anew.
+  pairs = zip(long_dirs(workdir), latest_steps(workdir), strict=True)
+  left = [directory for directory, step in pairs if step < STEPS]
+  assert left, "nothing is left to do"
 
   # Two commands finish it together: on two machines, or twice in one workdir. Without
   # workers, since each process takes seconds to start.
@@ -197,7 +205,8 @@ def test_killed_in_every_way(
       rows = [row for row in read_metrics(directory) if row["kind"] == "train"]
       assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     resumed = sum(start > 1 for start in starts)
-    assert starts[0] == 0 and resumed >= (2 if on_server else 3), starts
+    assert starts[0] == 0
+    assert resumed >= (2 if on_server else 3) or directory not in left, starts
   trials = optuna.load_study(study_name="depth_study", storage=url).get_trials()
   ends = Counter(
     (trial.params["learning_rate"], trial.params["seed"])

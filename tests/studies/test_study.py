@@ -5,8 +5,10 @@ import math
 import random
 
 import pytest
+from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
+from skipinit_jax.models import registry
 from skipinit_jax.studies import Search, SearchConfig, Study
 from skipinit_jax.studies.depth import DepthLabels
 from skipinit_jax.studies.study import Key, check, missing_runs, summarize
@@ -194,3 +196,17 @@ def test_signals_are_kept_only_of_the_runs_that_are_drawn():
 def test_what_can_be_known_before_the_first_run(searches, words):
   with pytest.raises(UsageError, match=words):
     check(make_study(*searches))
+
+
+def test_a_network_for_images_of_one_size_alone(monkeypatch):
+  class Pixels(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+      return nn.Dense(self.num_classes)(images.reshape(-1, 8 * 8))
+
+  monkeypatch.setitem(registry._KINDS, "pixels", registry.Kind(Pixels, "Pixels"))
+  config = TrainConfig(model="pixels")
+  search = Search("a", "row", "column", LABELS, config, PROTOCOL)
+  check(Study("depth_study", SearchConfig(), (search,)))
