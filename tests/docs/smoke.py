@@ -47,7 +47,8 @@ def _load_dataset(config: TrainConfig) -> Any:
   # The batch-size study counts examples. Most machines have not prepared the data.
   with contextlib.suppress(UsageError):
     return load_dataset(config)
-  return types.SimpleNamespace(train=types.SimpleNamespace(num_examples=16384))
+  train = types.SimpleNamespace(num_examples=16384)
+  return types.SimpleNamespace(train=train, image_shape=(28, 28, 1))
 
 
 load_dataset = TrainConfig.load_dataset

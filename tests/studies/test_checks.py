@@ -207,9 +207,8 @@ def test_every_preset_can_be_run(program, monkeypatch):
     # The real sizes, without the files.
     sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
     sizes |= {"fashion_mnist_half_16384": 16_384, "fashion_mnist_quarter_2048": 2048}
-    return types.SimpleNamespace(
-      train=types.SimpleNamespace(num_examples=sizes[dataset])
-    )
+    train = types.SimpleNamespace(num_examples=sizes[dataset])
+    return types.SimpleNamespace(train=train, image_shape=(28, 28, 1))
 
   monkeypatch.setattr(data, "load", load)
   for config in program.CONFIGS.values():
