@@ -8,7 +8,6 @@ gives the same file.
 
 import argparse
 import base64
-import io
 import os
 import re
 import tempfile
@@ -19,8 +18,9 @@ import nbformat
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from PIL import Image
 from traitlets.config import Config
+
+from skipinit_jax.document import drawing
 
 FOLDER = Path(__file__).resolve().parent
 NOTEBOOKS = ("thousand_layers", "your_own_network", "run_a_study")
@@ -99,15 +99,9 @@ def strip(notebook: NotebookNode, folder: str) -> None:
         text = re.sub(r", \d+:\d\d:\d\d passed, [^\]]* left\]", "]", output.text)
         output.text = text.replace(f"{folder}/", "")
       if "image/png" in output.get("data", {}):
-        output.data["image/png"] = _smaller(output.data["image/png"])
-
-
-def _smaller(image: str) -> str:
-  """Returns a PNG with a table of its few colors, a third as large."""
-  file = io.BytesIO()
-  figure = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
-  figure.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-  return base64.b64encode(file.getvalue()).decode()
+        png = base64.b64decode(output.data["image/png"])
+        smaller = drawing.with_few_colors(png)
+        output.data["image/png"] = base64.b64encode(smaller).decode()
 
 
 def main() -> None:

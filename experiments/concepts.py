@@ -16,7 +16,8 @@ from experiments.initial_signals import SignalConfig
 from skipinit_jax import methods
 from skipinit_jax.analysis import figures
 from skipinit_jax.analysis.signal import Signal
-from skipinit_jax.files import write_json
+from skipinit_jax.document import drawing
+from skipinit_jax.files import write_file, write_json
 from skipinit_jax.studies.history import make_history, read_signal
 from skipinit_jax.training import TrainConfig, train
 from skipinit_jax.training.metrics import read_metrics
@@ -73,8 +74,7 @@ def main(workdir: pathlib.Path) -> None:
     "training": figures.heat_map_figures(histories)[0],
   }
   for name, figure in drawn.items():
-    # Without the version of matplotlib, which would change the file.
-    figure.savefig(workdir / f"{name}.png", dpi=150, metadata={"Software": None})
+    write_file(workdir / f"{name}.png", drawing.image(figure))
   numbers = {
     "initialization": initialization | of_zero,
     "initialization_on_noise": of_noise,

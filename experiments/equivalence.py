@@ -44,12 +44,11 @@ import optax
 
 from experiments import program
 from skipinit_jax import data, methods
-from skipinit_jax.analysis import figures
-from skipinit_jax.analysis.figures import Panel
+from skipinit_jax.analysis.figures import Panel, line_figure
+from skipinit_jax.document import drawing
 from skipinit_jax.errors import UsageError, unknown_name
 from skipinit_jax.fields import check_types, unusual
-from skipinit_jax.files import write_json
-from skipinit_jax.methods import Method
+from skipinit_jax.files import write_file, write_json
 from skipinit_jax.models import ResidualMLP
 from skipinit_jax.studies.checks import check_lists
 from skipinit_jax.training.size import check_network
@@ -160,7 +159,7 @@ def decay_root(learning_rate: float, momentum: float, l2: float) -> float:
 
 
 def train(
-  config: EquivalenceConfig, method: Method, dtype: str, runs: Mapping[str, Run]
+  config: EquivalenceConfig, method: methods.Method, dtype: str, runs: Mapping[str, Run]
 ) -> dict[str, History]:
   """Trains one network by several runs, which one compiled program takes in turn.
 
@@ -297,16 +296,18 @@ def weight_decay(config: EquivalenceConfig) -> tuple[dict[str, Any], list[Panel]
   }
   # So small an epsilon keeps 0 / 0 away, and does nothing to other variances.
   others = differences("float64", 1e-30, growth=growth, **controls)
+  single = differences("float32", 1e-30, growth=growth)["growth"]
   same = {
     "float64": others.pop("growth"),
-    "float32": differences("float32", 1e-30, growth=growth)["growth"],
+    "float32": single,
     "float64, ε = 1e-5": differences("float64", 1e-5, growth=growth)["growth"],
   }
   numbers = {
     "rho": rho,
     "largest_difference": {name: each.max() for name, each in (same | others).items()},
-    "steps_below_a_tenth_in_float32": _steps(same["float32"] < 0.1),
-    "finite_steps_in_float32": _steps(np.isfinite(same["float32"])),
+    # From the first step on.
+    "steps_below_a_tenth_in_float32": np.logical_and.accumulate(single < 0.1).sum(),
+    "finite_steps_in_float32": np.logical_and.accumulate(np.isfinite(single)).sum(),
   }
   return numbers, [
     Panel(title, {name: (steps, each) for name, each in lines.items()}, log_y=log_y)
@@ -315,11 +316,6 @@ def weight_decay(config: EquivalenceConfig) -> tuple[dict[str, Any], list[Panel]
       ("difference of controls, float64", others, False),
     )
   ]
-
-
-def _steps(condition: np.ndarray) -> int:
-  """Returns how many steps from the first on a condition holds."""
-  return int(np.logical_and.accumulate(condition).sum())
 
 
 # Each returns numbers by name and the panels of a figure, whose name and horizontal
@@ -343,8 +339,7 @@ def main(config: EquivalenceConfig, workdir: str) -> None:
   numbers, panels = run(config)
   path = pathlib.Path(workdir, "equivalence.json")
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure = figures.line_figure(panels, x_label)
-  figure.savefig(path.with_name(f"{name}.png"), dpi=150, metadata={"Software": None})
+  write_file(path.with_name(f"{name}.png"), drawing.image(line_figure(panels, x_label)))
   write_json(path, {"config": dataclasses.asdict(config), **numbers})
   print(path.read_text())
 

@@ -255,7 +255,9 @@ def remove_unfinished(path: Path, seconds: float = 0.0) -> None:
         left.unlink()
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(
+  path: str | os.PathLike[str], obj: Any, *, indent: int | None = 2
+) -> None:
   """Writes a JSON file that is never seen half-written.
 
   Args:
@@ -263,9 +265,11 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     obj: nested dicts, lists and tuples of strings, numbers (NumPy's and JAX's too),
       booleans and None. Non-finite numbers become the strings "NaN", "Infinity" and
       "-Infinity".
+    indent: spaces of each level; None: all is one line, which is half as large.
   """
-  text = json.dumps(to_json(obj), indent=2, allow_nan=False) + "\n"
-  write_file(workdir_path(path), text.encode())
+  separators = (",", ":") if indent is None else None
+  text = json.dumps(to_json(obj), indent=indent, separators=separators, allow_nan=False)
+  write_file(workdir_path(path), f"{text}\n".encode())
 
 
 def to_json(obj: Any) -> Any:

@@ -1,14 +1,13 @@
 """Documents as files: one HTML page, and a file of each table and figure."""
 
 import base64
-import io
 import json
 import os
 import pathlib
 import re
 from collections.abc import Collection, Mapping
 
-from skipinit_jax.document import tables
+from skipinit_jax.document import drawing, tables
 from skipinit_jax.document.document import Document, Figure, Table
 from skipinit_jax.errors import UsageError, extra, unknown_name
 from skipinit_jax.files import Path, workdir_path, write_file
@@ -21,9 +20,6 @@ _FIGURE_FORMATS = ("png", "pdf")
 
 # Names become names of files and anchors in the page.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-# A screen with two pixels for each of CSS shows a figure sharply.
-_DOTS_PER_INCH = 192
 
 
 def write(
@@ -55,14 +51,19 @@ def write(
   contents = [item for section in document.sections for item in section.contents]
   _check_names([item.name for item in contents])
 
-  images = {item.name: _draw(item) for item in contents if isinstance(item, Figure)}
+  images = {
+    item.name: drawing.image(item.figure)
+    for item in contents
+    if isinstance(item, Figure)
+  }
   files = {"report.html": _html(document, images).encode()}
   for item in contents:
     for kind in formats:
       if isinstance(item, Table) and kind in _TABLE_FORMATS:
         files[f"{item.name}.{kind}"] = _TABLE_FORMATS[kind](item).encode()
       elif isinstance(item, Figure) and kind in _FIGURE_FORMATS:
-        image = images[item.name] if kind == "png" else _draw(item, kind)
+        is_drawn = kind == "png"
+        image = images[item.name] if is_drawn else drawing.image(item.figure, kind)
         files[f"{item.name}.{kind}"] = image
 
   folder = workdir_path(directory)
@@ -89,20 +90,6 @@ def _check_names(names: Collection[str]) -> None:
     if name.lower() in seen:
       raise ValueError(f"Two tables or figures are named {name!r}.")
     seen.add(name.lower())
-
-
-def _draw(figure: Figure, kind: str = "png") -> bytes:
-  import matplotlib
-
-  # Without dates and versions, a figure drawn again is the same file.
-  without = {"png": ["Software"], "pdf": ["Creator", "Producer", "CreationDate"]}
-  file = io.BytesIO()
-  # Publishers refuse matplotlib's default, Type 3 fonts.
-  with matplotlib.rc_context({"pdf.fonttype": 42}):
-    figure.figure.savefig(
-      file, format=kind, dpi=_DOTS_PER_INCH, metadata=dict.fromkeys(without[kind])
-    )
-  return file.getvalue()
 
 
 def _html(document: Document, images: Mapping[str, bytes]) -> str:

@@ -34,7 +34,7 @@ def write_results(
     # Said once, unless the packages changed during the study: runs are many.
     if run["versions"] == results.versions:
       del run["versions"]
-  write_json(path, fields)
+  write_json(path, fields, indent=None)
   return path
 
 
