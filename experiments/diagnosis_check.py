@@ -25,11 +25,10 @@ import numpy as np
 from experiments import diagnosis_families, program, study_program
 from experiments.diagnosis_families import BLOCKS, Cell, model_name
 from skipinit_jax import analysis, data, document, studies
-from skipinit_jax.document import Finding, Table
+from skipinit_jax.document import Table
 from skipinit_jax.errors import unknown_name
 from skipinit_jax.files import write_json
 from skipinit_jax.studies import SearchConfig, checks
-from skipinit_jax.studies.figures import accuracy_bars
 from skipinit_jax.training import TrainConfig
 
 # Half way to perfect: chance is 10 %.
@@ -244,20 +243,11 @@ def finish(results: Results, workdir: str) -> None:
     )
 
 
-def claims(results: Results) -> list[Finding]:
-  """Returns nothing: a verdict needs the network, not only its results."""
-  return []
-
-
 def report(results: Results) -> studies.StudyReport:
-  """Returns the bars of all accuracies."""
-  bars = document.Figure(
-    "accuracy", "Test accuracy", accuracy_bars(results), "A bar for each network."
-  )
+  """Returns what stands above the table of accuracies."""
   return studies.StudyReport(
     "Networks whose diagnosis is checked",
     "Small networks of families that people train, by SGD and by Adam, on digits.",
-    [bars],
   )
 
 
@@ -266,7 +256,8 @@ studies.register(
     "diagnosis_check",
     DiagnosisLabels,
     ("network", "optimizer"),
-    claims,
+    # A verdict needs the network, not only its results: see `judge`.
+    lambda results: [],
     report,
     diagnosis_check,
   )
