@@ -191,7 +191,9 @@ def _run(part: Part, limit: float) -> dict[str, Any]:
       with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(min(_GRACE_SECONDS, limit))
     finally:
-      _kill(process)
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
     output.seek(0)
     errors.seek(0)
     printed, told = output.read(), errors.read()
@@ -205,12 +207,6 @@ def _run(part: Part, limit: float) -> dict[str, Any]:
     "result": result,
     "output": "" if result and outcome == "done" else (printed + told)[-_TAIL:],
   }
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-  with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
 
 
 def alone(what: str) -> dict[str, Any]:

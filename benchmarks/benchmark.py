@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from absl import app
+from absl import app, flags
 
 from skipinit_jax import document
 from skipinit_jax.cores import num_cores
@@ -26,6 +26,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 Rows = Sequence[Mapping[str, Any]]
 """Entries by column: text, a number, a `benchmark.summary`, or None."""
+
+# The flags defined here belong to the programs, whose --help shows them.
+flags.disclaim_key_flags()
 
 # How numbers of a column are written; others have all their digits.
 _FORMATS = {
@@ -56,6 +59,32 @@ def run(measure: Callable[[], Mapping[str, Any]]) -> None:
     for table in make_tables(results["tables"]).values():
       document.print_table(table, sys.stderr)
     print(json.dumps(results, indent=2))
+
+  run_program(main)
+
+
+def run_counts(
+  count_missing: Callable[[pathlib.Path], None],
+  read_tables: Callable[[pathlib.Path], Mapping[str, Table]],
+) -> None:
+  """Parses the flags, and prints the tables of the costs in a folder.
+
+  Args:
+    count_missing: compiles the steps that the folder's costs.json lacks, with --count.
+    read_tables: returns the tables of a folder by name.
+  """
+  workdir = flags.DEFINE_string(
+    "workdir", None, "Directory of costs.json.", required=True
+  )
+  count = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
+
+  def main() -> None:
+    folder = pathlib.Path(workdir.value)
+    if count.value:
+      folder.mkdir(parents=True, exist_ok=True)
+      count_missing(folder)
+    for table in read_tables(folder).values():
+      document.print_table(table)
 
   run_program(main)
 

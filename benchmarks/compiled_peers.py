@@ -23,12 +23,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import benchmark, compiled_step
 from benchmarks.peer import Case
-from skipinit_jax import document
+from skipinit_jax.document import Table
 from skipinit_jax.files import read_json, write_json
 
 _BATCH = 64
@@ -89,20 +88,24 @@ def cost_of(peer: str, case: Case, device: Any) -> dict[str, Any]:
   }
 
 
-def count_missing(path: pathlib.Path) -> None:
+def count_missing(workdir: pathlib.Path) -> None:
   """Compiles the steps that costs.json lacks; writes it after each."""
-  # With libtpu installed, JAX would otherwise look for a TPU to run on.
-  jax.config.update("jax_platforms", "cpu")
+  path = workdir / "costs.json"
   jax.config.update("jax_enable_compilation_cache", False)
   device = compiled_step.tpu_devices("v5e:2x2")[0]
   found = read_json(path)["steps"] if path.exists() else []
+  counted = _by_step(found)
   for peer, case in _ROWS:
-    if any((row["peer"], Case(**row["case"])) == (peer, case) for row in found):
+    if (peer, case) in counted:
       continue
     print(f"Compiling {_title(case)} of {_PEERS[peer]}", file=sys.stderr, flush=True)
     found.append(cost_of(peer, case, device))
     write_json(path, {"steps": found, "tables": make_tables(found)})
     gc.collect()
+
+
+def _by_step(found: Sequence[dict[str, Any]]) -> dict[tuple[str, Case], dict[str, Any]]:
+  return {(row["peer"], Case(**row["case"])): row for row in found}
 
 
 def _title(case: Case) -> str:
@@ -112,51 +115,32 @@ def _title(case: Case) -> str:
 
 def make_tables(found: Sequence[dict[str, Any]]) -> dict[str, benchmark.Rows]:
   """Returns the rows of the table, by its name."""
-  rows = []
-  for peer, case in _ROWS:
-    for row in found:
-      if (row["peer"], Case(**row["case"])) == (peer, case):
-        scan = ", one scan a stage" if case.scan else ""
-        rows.append((_title(case), _PEERS[peer] + scan, row))
+  counted = _by_step(found)
+  steps = [step for step in _ROWS if step in counted]
   # Networks stand together.
-  order = {title: index for index, (title, *_) in enumerate(reversed(rows))}
-  rows.sort(key=lambda row: -order[row[0]])
-  return {
-    "compiled_peers": [
+  titles = [_title(case) for _, case in steps]
+  steps.sort(key=lambda step: titles.index(_title(step[1])))
+  rows = []
+  for peer, case in steps:
+    row = counted[peer, case]
+    rows.append(
       {
-        "network": title,
-        "step of": peer,
-        "GFLOP/image": round(row["flops"] / case_batch(row) / 1e9, 2),
-        "MB/image": round(row["num_bytes"] / case_batch(row) / 1e6, 1),
-        "MB/image into stacks": round(row["stacking_bytes"] / case_batch(row) / 1e6, 1),
+        "network": _title(case),
+        "step of": _PEERS[peer] + (", one scan a stage" if case.scan else ""),
+        "GFLOP/image": round(row["flops"] / case.batch_size / 1e9, 2),
+        "MB/image": round(row["num_bytes"] / case.batch_size / 1e6, 1),
+        "MB/image into stacks": round(row["stacking_bytes"] / case.batch_size / 1e6, 1),
         "MB of memory": round(row["memory_bytes"] / 1e6),
         "core seconds to compile": round(row["compile_cpu_seconds"]),
       }
-      for title, peer, row in rows
-    ]
-  }
+    )
+  return {"compiled_peers": rows}
 
 
-def case_batch(row: dict[str, Any]) -> int:
-  """Returns the images of a row's step."""
-  batch: int = row["case"]["batch_size"]
-  return batch
-
-
-def main() -> None:
-  """Prints the table of the costs in a folder."""
-  path = pathlib.Path(_WORKDIR.value, "costs.json")
-  if _COUNT.value:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count_missing(path)
-  tables = make_tables(read_json(path)["steps"])
-  for table in benchmark.make_tables(tables).values():
-    document.print_table(table)
+def read_tables(workdir: pathlib.Path) -> dict[str, Table]:
+  """Returns the table of a folder's costs.json, by its name."""
+  return benchmark.make_tables(make_tables(read_json(workdir / "costs.json")["steps"]))
 
 
 if __name__ == "__main__":
-  _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of costs.json.", required=True
-  )
-  _COUNT = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
-  benchmark.run_program(main)
+  benchmark.run_counts(count_missing, read_tables)

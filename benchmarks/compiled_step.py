@@ -173,6 +173,8 @@ def tpu_devices(topology: str) -> Sequence[Any]:
   """
   from jax.experimental import topologies
 
+  # With libtpu installed, JAX would otherwise look for a TPU to run on.
+  jax.config.update("jax_platforms", "cpu")
   # Otherwise the library looks for the machine's own TPUs, and waits.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
@@ -226,18 +228,12 @@ def make_step(
   return Step(step, shapes, lambda: init(*start))
 
 
-def count(
-  config: training.TrainConfig,
-  image_shape: tuple[int, ...],
-  num_classes: int,
-  devices: Sequence[Any],
-) -> StepCost:
-  """Compiles the step of `make_step` and returns what each device does in it.
+def count(step: Step) -> StepCost:
+  """Compiles a step of `make_step` and returns what each device does in it.
 
-  Blocks are written out and the batch is whole: XLA counts the body of a loop once.
+  Its blocks are written out and its batch is whole, so that no loop has a collective:
+  see `collective_bytes`.
   """
-  config = dataclasses.replace(config, scan=False, accumulation_steps=1)
-  step = make_step(config, image_shape, num_classes, devices)
   # JAX's types allow that a backend has no analyses.
   compiled: Any = step.apply.lower(*step.shapes).compile()
   cost = program_cost(compiled)

@@ -141,7 +141,14 @@ def plain_step(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), stats
 
-  where = {} if sharding is None else dict.fromkeys(_SHARDINGS, sharding)
+  where = (
+    {}
+    if sharding is None
+    else {
+      "in_shardings": sharding,
+      "out_shardings": sharding,
+    }
+  )
 
   @functools.partial(jax.jit, donate_argnums=0, **where)
   def train_step(state: Any, images: Any, labels: Any) -> Any:
@@ -156,9 +163,6 @@ def plain_step(
     jax.ShapeDtypeStruct(case.batch_shape[:1], jnp.int32),
   )
   return Step(train_step, shapes, first)
-
-
-_SHARDINGS = ("in_shardings", "out_shardings")
 
 
 def jitted_step(case: Case, sharding: Any = None, *, compile_init: bool = True) -> Step:
@@ -183,14 +187,13 @@ def jitted_step(case: Case, sharding: Any = None, *, compile_init: bool = True) 
   return plain_step(case, init, apply, sharding)
 
 
-def take_steps(case: Case, step: Step) -> Callable[[], None]:
-  """Returns a function that takes one step on the case's batch."""
-  batch = tuple(map(jnp.asarray, case.batch()))
+def take_steps(step: Step, images: jax.Array, labels: jax.Array) -> Callable[[], None]:
+  """Returns a function that takes one step on a batch, and waits until it is done."""
   state = step.init()
 
   def take() -> None:
     nonlocal state
-    state = step.apply(state, *batch)
+    state = step.apply(state, images, labels)
     jax.block_until_ready(state)
 
   return take
@@ -198,7 +201,8 @@ def take_steps(case: Case, step: Step) -> Callable[[], None]:
 
 def make_step(case: Case, *, compile_init: bool = True) -> Callable[[], None]:
   """Returns a function that takes one step."""
-  return take_steps(case, jitted_step(case, compile_init=compile_init))
+  batch = map(jnp.asarray, case.batch())
+  return take_steps(jitted_step(case, compile_init=compile_init), *batch)
 
 
 def device_peak_bytes() -> int | None:

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from benchmarks import compiled_step
 from benchmarks.peer import L2, LEARNING_RATE, MOMENTUM, Case, Step
-from benchmarks.peer_flax import device_peak_bytes
+from benchmarks.peer_flax import device_peak_bytes, take_steps
 from skipinit_jax import layers, methods
 from skipinit_jax.training import TrainConfig, batch_sharding, make_mesh
 
@@ -107,13 +107,5 @@ def compile_step(case: Case) -> tuple[float, float]:
 
 def make_step(case: Case, *, options: bool = True) -> Callable[[], None]:
   """Returns a function that takes one step of a case; see `jitted_step`."""
-  jitted = jitted_step(case, options=options)
   batch = jax.device_put(case.batch(), batch_sharding(make_mesh()))
-  state = jitted.init()
-
-  def step() -> None:
-    nonlocal state
-    state = jitted.apply(state, *batch)
-    jax.block_until_ready(state)
-
-  return step
+  return take_steps(jitted_step(case, options=options), *batch)

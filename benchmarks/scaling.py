@@ -16,11 +16,7 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
-from absl import flags
-
 from benchmarks import benchmark, compiled_step, scaling_model
-from skipinit_jax import document
 from skipinit_jax.files import write_json
 from skipinit_jax.training import TrainConfig
 
@@ -34,8 +30,6 @@ _NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 def count_missing(workdir: pathlib.Path) -> None:
   """Compiles the steps that costs.json lacks; writes it after each."""
-  # With libtpu installed, JAX would otherwise look for a TPU to run on.
-  jax.config.update("jax_platforms", "cpu")
   path = workdir / "costs.json"
   costs = scaling_model.read_costs(workdir) if path.exists() else {}
   devices = compiled_step.tpu_devices("v5e:2x4")
@@ -48,26 +42,14 @@ def count_missing(workdir: pathlib.Path) -> None:
       method=key.method,
       dtype="bfloat16",
       batch_size=key.batch * len(devices),
+      scan=False,
       **network,
     )
-    costs[key] = compiled_step.count(config, (size, size, 3), num_classes, devices)
+    step = compiled_step.make_step(config, (size, size, 3), num_classes, devices)
+    costs[key] = compiled_step.count(step)
     rows = [key._asdict() | dataclasses.asdict(cost) for key, cost in costs.items()]
     write_json(path, rows)
 
 
-def main() -> None:
-  """Prints the tables of the costs in a folder."""
-  workdir = pathlib.Path(_WORKDIR.value)
-  if _COUNT.value:
-    workdir.mkdir(parents=True, exist_ok=True)
-    count_missing(workdir)
-  for table in scaling_model.make_tables(scaling_model.read_costs(workdir)).values():
-    document.print_table(table)
-
-
 if __name__ == "__main__":
-  _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of costs.json.", required=True
-  )
-  _COUNT = flags.DEFINE_bool("count", False, "Compile the steps that costs.json lacks.")
-  benchmark.run_program(main)
+  benchmark.run_counts(count_missing, scaling_model.read_tables)

@@ -7,7 +7,7 @@ the all-reduce of the gradients:
     step = parts x (local + sum of all_reduce(waited bytes)) + all_reduce(update bytes)
 
 An all-reduce is a fixed time, a time for each hop, and bytes over bandwidth. What one
-device does was counted in compiled programs; `make_tables` has the tables of
+device does was counted in compiled programs; `read_tables` has the tables of
 docs/scaling.md.
 """
 
@@ -226,8 +226,9 @@ def resnet_cost(costs: Costs, method: str, batch: int) -> StepCost:
   )
 
 
-def make_tables(costs: Costs) -> dict[str, Table]:
-  """Returns the tables of docs/scaling.md by name."""
+def read_tables(workdir: pathlib.Path) -> dict[str, Table]:
+  """Returns the tables of docs/scaling.md by name, of a folder's costs.json."""
+  costs = read_costs(workdir)
   chips, pairs = ACCELERATORS, [*itertools.product(ACCELERATORS, _DEVICES)]
   return benchmark.make_tables(
     {

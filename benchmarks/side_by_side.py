@@ -138,8 +138,3 @@ def measure(case: Case, peers: Sequence[Peer], rounds: int) -> dict[str, Measure
       )
       for name, process in processes.items()
     }
-
-
-def speedup(theirs: float, ours: float) -> float:
-  """Returns how many times as long the peer takes."""
-  return round(theirs / ours, 2)

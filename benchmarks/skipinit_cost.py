@@ -25,7 +25,6 @@ _CASE = Case(100, 1, image_size=8, batch_size=64, method="skipinit")
 _BATCH_SIZES = (16, 256)
 _METHODS = ("skipinit", "unnormalized", "batch_norm")
 _BEHIND, _FAST_VARIANCE = peer_jax.BEHIND.name, peer_jax.FAST_VARIANCE.name
-_LIBRARIES = (side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER)
 
 
 def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -35,9 +34,9 @@ def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     A row for each library and one for the scalar behind the last layer; and one of
     batch norm's variance.
   """
-  ours, torch = _LIBRARIES
-  peers = {
-    (library.name, method): dataclasses.replace(
+  ours, torch = side_by_side.SKIPINIT_JAX, side_by_side.TORCH_EAGER
+  peers = [
+    dataclasses.replace(
       library,
       name=f"{library.name}, {method}",
       options={**library.options, "method": method},
@@ -47,9 +46,9 @@ def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
       (torch, _METHODS),
     )
     for method in names
-  }
+  ]
   case = dataclasses.replace(_CASE, batch_size=batch_size)
-  measured = side_by_side.measure(case, list(peers.values()), _ROUNDS.value)
+  measured = side_by_side.measure(case, peers, _ROUNDS.value)
   rows = []
   for name, library, method in (
     (ours.name, ours, "skipinit"),
@@ -57,7 +56,7 @@ def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     (torch.name, torch, "skipinit"),
   ):
     skipinit, unnormalized, batch_norm = (
-      measured[peers[library.name, each].name].step_seconds
+      measured[f"{library.name}, {each}"].step_seconds
       for each in (method, *_METHODS[1:])
     )
     rows.append(
@@ -73,7 +72,7 @@ def _compare(batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
       }
     )
   two_passes, one_pass = (
-    measured[peers[ours.name, method].name].step_seconds
+    measured[f"{ours.name}, {method}"].step_seconds
     for method in ("batch_norm", _FAST_VARIANCE)
   )
   return rows, {

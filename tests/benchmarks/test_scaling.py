@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import jax
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from benchmarks import compiled_step, scaling_model
 from benchmarks.compiled_step import StepCost
 from skipinit_jax.training import TrainConfig
+from tests.forks import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGE = 8
 BATCH = 16
 # Normalized features of a Wide-ResNet 10-1, from the first block to the classifier.
@@ -20,23 +19,15 @@ FEATURES = (16, 16, 16, 32, 32, 64, 64)
 SCALARS = 8
 
 
-def small_config(method: str, **fields: object) -> TrainConfig:
-  return TrainConfig(depth=10, method=method, batch_size=BATCH, **fields)
-
-
-@pytest.fixture(scope="module")
-def count():
+def count(method: str, **fields: object) -> StepCost:
+  config = TrainConfig(depth=10, method=method, batch_size=BATCH, scan=False, **fields)
   devices = jax.devices()[:2]
-
-  def count(method: str, **fields: object) -> StepCost:
-    config = small_config(method, **fields)
-    return compiled_step.count(config, (IMAGE, IMAGE, 3), 10, devices)
-
-  return count
+  step = compiled_step.make_step(config, (IMAGE, IMAGE, 3), 10, devices)
+  return compiled_step.count(step)
 
 
 @pytest.fixture(scope="module")
-def skipinit(count):
+def skipinit():
   return count("skipinit")
 
 
@@ -48,7 +39,7 @@ def test_skipinit_sums_the_gradient_and_waits_for_nothing(skipinit):
   assert skipinit.update_bytes == expected
 
 
-def test_batch_norm_waits_for_three_sums_a_normalizer(count):
+def test_batch_norm_waits_for_three_sums_a_normalizer():
   cost = count("batch_norm")
   # Forward: the mean, then the deviations from it, in float32.
   forward = tuple(4 * features for features in FEATURES for _ in range(2))
@@ -66,7 +57,7 @@ def test_batch_norm_waits_for_three_sums_a_normalizer(count):
   assert least <= total <= least + sum(forward)
 
 
-def test_ghost_batch_norm_sums_running_statistics_but_waits_for_nothing(count):
+def test_ghost_batch_norm_sums_running_statistics_but_waits_for_nothing():
   cost = count("batch_norm", ghost_batch_size=4)
   assert cost.waited_bytes == ()
   assert cost.update_bytes == 4 * cost.parameters + 8 * sum(FEATURES) + SCALARS
@@ -125,44 +116,39 @@ TPU_V4, TPU_V5E, TPU_V6E, H100 = scaling_model.ACCELERATORS
 
 
 @pytest.mark.parametrize(
-  ("accelerator", "num_devices", "microseconds"),
+  ("accelerator", "num_devices", "microseconds", "seconds_a_byte"),
   [
-    (TPU_V5E, 1, 0),
-    # Two axes of a torus of 16: 8 hops to the farthest, there and back.
-    (TPU_V5E, 256, 5 + 2 * 8 * 2),
-    # Axes of 8 have ends: 7 hops.
-    (TPU_V5E, 64, 5 + 2 * 7 * 2),
-    # Four pods: a tree of two levels, up and down.
-    (TPU_V5E, 1024, 5 + 2 * 8 * 2 + 2 * 2 * 20),
-    (TPU_V4, 1024, 5 + 2 * (4 + 4 + 8)),
+    (TPU_V5E, 1, 0, 0),
+    # Two axes of a torus of 16: 8 hops to the farthest, there and back; four links.
+    (TPU_V5E, 256, 5 + 2 * 8 * 2, 2 * 255 / 256 / (4 * 50e9)),
+    # Axes of 8 have ends, with one link: 7 hops.
+    (TPU_V5E, 64, 5 + 2 * 7 * 2, 2 * 63 / 64 / (2 * 50e9)),
+    # Four pods: a tree of two levels, up and down, for a share of each byte.
+    (
+      TPU_V5E,
+      1024,
+      5 + 2 * 8 * 2 + 2 * 2 * 20,
+      2 * 255 / 256 / (4 * 50e9) + 2 * (3 / 4) / 256 / (25e9 / 8),
+    ),
+    (TPU_V4, 1024, 5 + 2 * (4 + 4 + 8), 2 * 1023 / 1024 / (6 * 45e9)),
     # NCCL: 6.8 + 2 (7 x 0.6 + log2(nodes) x 5).
-    (H100, 4, 6.8 + 2 * 3 * 0.6),
-    (H100, 64, 6.8 + 2 * (7 * 0.6 + 3 * 5)),
-    (H100, 1024, 6.8 + 2 * (7 * 0.6 + 7 * 5)),
-  ],
-)
-def test_latency_of_an_all_reduce(accelerator, num_devices, microseconds):
-  seconds = scaling_model.all_reduce_seconds(accelerator, num_devices, 0)
-  assert seconds == pytest.approx(1e-6 * microseconds)
-
-
-@pytest.mark.parametrize(
-  ("accelerator", "num_devices", "bandwidth"),
-  [
-    # Four links: two axes, both directions.
-    (TPU_V5E, 256, 4 * 50e9 / (2 * 255 / 256)),
-    (TPU_V4, 64, 6 * 45e9 / (2 * 63 / 64)),
-    (H100, 8, 450e9 / (2 * 7 / 8)),
+    (H100, 4, 6.8 + 2 * 3 * 0.6, 2 * (3 / 4) / 450e9),
     # An eighth of each byte goes through each port of the host.
-    (H100, 16, 1 / (2 * 7 / 8 / 450e9 + 2 * (1 / 2) / 8 / 50e9)),
+    (
+      H100,
+      64,
+      6.8 + 2 * (7 * 0.6 + 3 * 5),
+      2 * (7 / 8) / 450e9 + 2 * (7 / 8) / 8 / 50e9,
+    ),
   ],
 )
-def test_bandwidth_of_an_all_reduce(accelerator, num_devices, bandwidth):
+def test_time_of_an_all_reduce(accelerator, num_devices, microseconds, seconds_a_byte):
   latency, seconds = (
     scaling_model.all_reduce_seconds(accelerator, num_devices, num_bytes)
     for num_bytes in (0, 1e9)
   )
-  assert 1e9 / (seconds - latency) == pytest.approx(bandwidth)
+  assert latency == pytest.approx(1e-6 * microseconds)
+  assert seconds - latency == pytest.approx(1e9 * seconds_a_byte)
 
 
 def test_a_step_is_the_slower_of_computation_and_memory_and_its_waits():

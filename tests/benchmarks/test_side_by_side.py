@@ -12,55 +12,48 @@ import pytest
 from benchmarks import peer_flax, peer_jax, side_by_side
 from benchmarks.peer import Case
 from benchmarks.side_by_side import Peer
-from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import WideResNet
 
 CASE = Case(depth=16, width=2, image_size=8, batch_size=3, method="skipinit")
 
 
-def our_network(case):
-  model = WideResNet(
-    case.depth, case.width, 10, methods.get(case.method), scan=False, remat=case.remat
-  )
-  return lambda key, images: model.init(key, images, train=True)
+RESNET = Case(50, 0, image_size=32, batch_size=8, method="batch_norm")
 
 
-def parameters(init):
-  images = jnp.zeros((1, 8, 8, 3))
-  shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
-  return sorted(leaf.shape for leaf in jax.tree.leaves(shapes))
-
-
-@pytest.mark.parametrize("method", ["skipinit", "batch_norm", "unnormalized"])
-def test_peers_have_the_same_parameters(method):
-  case = dataclasses.replace(CASE, method=method)
-  ours = parameters(our_network(case))
-  plain = peer_flax.WideResNet(case.depth, case.width, method)
-  assert parameters(plain.init) == ours
-  pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
-  from benchmarks import peer_torch
-
-  network = peer_torch.wide_resnet(case.depth, case.width, method)
-  theirs = sorted(math.prod(p.shape) for p in network.parameters())
-  assert theirs == sorted(math.prod(shape) for shape in ours)
+def parameters(peer, case):
+  """Returns the parameters of a peer's network."""
+  pytest.importorskip(peer, reason="needs the extra `peers`")
+  module = importlib.import_module(f"benchmarks.peer_{peer}")
+  if peer != "torch":
+    state = module.jitted_step(case).shapes[0]
+    return jax.tree.leaves(state.params if peer == "jax" else state[0])
+  if case.width:
+    return module.wide_resnet(case.depth, case.width, case.method).parameters()
+  return module.resnet(case.num_classes).parameters()
 
 
 @pytest.mark.parametrize(
-  ("peer", "method", "version"),
-  [("flax", "batch_norm", 1), ("haiku", "skipinit", 2), ("haiku", "nf_resnet", 2)],
+  ("peer", "case"),
+  [
+    *(
+      (peer, dataclasses.replace(CASE, method=method))
+      for method in ("skipinit", "batch_norm", "unnormalized")
+      for peer in ("flax", "torch")
+    ),
+    ("flax", RESNET),
+    ("torch", RESNET),
+    ("haiku", dataclasses.replace(RESNET, method="skipinit", version=2)),
+    ("haiku", dataclasses.replace(RESNET, method="nf_resnet", version=2)),
+  ],
+  ids=lambda value: getattr(value, "method", value),
 )
-def test_resnets_have_the_same_parameters(peer, method, version):
-  if peer == "haiku":
-    pytest.importorskip("haiku", reason="needs dm-haiku: pip install '.[peers]'")
-  case = Case(50, 0, 32, 8, method, version=version, scan=False)
-  module = importlib.import_module(f"benchmarks.peer_{peer}")
-  params = module.jitted_step(case).shapes[0][0]
-  ours = peer_jax.jitted_step(case).shapes[0].params
-  sizes = [
-    sorted(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, ours)
-  ]
-  assert sizes[0] == sizes[1]
+def test_peers_have_the_same_parameters(peer, case):
+  case = dataclasses.replace(case, scan=False)
+  theirs, ours = (
+    sorted(math.prod(each.shape) for each in parameters(name, case))
+    for name in (peer, "jax")
+  )
+  assert theirs == ours
 
 
 def products(jaxpr):
