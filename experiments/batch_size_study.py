@@ -4,6 +4,8 @@ Example:
   python -m experiments.batch_size_study --workdir=/tmp/study --config=digits
 """
 
+import dataclasses
+
 from experiments import program, protocols, study_program
 from skipinit_jax.studies import BatchSizeStudyConfig, SearchConfig, batch_size_study
 from skipinit_jax.training import TrainConfig
@@ -61,25 +63,20 @@ def fashion_mnist_quarter_cpu() -> BatchSizeStudyConfig:
   The images have a quarter of the resolution and are 2,048, so that 256 epochs of the
   largest batch size fit the time.
   """
-  return BatchSizeStudyConfig(
-    batch_sizes=(8, 16, 32, 64, 128, 256, 512, 1024, 2048),
-    ghost_batch_size=64,
-    train=TrainConfig(
+  config = fashion_mnist_cpu()
+  return dataclasses.replace(
+    config,
+    train=dataclasses.replace(
+      config.train,
       dataset="fashion_mnist_quarter_2048",
+      model="wide_resnet",
       width=1,
-      batch_size=64,
-      epochs=8,
-      constant_epochs=4,
-      halve_every_epochs=0.4,
-      eval_every_epochs=8,
     ),
-    search=SearchConfig(
+    search=dataclasses.replace(
+      config.search,
       learning_rates=(2**-5, 2**-4),
-      until_unstable=True,
-      min_learning_rate=2**-17,
       max_learning_rate=2**6,
       num_seeds=2,
-      best_of=2,
     ),
   )
 

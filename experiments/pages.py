@@ -18,7 +18,6 @@ Examples:
 """
 
 import functools
-import json
 import pathlib
 import re
 import tomllib
@@ -32,6 +31,7 @@ from experiments import program
 from skipinit_jax import document, studies
 from skipinit_jax.document import Table
 from skipinit_jax.errors import UsageError, unknown_name
+from skipinit_jax.files import read_json
 from skipinit_jax.studies import batch_size, regularization
 
 _CHECK = flags.DEFINE_bool(
@@ -66,18 +66,13 @@ _MORE_TABLES: Mapping[str, Callable[[Any], Mapping[str, Table | str]]] = {
 
 
 def _performance(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  throughput = json.loads((folder / "throughput.json").read_text("utf-8"))
-  machine = benchmark.describe_machine(throughput)
+  machine = benchmark.describe_machine(read_json(folder / "throughput.json"))
   return {**benchmark.read_tables(folder), "machine": machine}
-
-
-def _scaling(folder: pathlib.Path) -> Mapping[str, Table | str]:
-  return scaling_model.make_tables(scaling_model.read_costs(folder))
 
 
 def _diagnosis(folder: pathlib.Path) -> Mapping[str, Table | str]:
   def read(name: str) -> dict[tuple[str, str, int], Any]:
-    rows = json.loads((folder / name).read_text("utf-8"))["cells"]
+    rows = read_json(folder / name)["cells"]
     return {(row["family"], row["variant"], row["depth"]): row for row in rows}
 
   cells = read("diagnosis.json")
@@ -186,7 +181,7 @@ _FOLDERS = {
   "performance": _performance,
   "repair": benchmark.read_tables,
   "repository": _repository,
-  "scaling": _scaling,
+  "scaling": scaling_model.read_tables,
   "storm": benchmark.read_tables,
 }
 

@@ -58,48 +58,6 @@ def _search() -> SearchConfig:
   )
 
 
-@dataclasses.dataclass
-class RepairConfig:
-  """What is compared.
-
-  Attributes:
-    ways: which ways to train a network, as `WAYS` names them.
-    residual_mlp_datasets: what fully connected networks are trained on.
-    wide_resnet_datasets: what convolutional ones are.
-    residual_mlp: how fully connected networks are trained.
-    wide_resnet: how convolutional ones are.
-    residual_mlp_search: the rates and seeds of each way to train the former.
-    wide_resnet_search: likewise of the latter.
-  """
-
-  ways: tuple[str, ...] = (
-    "as it is",
-    "repaired",
-    "repaired to zero",
-    "LSUV",
-    "SkipInit",
-    "Fixup",
-    "batch norm",
-  )
-  residual_mlp_datasets: tuple[str, ...] = _DATASETS
-  wide_resnet_datasets: tuple[str, ...] = _DATASETS
-  residual_mlp: TrainConfig = dataclasses.field(
-    default_factory=lambda: TrainConfig(
-      model="residual_mlp",
-      depth=50,
-      width=48,
-      layers_per_block=2,
-      epochs=6,
-      constant_epochs=4,
-    )
-  )
-  wide_resnet: TrainConfig = dataclasses.field(
-    default_factory=lambda: TrainConfig(depth=64, epochs=3, constant_epochs=2)
-  )
-  residual_mlp_search: SearchConfig = dataclasses.field(default_factory=_search)
-  wide_resnet_search: SearchConfig = dataclasses.field(default_factory=_search)
-
-
 def lsuv(model: nn.Module, variables: Variables, images: jax.Array) -> Variables:
   """Layer-sequential unit-variance initialization (Mishkin & Matas, ICLR 2016).
 
@@ -179,6 +137,40 @@ WAYS: dict[str, tuple[str, Prepare | None]] = {
 }
 """Each way's method, and what it does to the initial variables; those of the first
 four are of one network."""
+
+
+@dataclasses.dataclass
+class RepairConfig:
+  """What is compared.
+
+  Attributes:
+    ways: which ways to train a network, as `WAYS` names them.
+    residual_mlp_datasets: what fully connected networks are trained on.
+    wide_resnet_datasets: what convolutional ones are.
+    residual_mlp: how fully connected networks are trained.
+    wide_resnet: how convolutional ones are.
+    residual_mlp_search: the rates and seeds of each way to train the former.
+    wide_resnet_search: likewise of the latter.
+  """
+
+  ways: tuple[str, ...] = tuple(WAYS)
+  residual_mlp_datasets: tuple[str, ...] = _DATASETS
+  wide_resnet_datasets: tuple[str, ...] = _DATASETS
+  residual_mlp: TrainConfig = dataclasses.field(
+    default_factory=lambda: TrainConfig(
+      model="residual_mlp",
+      depth=50,
+      width=48,
+      layers_per_block=2,
+      epochs=6,
+      constant_epochs=4,
+    )
+  )
+  wide_resnet: TrainConfig = dataclasses.field(
+    default_factory=lambda: TrainConfig(depth=64, epochs=3, constant_epochs=2)
+  )
+  residual_mlp_search: SearchConfig = dataclasses.field(default_factory=_search)
+  wide_resnet_search: SearchConfig = dataclasses.field(default_factory=_search)
 
 
 def _train(config: TrainConfig, prepare: Prepare | None) -> float | None:

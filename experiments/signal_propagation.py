@@ -121,14 +121,11 @@ def _numbers(curve: figures.Curve) -> dict[str, Any]:
     "blocks": measured.signals.names,
     "mean": means,
     "standard_error": errors,
-    "theory": None,
+    "theory": predicted and {name: getattr(predicted, name) for name in _QUANTITIES},
     "path_weights": weights and {"mean": weights[0], "standard_error": weights[1]},
-    "path_weights_of_theory": None,
+    "path_weights_of_theory": predicted and theory.path_weights(predicted.branch_share),
     "diagnosis": judged | {"text": diagnosis.text, "healthy": diagnosis.healthy},
   }
-  if predicted is not None:
-    numbers["theory"] = {name: getattr(predicted, name) for name in _QUANTITIES}
-    numbers["path_weights_of_theory"] = theory.path_weights(predicted.branch_share)
   return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, numbers)
 
 

@@ -7,11 +7,11 @@ compute; those of others are checked as far as this machine knows them.
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.forks import ROOT
+
 PAGES = sorted(
   path.relative_to(ROOT)
   for path in [

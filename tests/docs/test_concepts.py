@@ -1,15 +1,14 @@
 """The page of the paper in pictures: its numbers are those of its command."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from experiments import concepts, initial_signals
 from skipinit_jax import methods
 from skipinit_jax.analysis import theory
+from tests.forks import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = " ".join((ROOT / "docs/concepts.md").read_text(encoding="utf-8").split())
 NUMBERS = json.loads((ROOT / "docs/figures/concepts.json").read_text(encoding="utf-8"))
 

@@ -8,7 +8,6 @@ import importlib.util
 import re
 import sys
 import tempfile
-from pathlib import Path
 
 import optax
 import pytest
@@ -16,8 +15,8 @@ import pytest
 from skipinit_jax import data, models, training
 from skipinit_jax.errors import UsageError
 from skipinit_jax.training.metrics import read_metrics
+from tests.forks import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 FOLDER = DOCS / "how_to"
 

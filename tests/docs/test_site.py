@@ -8,15 +8,14 @@ import importlib
 import pkgutil
 import re
 import urllib.parse
-from pathlib import Path
 from unittest import mock
 
 import pytest
 from sphinx.util.inventory import InventoryFile
 
 import skipinit_jax
+from tests.forks import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 ADDRESS = "https://github.com/someone/skipinit_jax"
 
@@ -38,7 +37,8 @@ class Page(html.parser.HTMLParser):
   def __init__(self, path):
     super().__init__()
     self.links, self.anchors = [], set()
-    self.feed(path.read_text(encoding="utf-8"))
+    self.text = path.read_text(encoding="utf-8")
+    self.feed(self.text)
 
   def handle_starttag(self, tag, attrs):
     attributes = dict(attrs)
@@ -117,20 +117,17 @@ def test_links_of_a_notebook_with_an_address(link, expected, monkeypatch):
   assert content == [f"[there]({expected})"]
 
 
-def test_pages_need_no_network(site):
+def test_pages_need_no_network(site, pages):
   outside = re.compile(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//')
-  texts = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
-  assert [path.name for path, text in texts.items() if outside.search(text)] == []
-  concepts = texts[site / "concepts.html"]
+  assert [path.name for path in pages if outside.search(pages[path].text)] == []
+  concepts = pages[site / "concepts.html"].text
   assert concepts.count("<math ") > 10 and "$" not in concepts.partition("</head>")[2]
 
 
-def test_figures_have_words_and_tables_are_drawn(site):
-  for path in site.rglob("*.html"):
-    text = path.read_text(encoding="utf-8")
-    words = [
-      re.search(r'alt="([^"]*)"', image) for image in re.findall("<img.*?>", text)
-    ]
+def test_figures_have_words_and_tables_are_drawn(pages):
+  for path, page in pages.items():
+    images = re.findall("<img.*?>", page.text)
+    words = [re.search(r'alt="([^"]*)"', image) for image in images]
     assert all(each and len(each[1].split()) > 3 for each in words), path
     # A table of Markdown that was left as it is.
-    assert "| —" not in text and "| ---" not in text, path
+    assert "| —" not in page.text and "| ---" not in page.text, path

@@ -3,15 +3,13 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from experiments import pages
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import read_json
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.forks import ROOT
 
 
 def test_pages_have_the_committed_results():

@@ -1,10 +1,10 @@
 """The program that makes reports of studies and of runs."""
 
-import json
 import platform
 import subprocess
 
 from skipinit_jax import studies
+from skipinit_jax.files import read_json
 from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
 from skipinit_jax.studies.results import write_results
 from tests.studies.results import run_study
@@ -40,7 +40,7 @@ def test_report_of_a_study_from_its_results_alone(run_program, tmp_path):
 
 
 def test_report_of_a_run(trained_run, run_program, tmp_path):
-  accuracy = json.loads((trained_run / "result.json").read_text())["test_accuracy"]
+  accuracy = read_json(trained_run / "result.json")["test_accuracy"]
   flags = [f"--workdir={trained_run}", f"--output={tmp_path}"]
   done = run_program([*REPORT, *flags], status=0)
   assert f"{100 * accuracy:.2f}" in done.stdout
@@ -53,13 +53,3 @@ def test_report_of_a_run(trained_run, run_program, tmp_path):
   head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
   assert not head.returncode and head.stdout.strip() in record
   assert (tmp_path / "signal.png").stat().st_size > 0
-
-
-def test_bad_input_is_one_sentence(run_program, tmp_path):
-  done = run_program([*REPORT, f"--workdir={tmp_path}"], status=1)
-  assert done.stdout == ""
-  assert done.stderr.startswith(
-    f"error: There is neither a study nor a run in {tmp_path}"
-  )
-  assert done.stderr.count("\n") == 1
-  assert list(tmp_path.iterdir()) == []
