@@ -68,9 +68,6 @@ _EXPORT = [
   "safetensors>=0.8",
 ]
 
-# Networks from and to the Hugging Face Hub.
-_HUB = [*_EXPORT, "huggingface_hub>=0.34"]
-
 _ALL = sorted({*_PHOTOS, *_STUDIES, *_EXPORT})
 
 # Lets several machines share a study.
@@ -150,7 +147,8 @@ setup(
     "studies": _STUDIES,
     "photos": _PHOTOS,
     "export": _EXPORT,
-    "hub": _HUB,
+    # Networks from and to the Hugging Face Hub.
+    "hub": [*_EXPORT, "huggingface_hub>=0.34"],
     "all": _ALL,
     # The CUDA version that JAX takes by default; jax[cuda13] chooses one instead.
     "cuda": ["jax[cuda]"],

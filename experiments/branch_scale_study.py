@@ -5,11 +5,7 @@ Example:
 """
 
 from experiments import program, study_program
-from skipinit_jax.studies import (
-  BranchScaleStudyConfig,
-  SearchConfig,
-  branch_scale_study,
-)
+from skipinit_jax.studies import BranchScaleStudyConfig, branch_scale_study
 from skipinit_jax.training import TrainConfig
 
 
@@ -26,7 +22,7 @@ def batch_norm() -> BranchScaleStudyConfig:
     references=("batch_norm_divide_by_sqrt2",),
     depths=(16, 100, 1000),
     train=_mlp(),
-    search=_search((2**-6, 2**-5), min_rate=2**-9, max_rate=2**0),
+    search=study_program.search((2**-6, 2**-5), min_rate=2**-9, max_rate=2**0),
   )
 
 
@@ -42,7 +38,7 @@ def learnable_alpha() -> BranchScaleStudyConfig:
     references=(),
     depths=(100, 1000),
     train=_mlp(),
-    search=_search((2**-8, 2**-7), min_rate=2**-11, max_rate=2**-1),
+    search=study_program.search((2**-8, 2**-7), min_rate=2**-11, max_rate=2**-1),
   )
 
 
@@ -58,7 +54,7 @@ def learnable_alpha_wide_resnet() -> BranchScaleStudyConfig:
     references=(),
     depths=(16, 40),
     train=TrainConfig(width=1, batch_size=32, epochs=3, constant_epochs=2),
-    search=_search((2**-5, 2**-4), min_rate=2**-8, max_rate=2**-1),
+    search=study_program.search((2**-5, 2**-4), min_rate=2**-8, max_rate=2**-1),
   )
 
 
@@ -83,23 +79,13 @@ def transformer() -> BranchScaleStudyConfig:
       constant_epochs=6,
       eval_every_epochs=4,
     ),
-    search=_search((2**-4, 2**-3), min_rate=2**-6, max_rate=2**0),
+    search=study_program.search((2**-4, 2**-3), min_rate=2**-6, max_rate=2**0),
   )
 
 
 def _mlp() -> TrainConfig:
   return TrainConfig(
     model="residual_mlp", width=64, epochs=8, constant_epochs=6, eval_every_epochs=4
-  )
-
-
-def _search(rates: tuple[float, ...], min_rate: float, max_rate: float) -> SearchConfig:
-  return SearchConfig(
-    learning_rates=rates,
-    min_learning_rate=min_rate,
-    max_learning_rate=max_rate,
-    num_seeds=2,
-    best_of=2,
   )
 
 

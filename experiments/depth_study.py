@@ -59,19 +59,11 @@ def digits() -> DepthStudyConfig:
     residual_mlp=TrainConfig(
       model="residual_mlp", width=64, epochs=8, constant_epochs=6
     ),
-    wide_resnet_search=SearchConfig(
-      learning_rates=(2**-5, 2**-4),
-      min_learning_rate=2**-8,
-      max_learning_rate=2**-2,
-      num_seeds=2,
-      best_of=2,
+    wide_resnet_search=study_program.search(
+      (2**-5, 2**-4), min_rate=2**-8, max_rate=2**-2
     ),
-    residual_mlp_search=SearchConfig(
-      learning_rates=(2**-7, 2**-6),
-      min_learning_rate=2**-11,
-      max_learning_rate=2**-1,
-      num_seeds=3,
-      best_of=2,
+    residual_mlp_search=study_program.search(
+      (2**-7, 2**-6), min_rate=2**-11, max_rate=2**-1, num_seeds=3
     ),
   )
 
@@ -100,12 +92,8 @@ def fashion_mnist_cpu() -> DepthStudyConfig:
       constant_epochs=0.5,
       halve_every_epochs=0.1,
     ),
-    residual_mlp_search=SearchConfig(
-      learning_rates=(2**-7, 2**-6),
-      min_learning_rate=2**-9,
-      max_learning_rate=2**-1,
-      num_seeds=2,
-      best_of=2,
+    residual_mlp_search=study_program.search(
+      (2**-7, 2**-6), min_rate=2**-9, max_rate=2**-1
     ),
   )
 
@@ -128,12 +116,8 @@ def fashion_mnist_half_cpu() -> DepthStudyConfig:
       halve_every_epochs=0.1,
       eval_every_epochs=1,
     ),
-    wide_resnet_search=SearchConfig(
-      learning_rates=(2**-6, 2**-5),
-      min_learning_rate=2**-9,
-      max_learning_rate=2**0,
-      num_seeds=2,
-      best_of=2,
+    wide_resnet_search=study_program.search(
+      (2**-6, 2**-5), min_rate=2**-9, max_rate=2**0
     ),
   )
 

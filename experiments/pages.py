@@ -213,6 +213,15 @@ def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
     return found[name]
 
   changed = []
+
+  def put(path: pathlib.Path, page: str, difference: str) -> None:
+    if page == path.read_text("utf-8"):
+      return
+    if check:
+      raise UsageError(f"{difference}: run `python -m experiments.pages`.")
+    path.write_text(page, "utf-8")
+    changed.append(path)
+
   for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
     page, different = document.fill(path.read_text("utf-8"), find)
     name = path.relative_to(root)
@@ -221,27 +230,11 @@ def fill(root: pathlib.Path, *, check: bool = False) -> list[pathlib.Path]:
         f"In {name}, {', '.join(numbers)} stand outside of the filled tables and "
         "without a link to where they are from."
       )
-    if not different:
-      continue
-    if check:
-      raise UsageError(
-        f"In {path.relative_to(root)}, {', '.join(different)} differ from the results: "
-        "run `python -m experiments.pages`."
-      )
-    path.write_text(page, "utf-8")
-    changed.append(path)
+    put(path, page, f"In {name}, {', '.join(different)} differ from the results")
   for path in sorted(root.glob("colabs/*.ipynb")):
-    text = path.read_text("utf-8")
-    page = link_notebook(text, path.stem, _address(root))
-    if page == text:
-      continue
-    if check:
-      raise UsageError(
-        f"{path.relative_to(root)} has another address of the repository than "
-        "pyproject.toml: run `python -m experiments.pages`."
-      )
-    path.write_text(page, "utf-8")
-    changed.append(path)
+    page = link_notebook(path.read_text("utf-8"), path.stem, _address(root))
+    name = path.relative_to(root)
+    put(path, page, f"{name} has another address of the repository than pyproject.toml")
   return changed
 
 

@@ -17,6 +17,23 @@ Config = TypeVar("Config")
 flags.disclaim_key_flags()
 
 
+def search(
+  rates: tuple[float, ...],
+  *,
+  min_rate: float,
+  max_rate: float,
+  num_seeds: int = 2,
+) -> studies.SearchConfig:
+  """Returns a search for two cores: over the best two of a few seeds."""
+  return studies.SearchConfig(
+    learning_rates=rates,
+    min_learning_rate=min_rate,
+    max_learning_rate=max_rate,
+    num_seeds=num_seeds,
+    best_of=2,
+  )
+
+
 def print_report(
   results: studies.StudyResults[Any],
   directory: str,
