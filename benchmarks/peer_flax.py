@@ -4,7 +4,7 @@ The ResNet is written like Flax's ImageNet example, and has batch norm and versi
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,7 +92,6 @@ class ResNet(nn.Module):
 
   num_classes: int
   dtype: str = "float32"
-  blocks: Sequence[int] = (3, 4, 6, 3)
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,7 +106,7 @@ class ResNet(nn.Module):
     )
     x = nn.relu(norm()(conv(64, (7, 7), 2, padding=[(3, 3), (3, 3)])(x)))
     x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
-    for stage, blocks in enumerate(self.blocks):
+    for stage, blocks in enumerate((3, 4, 6, 3)):
       for index in range(blocks):
         strides = 2 if stage and not index else 1
         x = BottleneckBlock(64 * 2**stage, strides, conv, norm)(x)

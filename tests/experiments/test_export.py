@@ -105,15 +105,3 @@ def test_folder_is_the_network_and_its_card(trained_run, exported, expected):
   for value in (*made.values(), jax.__version__, "digits"):
     assert value in text.replace("\\", "")
   assert str(trained_run) not in text
-
-
-def test_output_that_cannot_be_written(trained_run, run_program, tmp_path):
-  file = tmp_path / "file"
-  file.write_text("kept")
-  done = run_program(
-    ["experiments.export", f"--workdir={trained_run}", f"--output={file}"], status=1
-  )
-  assert done.stdout == ""
-  assert done.stderr.startswith(f"error: The export cannot be written to {file} ")
-  assert done.stderr.count("\n") == 1
-  assert file.read_text() == "kept"

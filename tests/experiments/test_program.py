@@ -36,23 +36,35 @@ def test_help_shows_every_field_with_its_value(run_program):
     ("train --workdir=", "flag --workdir=: it is empty"),
     ("train", "The flag --workdir is missing"),
     ("train --workdir=/dev/null/run", "The workdir /dev/null/run "),
+    ("train --workdir=NEW --config.dataset=cifar10", "is not prepared in "),
     ("report --workdir=NEW", "There is neither a study nor a run in NEW"),
     ("export --workdir=. --output=NEW", "There is no checkpoint in "),
+    ("export --workdir=RUN --output=FILE", "The export cannot be written to FILE "),
     ("prepare_data --dataset=cifar10", "--source is missing: the archive of the bin"),
     (
-      "prepare_data --dataset=imagenet2012 --source=/none --data_dir=NEW",
+      "prepare_data --dataset=imagenet2012 --source=/none",
       "Source /none needs the folders train and v",
     ),
   ],
 )
-def test_what_is_wrong_is_one_sentence(command, message, run_program, tmp_path):
-  new = tmp_path / "new"
-  words = command.replace("NEW", str(new)).split()
-  done = run_program([f"experiments.{words[0]}", *words[1:]], status=1)
+def test_what_is_wrong_is_one_sentence(
+  command, message, run_program, trained_run, tmp_path
+):
+  new, file = tmp_path / "new", tmp_path / "file"
+  file.write_text("kept")
+
+  def located(text):
+    for name, path in (("NEW", new), ("FILE", file), ("RUN", trained_run)):
+      text = text.replace(name, str(path))
+    return text
+
+  name, *flags = map(located, command.split())
+  environment = {"TFDS_DATA_DIR": str(new)}
+  done = run_program([f"experiments.{name}", *flags], env=environment, status=1)
   assert done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-  assert message.replace("NEW", str(new)) in done.stderr
-  assert not new.exists()
+  assert located(message) in done.stderr
+  assert not new.exists() and file.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
