@@ -12,19 +12,18 @@ The costs that the file lacks, in minutes each, with libtpu of jax[tpu]'s versio
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
-from typing import Any
 
-from benchmarks import benchmark, compiled_step, scaling_model
+from benchmarks import benchmark, compiled_step, peer_jax, scaling_model
+from benchmarks.peer import Case
 from skipinit_jax.files import write_json
-from skipinit_jax.training import TrainConfig
 
-# What is not a default of each network, height and width of its images, its classes.
-_NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
-  "ResNet-50": ({"model": "resnet", "depth": 50}, 224, 1000),
-  "Wide-ResNet 16-4": ({"depth": 16, "width": 4}, 32, 10),
-  "Wide-ResNet 28-10": ({"depth": 28, "width": 10}, 32, 10),
+_NETWORKS = {
+  "ResNet-50": functools.partial(Case, 50, 0, 224, version=2),
+  "Wide-ResNet 16-4": functools.partial(Case, 16, 4, 32),
+  "Wide-ResNet 28-10": functools.partial(Case, 28, 10, 32),
 }
 
 
@@ -37,16 +36,10 @@ def count_missing(workdir: pathlib.Path) -> None:
     if key in costs:
       continue
     print(f"Compiling {', '.join(map(str, key))}", file=sys.stderr)
-    network, size, num_classes = _NETWORKS[key.network]
-    config = TrainConfig(
-      method=key.method,
-      dtype="bfloat16",
-      batch_size=key.batch * len(devices),
-      scan=False,
-      **network,
+    case = _NETWORKS[key.network](
+      key.batch * len(devices), key.method, dtype="bfloat16", scan=False
     )
-    step = compiled_step.make_step(config, (size, size, 3), num_classes, devices)
-    costs[key] = compiled_step.count(step)
+    costs[key] = compiled_step.count(peer_jax.jitted_step(case, devices))
     rows = [key._asdict() | dataclasses.asdict(cost) for key, cost in costs.items()]
     write_json(path, rows)
 

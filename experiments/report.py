@@ -26,7 +26,7 @@ _FORMATS = flags.DEFINE_list(
 )
 
 
-def main() -> int:
+def main() -> None:
   """Runs the program."""
   workdir = _WORKDIR.value
   output = _OUTPUT.value or workdir
@@ -53,7 +53,6 @@ def main() -> int:
         f"The results in {workdir} are of another version, or were changed "
         f"({type(error).__name__}: {error}): run the study's command again."
       ) from error
-  return 0
 
 
 if __name__ == "__main__":
