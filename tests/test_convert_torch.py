@@ -1,118 +1,74 @@
-"""Converted networks against PyTorch's own: the same logits."""
+"""Converted networks against timm's own: the same logits."""
 
+import copy
 import functools
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from skipinit_jax import convert, methods
 from skipinit_jax.errors import UsageError
-from skipinit_jax.models import ResNet
+from skipinit_jax.models import ResNet, scan_variables
 from skipinit_jax.training import load_weights
-from tests.peers.common import torchvision
+from tests.peers.common import random_variables, torchvision
 
 torch = pytest.importorskip(
   "torch", reason="needs PyTorch: .venv/bin/pip install torch==2.13.0"
 )
 nn = torch.nn
 
-# As torchvision's.
-STAGE_BLOCKS = (3, 4, 6, 3)
 NUM_CLASSES = 7
-# Compiles in half the time.
-LESS_OPTIMIZED = {"xla_backend_optimization_level": 1}
+# At several stages the sizes are odd, where the windows of strides differ: 47 becomes
+# 24, 12, 6, 3 and 2, 58 becomes 29, 15, 8, 4 and 2.
+IMAGES = np.random.default_rng(0).normal(size=(2, 47, 58, 3)).astype(np.float32)
+IMAGES[1] *= 4
 
 
-class Bottleneck(nn.Module):
-  """A block with torchvision's names, and the stride where torchvision has it."""
-
-  def __init__(self, inputs, features, stride):
-    super().__init__()
-    outputs = 4 * features
-    self.conv1 = nn.Conv2d(inputs, features, 1, bias=False)
-    self.bn1 = nn.BatchNorm2d(features)
-    self.conv2 = nn.Conv2d(features, features, 3, stride, padding=1, bias=False)
-    self.bn2 = nn.BatchNorm2d(features)
-    self.conv3 = nn.Conv2d(features, outputs, 1, bias=False)
-    self.bn3 = nn.BatchNorm2d(outputs)
-    self.downsample = None
-    if stride != 1 or inputs != outputs:
-      projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-      self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
-
-  def forward(self, x):
-    shortcut = x if self.downsample is None else self.downsample(x)
-    y = self.bn1(self.conv1(x)).relu()
-    y = self.bn2(self.conv2(y)).relu()
-    return (shortcut + self.bn3(self.conv3(y))).relu()
-
-
-class TorchResNet(nn.Module):
-  """torchvision's ResNet-50, of PyTorch's public layers."""
-
-  def __init__(self):
-    super().__init__()
-    self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-    self.bn1 = nn.BatchNorm2d(64)
-    self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-    inputs = 64
-    for stage, num_blocks in enumerate(STAGE_BLOCKS):
-      features = 64 * 2**stage
-      blocks = []
-      for index in range(num_blocks):
-        stride = 2 if stage > 0 and index == 0 else 1
-        blocks.append(Bottleneck(inputs, features, stride))
-        inputs = 4 * features
-      self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-    self.fc = nn.Linear(inputs, NUM_CLASSES)
-
-  def forward(self, x):
-    x = self.maxpool(self.bn1(self.conv1(x)).relu())
-    x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-    return self.fc(x.mean((2, 3)))
-
-
-def make_network(seed=0):
-  """A network in evaluation mode, none of its arrays at its initial value."""
-  torch.manual_seed(seed)
-  network = TorchResNet().eval()
-  for module in network.modules():
-    if isinstance(module, nn.Conv2d):
-      nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    if isinstance(module, nn.BatchNorm2d):
-      # Such branches neither blow up the features nor drown them in biases.
-      nn.init.uniform_(module.weight, 0.5, 1.0)
-      nn.init.normal_(module.bias, std=0.1)
-      module.running_mean.normal_(std=0.1)
-      module.running_var.uniform_(0.5, 1.5)
-  return network
-
-
-def torch_logits(network, images):
-  with torch.no_grad():
-    return network(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
-
-
-def jax_logits(model, variables, images):
+def assert_same_logits(model, variables, network):
   run = jax.jit(
-    lambda variables, images: model.apply(variables, images, train=False),
-    compiler_options=LESS_OPTIMIZED,
+    lambda variables: model.apply(variables, IMAGES, train=False),
+    # Compiles in half the time.
+    compiler_options={"xla_backend_optimization_level": 1},
   )
-  return np.asarray(run(variables, images))
-
-
-def assert_same(actual, expected):
+  with torch.no_grad():
+    expected = network(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2))).numpy()
   # Measured by what tells images apart, because biases alone make logits too.
   difference = np.abs(expected[0] - expected[1]).max()
   assert difference > 0.1
-  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * difference)
+  np.testing.assert_allclose(run(variables), expected, rtol=0, atol=1e-5 * difference)
 
 
 @pytest.fixture(scope="module")
-def network():
-  return make_network()
+def timm():
+  with torchvision():
+    yield pytest.importorskip(
+      "timm",
+      reason="needs timm: .venv/bin/pip install timm==1.0.31 --no-deps, and "
+      "huggingface_hub",
+    )
+
+
+def randomize(network):
+  """Makes a network of which no array is at its initial value, in evaluation mode."""
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, array in [*network.named_parameters(), *network.named_buffers()]:
+      if array.dtype.is_floating_point and array.ndim != 2:
+        array.uniform_(0.7, 1.3)
+      if name.endswith(("bias", "running_mean")):
+        array.normal_(std=0.1)
+      if name.endswith(".weight") and array.ndim == 4:
+        nn.init.kaiming_normal_(array, nonlinearity="relu")
+  return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network(timm):
+  """A ResNet-50, by torchvision's names."""
+  return randomize(timm.create_model("resnet50", num_classes=NUM_CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +87,7 @@ def test_is_a_copy(network, converted):
 
 
 def test_parameters_in_bfloat16(network):
-  half = make_network().to(torch.bfloat16)
+  half = copy.deepcopy(network).to(torch.bfloat16)
   wrapped = {"state_dict": dict(half.named_parameters()) | dict(half.named_buffers())}
   model, variables = convert.from_torchvision(wrapped)
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"bfloat16"}
@@ -174,30 +130,6 @@ def test_training_begins_with_the_weights_of_files(network, converted, tmp_path)
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def timm():
-  with torchvision():
-    yield pytest.importorskip(
-      "timm",
-      reason="needs timm: .venv/bin/pip install timm==1.0.31 --no-deps, and "
-      "huggingface_hub",
-    )
-
-
-def randomize(network):
-  """Makes a network of which no array is at its initial value, in evaluation mode."""
-  torch.manual_seed(0)
-  with torch.no_grad():
-    for name, array in [*network.named_parameters(), *network.named_buffers()]:
-      if array.dtype.is_floating_point and array.ndim != 2:
-        array.uniform_(0.7, 1.3)
-      if name.endswith(("bias", "running_mean")):
-        array.normal_(std=0.1)
-      if name.endswith(".weight") and array.ndim == 4:
-        nn.init.kaiming_normal_(array, nonlinearity="relu")
-  return network.eval()
-
-
 @pytest.mark.parametrize(
   "name", ["resnet50", "resnetv2_50", "nf_resnet50", "nf_resnet50 skipinit"]
 )
@@ -207,9 +139,7 @@ def test_from_and_to_timm(timm, name):
     timm.create_model(name, num_classes=NUM_CLASSES, **dict.fromkeys(skipinit, True))
   )
   model, variables = convert.from_timm(network.state_dict())
-  # Small and odd sizes, at which the windows of strides differ.
-  images = make_images(47, 58)
-  assert_same(jax_logits(model, variables, images), torch_logits(network, images))
+  assert_same_logits(model, variables, network)
   convert.require_timm(model)
   state_dict = convert.to_timm(model, variables)
   there = network.state_dict()
@@ -219,21 +149,11 @@ def test_from_and_to_timm(timm, name):
 
 
 def test_skipinit_to_timm(timm):
-  resnetv2 = pytest.importorskip("timm.models.resnetv2")
   method = methods.get("regularized_skipinit")
   model = ResNet(50, NUM_CLASSES, method, symmetric_padding=True)
-  images = make_images(47, 58)
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    if path[-1].key == "kernel":
-      fan_in = np.prod(leaf.shape[-4:-1] if leaf.ndim > 2 else leaf.shape[:1])
-      return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype(np.float32)
-    return rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32)
-
-  variables = jax.tree.map_with_path(draw, shapes)
-  network = resnetv2.ResNetV2(
+  flat = random_variables(model, IMAGES)
+  variables = scan_variables(traverse_util.unflatten_dict(flat))
+  network = timm.models.resnetv2.ResNetV2(
     layers=[3, 4, 6, 3],
     num_classes=NUM_CLASSES,
     conv_layer=functools.partial(timm.layers.create_conv2d, bias=True),
@@ -241,29 +161,4 @@ def test_skipinit_to_timm(timm):
   ).eval()
   state_dict = convert.to_timm(model, variables)
   network.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})
-  assert_same(torch_logits(network, images), jax_logits(model, variables, images))
-
-
-def make_images(height, width):
-  rng = np.random.default_rng(0)
-  images = rng.normal(size=(2, height, width, 3)) * [[[[1.0]]], [[[4.0]]]]
-  return images.astype(np.float32)
-
-
-# At several stages the sizes are odd: 47 becomes 24, 12, 6, 3 and 2, 58 becomes 29,
-# 15, 8, 4 and 2.
-def test_from_torchvision(network, converted):
-  model, variables = converted
-  images = make_images(47, 58)
-  actual = jax_logits(model, variables, images)
-  assert actual.shape == (2, NUM_CLASSES)
-  assert_same(actual, torch_logits(network, images))
-
-
-def test_to_torchvision(network, converted):
-  state_dict = convert.to_torchvision(*converted)
-  tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
-  make_network(seed=1).load_state_dict(tensors, strict=True)
-  # The counters of batches do not count.
-  for name, tensor in network.state_dict().items():
-    assert tensor.dtype == torch.int64 or torch.equal(tensors[name], tensor), name
+  assert_same_logits(model, variables, network)
