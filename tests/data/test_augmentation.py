@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from skipinit_jax.data import augmentation
+from skipinit_jax.training.mesh import batch_sharding, make_mesh
 
 
 def random_images(shape, seed=0):
@@ -48,19 +48,16 @@ def test_flip_mirrors_about_half_of_the_images():
   assert 420 < (mirrored & ~kept).sum() < 580  # Five standard deviations.
 
 
-def augment(key, images):
-  crop_key, flip_key = jax.random.split(key)
-  images = augmentation.pad_and_crop(crop_key, images, 4)
-  images = augmentation.random_flip(flip_key, images)
-  return augmentation.normalize(images, [0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
+def test_devices_compute_the_same_and_exchange_no_images():
+  def augment(key, images):
+    images = augmentation.augment(key, images, crop_padding=4, flip=True)
+    return augmentation.normalize(images, [0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
 
-
-def test_devices_compute_the_same_and_exchange_no_images(make_mesh):
   images = random_images((16, 8, 8, 3))
   key, other = jax.random.split(jax.random.key(3))
   expected = jax.jit(augment)(key, images)
   assert not np.array_equal(jax.jit(augment)(other, images), expected)
-  batch = NamedSharding(make_mesh(8), PartitionSpec("data"))
+  batch = batch_sharding(make_mesh())
   sharded = jax.device_put(images, batch)
   jitted = jax.jit(augment, in_shardings=(None, batch), out_shardings=batch)
   program = jitted.lower(key, sharded).compile()

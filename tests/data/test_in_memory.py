@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from skipinit_jax.data import Split, in_memory
 from skipinit_jax.errors import UsageError
+from skipinit_jax.training.mesh import batch_sharding, make_mesh, replicated
 
+MESH = make_mesh()
 SINGLE_DEVICE = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -67,12 +69,10 @@ def test_order_depends_on_key_and_epoch_only():
   assert run_epoch(split, key, 3, 64).ravel().tolist() == first.ravel().tolist()
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-def test_batch_is_the_same_for_any_number_of_devices(num_devices, make_mesh):
+def test_batch_is_cut_over_devices():
   split = numbered_split(200)
-  mesh = make_mesh(num_devices)
-  device_split = in_memory.put(split, NamedSharding(mesh, PartitionSpec()))
-  batch = NamedSharding(mesh, PartitionSpec("data"))
+  device_split = in_memory.put(split, replicated(MESH))
+  batch = batch_sharding(MESH)
 
   @jax.jit
   def draw(device_split, index):
@@ -97,18 +97,14 @@ def test_steps_per_epoch_counts_whole_batches():
     in_memory.eval_batches(numbered_split(5), 0, SINGLE_DEVICE)
 
 
-@pytest.mark.parametrize("batch_size", [7, 325, 1000])
-def test_evaluation_counts_every_example_once(batch_size):
-  batches = in_memory.eval_batches(numbered_split(325), batch_size, SINGLE_DEVICE)
+@pytest.mark.parametrize(
+  ("batch_size", "sharding"),
+  [(325, SINGLE_DEVICE), (1000, SINGLE_DEVICE), (16, batch_sharding(MESH, axis=1))],
+)
+def test_evaluation_counts_every_example_once(batch_size, sharding):
+  batches = in_memory.eval_batches(numbered_split(325), batch_size, sharding)
+  assert batches.images.sharding == batches.mask.sharding == sharding
   assert batches.labels.shape == (-(-325 // batch_size), batch_size)
   mask = np.asarray(batches.mask)
   assert read_index(batches.images)[mask].tolist() == list(range(325))
   assert np.asarray(batches.labels)[mask].tolist() == list(range(325))
-
-
-def test_evaluation_batches_are_sharded_over_the_batch_axis(make_mesh):
-  sharding = NamedSharding(make_mesh(8), PartitionSpec(None, "data"))
-  batches = in_memory.eval_batches(numbered_split(50), 16, sharding)
-  assert batches.images.sharding == sharding
-  assert batches.images.addressable_shards[0].data.shape == (4, 2, 3, 4, 2)
-  assert int(batches.mask.sum()) == 50

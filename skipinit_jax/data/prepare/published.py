@@ -11,15 +11,14 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from skipinit_jax import errors
 from skipinit_jax.data import prepared
-from skipinit_jax.data.datasets import Split
 from skipinit_jax.data.prepare import tfds_files
+from skipinit_jax.data.prepare.tfds_files import Splits
 from skipinit_jax.files import local_path
 
 __all__ = [
@@ -72,12 +71,8 @@ ARCHIVES: tuple[str, ...] = tuple(_ARCHIVES)
 """Data sets that are published as archives of binary files."""
 
 
-class _Published(NamedTuple):
-  """What files hold: see `tfds_files.write_arrays`."""
-
-  splits: Mapping[str, Split]
-  more: Mapping[str, Mapping[str, Sequence[Any]]] | None = None
-  class_names: Mapping[str, list[str]] | None = None
+_Published: TypeAlias = tuple[Splits, dict[str, list[str]]]
+"""What files hold: examples, and the names of the classes by each kind of label."""
 
 
 def prepare(
@@ -107,27 +102,24 @@ def prepare(
     raise errors.unknown_name("published dataset", name, (*IDX, *ARCHIVES))
   path, data_dir = local_path(source), prepared.directory(data_dir)
   read = _read_idx_folder(path) if name in IDX else _read_cifar(_ARCHIVES[name], path)
-  return tfds_files.write_arrays(
-    name, data_dir=data_dir, where=f"in {path}", **read._asdict()
-  )
+  return tfds_files.write_arrays(name, *read, data_dir=data_dir, where=f"in {path}")
 
 
 def _read_cifar(archive: _Archive, path: pathlib.Path) -> _Published:
   files = _read(archive, path)
-  splits, more = {}, {}
+  splits: Splits = {}
   for split, names in archive.splits.items():
     records = np.concatenate([_records(archive, path, n, files[n]) for n in names])
     num_labels = len(archive.class_names)
     images = records[:, num_labels:].reshape(-1, *_IMAGE).transpose(0, 2, 3, 1)
     labels = dict(zip(archive.class_names, records.T.astype(np.int32), strict=False))
-    splits[split] = Split(images, labels.pop("label"))
     ids = [f"{split}_{number:05d}" for number in range(len(records))]
-    more[split] = {"id": ids, **labels}
+    splits[split] = {"image": images, "id": ids, **labels}
   class_names = {
     label: files[file].decode(errors="replace").split()
     for label, file in archive.class_names.items()
   }
-  return _Published(splits, more, class_names)
+  return splits, class_names
 
 
 def _read(archive: _Archive, source: pathlib.Path) -> dict[str, bytes]:
@@ -178,12 +170,12 @@ def _records(
 def _read_idx_folder(folder: pathlib.Path) -> _Published:
   if not folder.is_dir():
     raise errors.UsageError(f"Source {str(folder)!r} is not a folder.")
-  splits = {}
+  splits: Splits = {}
   for split, prefix in _FILE_PREFIXES.items():
     images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)[..., None]
     labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
-    splits[split] = Split(images, labels.astype(np.int32))
-  return _Published(splits)
+    splits[split] = {"image": images, "label": labels}
+  return splits, {}
 
 
 def _read_idx(path: pathlib.Path, num_dimensions: int) -> np.ndarray:

@@ -4,14 +4,16 @@ import contextlib
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from skipinit_jax import errors
-from skipinit_jax.data.datasets import Split
 from skipinit_jax.data.prepared import is_random_access
+
+Splits: TypeAlias = dict[str, dict[str, Any]]
+"""Features of all examples by split and name: uint8 "image" [N, H, W, C], "label"."""
 
 
 def write(
@@ -52,22 +54,20 @@ def write(
 
 def write_arrays(
   name: str,
-  splits: Mapping[str, Split],
+  splits: Splits,
+  class_names: Mapping[str, list[str]],
   *,
   data_dir: str | None,
   where: str,
-  more: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
-  class_names: Mapping[str, list[str]] | None = None,
 ) -> str:
   """Writes arrays as the files of a data set that tensorflow-datasets knows.
 
   Args:
     name: the data set.
     splits: its examples.
+    class_names: the names of the classes, by each feature that is a label.
     data_dir: where to write; None: the default of tensorflow-datasets.
     where: where the examples are from, such as "in FOLDER"; only named in messages.
-    more: other features of the examples, by split and name.
-    class_names: the names of the classes, by each feature that is a label.
 
   Returns:
     One sentence on what was done: prepared, or already prepared.
@@ -89,13 +89,12 @@ def write_arrays(
       return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-      others = (more or {}).get(split, {})
+      features = splits[split]
       # The order in the files depends on the keys. These are those of the original.
-      for key in range(splits[split].num_examples):
+      for key, values in enumerate(zip(*features.values(), strict=True)):
+        example = dict(zip(features, values, strict=True))
         # An encoded image: to encode an array, it would import TensorFlow.
-        image = Image.fromarray(np.squeeze(splits[split].images[key]))
-        example = {"image": image, "label": int(splits[split].labels[key])}
-        yield key, example | {each: values[key] for each, values in others.items()}
+        yield key, example | {"image": Image.fromarray(np.squeeze(example["image"]))}
 
   Builder.name = name
 
@@ -103,7 +102,7 @@ def write_arrays(
     builder = Builder(data_dir=data_dir)
     features = builder.info.features
     _check(splits, features, where)
-    for label, names in (class_names or {}).items():
+    for label, names in class_names.items():
       if len({*names}) != features[label].num_classes:
         raise errors.UsageError(
           f"There are {len({*names})} different names of classes {where}, not "
@@ -112,7 +111,7 @@ def write_arrays(
       features[label].names = names
     return builder
 
-  sizes = {split: examples.num_examples for split, examples in splits.items()}
+  sizes = {split: len(examples["label"]) for split, examples in splits.items()}
   return write(make_builder, sizes, data_dir)
 
 
@@ -126,11 +125,11 @@ def writing(data_dir: str | None) -> Iterator[None]:
     raise errors.UsageError(f"Cannot write to {where}: {error}.") from error
 
 
-def _check(splits: Mapping[str, Split], features: Any, where: str) -> None:
+def _check(splits: Splits, features: Any, where: str) -> None:
   """Raises a UsageError unless the examples have the data set's features."""
   shape, num_classes = features["image"].shape, features["label"].num_classes
   for name, split in splits.items():
-    images, labels = split.images, split.labels
+    images, labels = split["image"], split["label"]
     if images.shape[1:] != shape:
       raise errors.UsageError(
         f"The {name} images {where} have shape {images.shape[1:]}, not {shape}."

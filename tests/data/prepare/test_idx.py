@@ -8,14 +8,15 @@ import tensorflow_datasets as tfds
 
 from skipinit_jax.data.prepare import published
 from skipinit_jax.errors import UsageError
+from tests.data import idx
 
 DEBIAN_FILES = pathlib.Path("/usr/share/datasets/fashion-mnist")
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 @pytest.fixture
-def source(tmp_path, idx_files):
-  idx_files.write(tmp_path / "source")
+def source(tmp_path):
+  idx.write(tmp_path / "source")
   return tmp_path / "source"
 
 
@@ -23,9 +24,8 @@ def prepare(source):
   return published.prepare("fashion_mnist", source, str(source.parent / "tfds"))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_tensorflow_datasets_reads_what_was_prepared(zipped, tmp_path, idx_files):
-  arrays = idx_files.write(tmp_path / "source", zipped=zipped)
+def test_tensorflow_datasets_reads_what_was_prepared(tmp_path):
+  arrays = idx.write(tmp_path / "source")
   message = prepare(tmp_path / "source")
   assert message.startswith("Prepared fashion_mnist with 60 train and 23 test examples")
   builder = tfds.builder("fashion_mnist", data_dir=tmp_path / "tfds")
@@ -40,12 +40,12 @@ def test_tensorflow_datasets_reads_what_was_prepared(zipped, tmp_path, idx_files
 
 @pytest.mark.skipif(not DEBIAN_FILES.exists(), reason="needs dataset-fashion-mnist")
 def test_reads_debians_files():
-  split = published._read_idx_folder(DEBIAN_FILES).splits["test"]
-  assert split.images.shape == (10000, 28, 28, 1)
-  assert np.bincount(split.labels).tolist() == [1000] * 10
+  splits, _ = published._read_idx_folder(DEBIAN_FILES)
+  assert splits["test"]["image"].shape == (10000, 28, 28, 1)
+  assert np.bincount(splits["test"]["label"]).tolist() == [1000] * 10
 
 
-def test_what_is_prepared_is_left_as_it_is(source, idx_files):
+def test_what_is_prepared_is_left_as_it_is(source):
   def times():
     paths = (source.parent / "tfds").rglob("*")
     return {path: path.stat().st_mtime_ns for path in paths}
@@ -54,18 +54,14 @@ def test_what_is_prepared_is_left_as_it_is(source, idx_files):
   before = times()
   assert prepare(source).startswith("Already prepared: fashion_mnist with 60 train")
   for stem, shape in (("images-idx3", (5, 28, 28)), ("labels-idx1", (5,))):
-    content = idx_files.encode(np.zeros(shape, np.uint8))
-    idx_files.replace(source, f"t10k-{stem}", content)
+    (source / f"t10k-{stem}-ubyte.gz").write_bytes(zipped_array(*shape))
   with pytest.raises(UsageError, match=r"exists .*'test': 23.*'test': 5.*delete"):
     prepare(source)
   assert times() == before
 
 
 def zipped_array(*shape, value=0):
-  """Returns an array of one value as a zipped IDX file has it."""
-  sizes = b"".join(size.to_bytes(4, "big") for size in shape)
-  values = np.full(shape, value, "u1").tobytes()
-  return gzip.compress(bytes([0, 0, 8, len(shape)]) + sizes + values)
+  return idx.zipped(np.full(shape, value, np.uint8))
 
 
 @pytest.mark.parametrize(
