@@ -269,11 +269,13 @@ def _from(
       for path in shapes
       if path[1:3] == ("head", "classifier")
     }
-  _require_fit(
-    f"The PyTorch weights do not fit a ResNet-{depth}{blocks}",
+  if problems := misfit(
     {names[path]: theirs[path] for path in shapes},
     {name: weight.shape for name, weight in weights.items()},
-  )
+  ):
+    raise UsageError(
+      f"The PyTorch weights do not fit a ResNet-{depth}{blocks}: {problems}."
+    )
   flat = {}
   for path, shape in shapes.items():
     array = weights[names[path]]
@@ -342,11 +344,13 @@ def _to(layout: _Layout, model: ResNet, variables: Mapping[str, Any]) -> dict[st
   there = traverse_util.flatten_dict(unroll_variables(variables))
   channels = np.shape(there.get(("params", "stem", "kernel")))
   shapes = _shapes(model, channels[2] if len(channels) == 4 else 3)
-  _require_fit(
-    f"The variables do not fit a ResNet-{model.depth} with {layout.what}",
+  if problems := misfit(
     {"/".join(path): shape for path, shape in shapes.items()},
     {"/".join(path): np.shape(value) for path, value in there.items()},
-  )
+  ):
+    raise UsageError(
+      f"The variables do not fit a ResNet-{model.depth} with {layout.what}: {problems}."
+    )
   flat = {path: np.asarray(there[path]) for path in shapes}
   if layout is _UNNORMALIZED:
     flat = _without_alpha(model, flat)
@@ -620,11 +624,3 @@ def _size(weights: Mapping[str, np.ndarray], name: str, axis: int) -> int:
   """Returns the size of a weight's axis, 0 where there is none."""
   shape = weights[name].shape if name in weights else ()
   return shape[axis] if axis < len(shape) else 0
-
-
-def _require_fit(
-  sentence: str, expected: Mapping[str, _Shape], actual: Mapping[str, _Shape]
-) -> None:
-  """Raises a UsageError where names or shapes differ."""
-  if problems := misfit(expected, actual):
-    raise UsageError(f"{sentence}: {problems}.")

@@ -40,10 +40,11 @@ _HALVED: dict[str, tuple[str, int | None]] = {
 STREAMED_NAMES: tuple[str, ...] = ("imagenet2012", "sample_photos", image_folder.NAME)
 """The names of the data sets too large for memory, which `streaming.load` takes."""
 
+NAMES: tuple[str, ...] = (*_NUM_CLASSES, *_HALVED, *STREAMED_NAMES)
+"""The names of this package's data sets."""
+
 PREPARED_NAMES: tuple[str, ...] = tuple(
-  name
-  for name in (*_NUM_CLASSES, *_HALVED, *STREAMED_NAMES)
-  if name not in ("digits", image_folder.NAME)
+  name for name in NAMES if name not in ("digits", image_folder.NAME)
 )
 """The names of the data sets that are read from files of tensorflow-datasets."""
 
@@ -60,9 +61,6 @@ _TITLES = {
   "sample_photos": "sample photographs",
   image_folder.NAME: "a folder of images",
 }
-
-NAMES: tuple[str, ...] = (*_NUM_CLASSES, *_HALVED, *STREAMED_NAMES)
-"""The names of this package's data sets."""
 
 # Data sets of users, as functions that make them and as folders of images.
 _registered: dict[str, Callable[[], "Dataset"]] = {}

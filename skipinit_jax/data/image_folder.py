@@ -119,17 +119,14 @@ class FolderSplit:
     return _Records(self.examples())
 
 
+@dataclasses.dataclass(frozen=True)
 class _Records:
   """Reads the files of examples."""
 
-  def __init__(self, examples: tuple[Example, ...]):
-    self._examples = examples
-
-  def __len__(self) -> int:
-    return len(self._examples)
+  examples: tuple[Example, ...]
 
   def __getitem__(self, number: int) -> dict[str, Any]:
-    path, name, label = self._examples[number]
+    path, name, label = self.examples[number]
     return {"image": read(path), "label": label, "file_name": os.fsencode(name)}
 
 
