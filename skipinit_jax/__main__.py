@@ -20,15 +20,13 @@ FOLDER = _WITHIN if _WITHIN.is_dir() else _PACKAGE.parent
 
 def _programs() -> dict[str, str]:
   """Returns the first line that each program says of itself, by its name."""
-  texts = {
-    path.stem: path.read_text("utf-8")
-    for path in sorted((FOLDER / "experiments").glob("*.py"))
-  }
-  return {
-    name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    for name, text in texts.items()
-    if "  program.run(" in text.partition('if __name__ == "__main__":')[2]
-  }
+  programs = {}
+  for path in sorted((FOLDER / "experiments").glob("*.py")):
+    text = path.read_text("utf-8")
+    if "  program.run(" in text.partition('if __name__ == "__main__":')[2]:
+      description = ast.get_docstring(ast.parse(text)) or ""
+      programs[path.stem] = description.partition("\n")[0]
+  return programs
 
 
 def main() -> None:
