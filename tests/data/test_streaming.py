@@ -218,7 +218,7 @@ def test_corrupt_record_is_an_error_that_names_it(tmp_path):
 
   damaged = load(prepare(tmp_path, examples=examples))
   pattern = r"Record \d+ of the validation split of 'sample_photos' in .*validation_12"
-  batches = streaming.eval_batches(damaged, batch_size=4, num_workers=2)
+  batches = streaming.eval_batches(damaged, batch_size=4, num_workers=1)
   seen = []
   with contextlib.closing(batches), pytest.raises(UsageError, match=pattern) as error:
     seen.extend(number for images, _, _ in batches for number in numbers_of(images))

@@ -103,23 +103,19 @@ def test_goes_on_after_damage_and_is_read_as_the_set(source, monkeypatch, capsys
   assert sorted(batch[1].tolist()) == [*range(1000)]
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    (lambda s: (s / "train" / "cat").mkdir(), "1001 class folders and 'cat' among"),
+def test_other_folder_is_one_sentence_and_writes_nothing(source):
+  synset = source / "val" / SYNSETS[1]
+  # Each is found before those above it.
+  for change, message in (
+    ((synset / f"{SYNSETS[1]}_val.JPEG").unlink, "no images in .*val/n01443537"),
     (
-      lambda s: (s / "val" / SYNSETS[1]).rename(s / SYNSETS[1]),
+      lambda: synset.rename(source / SYNSETS[1]),
       "val has 999 class folders and no n01443537 among .*=image_folder",
     ),
-    (
-      lambda s: (s / "train" / SYNSETS[1] / f"{SYNSETS[1]}_train.JPEG").unlink(),
-      "no images in .*n01443537",
-    ),
-    (lambda s: (s / "val").rename(s / "test2"), "Source .* needs the folders train"),
-  ],
-)
-def test_other_folder_is_one_sentence_and_writes_nothing(source, change, message):
-  change(source)
-  with pytest.raises(UsageError, match=message):
-    prepare(source)
-  assert not (source.parent / "tfds").exists()
+    ((source / "train" / "cat").mkdir, "1001 class folders and 'cat' among"),
+    (lambda: (source / "val").rename(source / "test2"), "Source .* needs the folders"),
+  ):
+    change()
+    with pytest.raises(UsageError, match=message):
+      prepare(source)
+    assert not (source.parent / "tfds").exists()
