@@ -84,9 +84,8 @@ def run_program(fork_server) -> Callable[..., subprocess.CompletedProcess[str]]:
   """Runs `python -m MODULE FLAGS...` from the checkout and captures what it prints.
 
   `run_program(["experiments.train", "--workdir=..."], status=1)`. Any exit status is
-  returned unless `status` names the one to expect. `env` adds variables, `timeout` is
-  in seconds. The program is a fork, unless it needs variables that Python or JAX read
-  when they start.
+  returned unless `status` names the one to expect. `env` adds variables. The program is
+  a fork, unless it needs variables that Python or JAX read when they start.
   """
 
   def run(
@@ -94,7 +93,6 @@ def run_program(fork_server) -> Callable[..., subprocess.CompletedProcess[str]]:
     *,
     env: Mapping[str, str] | None = None,
     status: int | None = None,
-    timeout: int = 300,
   ) -> subprocess.CompletedProcess[str]:
     environment = program_environment(env)
     if any(name.startswith(("JAX_", "XLA_", "PYTHON")) for name in env or ()):
@@ -105,10 +103,10 @@ def run_program(fork_server) -> Callable[..., subprocess.CompletedProcess[str]]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=forks.TIMEOUT_SECONDS,
       )
     else:
-      result = fork_server.run(arguments, environment, timeout)
+      result = fork_server.run(arguments, environment)
     if status is not None and result.returncode != status:
       pytest.fail(
         f"python -m {' '.join(arguments)} exited {result.returncode}, not {status}:\n"

@@ -16,9 +16,9 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_SECONDS = 300
 
 # None of these starts a thread or one of JAX's backends, which no fork would survive.
 # Programs themselves are not here, because each of them defines its flags.
@@ -49,9 +49,9 @@ class Server:
     )
 
   def run(
-    self, arguments: list[str], environment: Mapping[str, str], timeout: int
+    self, arguments: list[str], environment: Mapping[str, str]
   ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m MODULE FLAGS...`; killed by SIGALRM after `timeout` seconds."""
+    """Runs `python -m MODULE FLAGS...`; killed by SIGALRM after `TIMEOUT_SECONDS`."""
     assert self._process.stdin and self._process.stdout
     with tempfile.TemporaryDirectory() as folder:
       paths = [str(Path(folder, name)) for name in ("stdout", "stderr")]
@@ -59,7 +59,6 @@ class Server:
         "arguments": arguments,
         "environment": dict(environment),
         "paths": paths,
-        "timeout": timeout,
       }
       print(json.dumps(request), file=self._process.stdin, flush=True)
       status = int(self._process.stdout.readline())
@@ -91,8 +90,8 @@ def _serve() -> None:
 
 
 def _become(
-  arguments: list[str], environment: dict[str, str], paths: list[str], timeout: int
-) -> Any:
+  arguments: list[str], environment: dict[str, str], paths: list[str]
+) -> None:
   warnings.resetwarnings()
   os.environ.clear()
   os.environ.update(environment)
@@ -100,7 +99,7 @@ def _become(
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   for descriptor, path in enumerate(paths, start=1):
     os.dup2(os.open(path, write), descriptor)
-  signal.alarm(timeout)
+  signal.alarm(TIMEOUT_SECONDS)
   sys.argv = arguments
   runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
