@@ -89,6 +89,8 @@ class FolderSplit:
     there = [name for name in classes if (folder / name).is_dir()]
     empty = [name for name in there if classes.index(name) not in labels]
     if empty:
+      # It may be filled, and this process asked again.
+      _examples.cache_clear()
       others = f" and {len(empty) - 1} more class folders" if empty[1:] else ""
       raise UsageError(
         f"There are no images in {folder / empty[0]}{others}: fill or remove them; "

@@ -110,6 +110,14 @@ def test_other_folder_is_one_sentence(folder, change, message):
     streaming.load("image_folder", data_dir=str(folder))
 
 
+def test_a_folder_that_is_filled_is_read_again(folder):
+  (folder / "train/eel").mkdir()
+  with pytest.raises(UsageError, match="no images in"):
+    image_folder.load(folder)
+  (folder / "train/eel/6.jpg").write_bytes(encode(6))
+  assert image_folder.load(folder)[0].num_examples == 5
+
+
 def test_what_cannot_be_read_later_names_the_file_and_spares_the_folder(folder):
   for damage, message in (
     (lambda path: path.write_bytes(encode(10)[:-20]), r"\(file 'cat/1.jpg'\) is no im"),
