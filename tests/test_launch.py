@@ -5,7 +5,6 @@ No cloud and no Slurm: programs that stand in for theirs record how they were ca
 
 import os
 import shutil
-import stat
 import subprocess
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def stand_in(path, *, status=0):
     f'#!/usr/bin/env bash\nprintf "%s\\t" "$@" >> "$0.calls"\n'
     f'echo >> "$0.calls"\nexit {status}\n'
   )
-  path.chmod(path.stat().st_mode | stat.S_IXUSR)
+  path.chmod(0o700)
 
 
 def calls(path):

@@ -60,7 +60,6 @@ _PIECES_PER_WORKER = 4
 # in others, which hides the latency of remote storage.
 _DECODING_THREADS = 2
 _READING_THREADS = 16
-_CORES_PER_WORKER = _DECODING_THREADS
 _DIGEST_BYTES = 2**16
 _SHARED_MEMORY = "/dev/shm"
 
@@ -213,7 +212,7 @@ def load(
 def num_workers(data_workers: int | None) -> int:
   """Returns how many processes decode on a host; None: one for every two cores."""
   if data_workers is None:
-    return max(1, num_cores() // _CORES_PER_WORKER)
+    return max(1, num_cores() // _DECODING_THREADS)
   return data_workers
 
 
