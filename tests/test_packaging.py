@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ NOT_SOURCES = shutil.ignore_patterns(
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
   """A wheel built from a copy, so that nothing of an earlier build gets into it."""
   folder = tmp_path_factory.mktemp("wheel")
   shutil.copytree(ROOT, folder / "project", symlinks=True, ignore=NOT_SOURCES)
@@ -38,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return built
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_package_and_nothing_else(wheel):
   names = zipfile.ZipFile(wheel).namelist()
   project, version, *_ = wheel.name.split("-")
   folders = {name.split("/")[0] for name in names}
@@ -53,7 +52,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
   assert modules <= set(names), "a folder of the package has no __init__.py"
 
 
-def test_installed_wheel_imports_and_loads_digits(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_imports_and_loads_digits(wheel, tmp_path):
   # A pure Python wheel is installed by unpacking it. The environment of the tests
   # provides what it requires; python -I and another folder keep the checkout out.
   site = tmp_path / "site"
@@ -84,9 +83,7 @@ command.main()
   assert "skipinit-jax train --workdir=/tmp/run" in done.stdout
 
 
-def test_core_alone_runs_the_snippets_of_the_readme(
-  wheel: Path, tmp_path: Path, child_environment: Callable[..., dict[str, str]]
-) -> None:
+def test_core_alone_runs_the_snippets_of_the_readme(wheel, tmp_path, child_environment):
   uv, python = Path(sys.executable).with_name("uv"), tmp_path / "core/bin/python"
   if not uv.exists():
     pytest.skip("uv is not installed")
@@ -141,7 +138,7 @@ for use in (
   assert re.fullmatch(r"error: .*'skipinit_jax\[train\]' brings it\.\n", done.stderr)
 
 
-def test_lock_pins_everything_that_is_required(wheel: Path) -> None:
+def test_lock_pins_everything_that_is_required(wheel):
   archive = zipfile.ZipFile(wheel)
   (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
   metadata = email.message_from_bytes(archive.read(name))
