@@ -91,13 +91,12 @@ class _InMemory(BatchSource):
         in_memory.train_batch(data, permutation, step % steps_per_epoch, batch_size),
         batch_sharding(self._mesh),
       )
-      return self._augment(jax.random.fold_in(keys.augment, step), images), labels
+      key = jax.random.fold_in(keys.augment, step)
+      images = call(augmentation.augment, self._config, key, images)
+      images = augmentation.normalize(images, self._dataset.mean, self._dataset.std)
+      return images, labels
 
     return batch_of
-
-  def _augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
-    images = call(augmentation.augment, self._config, key, images)
-    return augmentation.normalize(images, self._dataset.mean, self._dataset.std)
 
   def data_shapes(self) -> in_memory.DeviceSplit:
     return self._train

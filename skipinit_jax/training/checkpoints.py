@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from logging import LogRecord
 from typing import TYPE_CHECKING, Any, Self
 
@@ -422,21 +422,16 @@ def _is_not_repeated(record: LogRecord) -> bool:
 
 def _digests(directory: Path) -> dict[str, str]:
   """Returns the SHA-256 digest of every file by its path in the directory."""
-  digests = {}
-  for path in sorted(_files(directory)):
-    with path.open("rb") as file:
-      name = path.relative_to(directory).as_posix()
-      digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return digests
-
-
-def _files(directory: Path) -> Iterator[Path]:
+  digests: dict[str, str] = {}
   # `epath.Path` has no rglob, and its walk loses the gs:// of a bucket.
-  for path in directory.iterdir():
+  for path in sorted(directory.iterdir()):
     if path.is_dir():
-      yield from _files(path)
+      inside = _digests(path)
+      digests |= {f"{path.name}/{name}": inside[name] for name in inside}
     else:
-      yield path
+      with path.open("rb") as file:
+        digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return digests
 
 
 def _is_intact(directory: Path) -> bool:

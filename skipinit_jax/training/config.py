@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from skipinit_jax import data, methods, models
 from skipinit_jax.data import augmentation, streaming
@@ -527,12 +528,8 @@ def _load_folder(name: str, image_size: int | None) -> data.StreamedDataset:
   return _load_streamed(name, None, image_size)
 
 
-def _load_prepared(name: str, data_dir: str | None) -> data.Dataset:
-  return data.load(name, data_dir=data_dir)
-
-
-def _load(name: str) -> data.Dataset:
-  return data.load(name, data_dir=None)
+def _load_unprepared(name: str) -> data.Dataset:
+  return data.load(name)
 
 
 def _data_takers(name: str) -> tuple[Any, ...]:
@@ -540,7 +537,8 @@ def _data_takers(name: str) -> tuple[Any, ...]:
   if data.is_streamed(name):
     load = _load_folder if name not in data.NAMES else _load_streamed
     return load, streaming.num_workers
-  return _load_prepared if name in data.PREPARED_NAMES else _load, augmentation.augment
+  prepared = name in data.PREPARED_NAMES
+  return data.load if prepared else _load_unprepared, augmentation.augment
 
 
 def differences(
@@ -557,7 +555,13 @@ def differences(
   Returns:
     Such as "model.depth is 16 there and absent here", by the values' dotted names.
   """
-  flat_there, flat_here = _flatten(to_json(there)), _flatten(to_json(here))
+  # An empty dict inside is a value.
+  flat_there, flat_here = (
+    traverse_util.flatten_dict(
+      to_json(each), sep=".", is_leaf=lambda path, value: path and not value
+    )
+    for each in (there, here)
+  )
 
   def show(flat: Mapping[str, Any], name: str) -> str:
     return json.dumps(flat[name]) if name in flat else "absent"
@@ -569,14 +573,3 @@ def differences(
     or name not in flat_here
     or flat_there[name] != flat_here[name]
   ]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the values of nested dicts by their dotted names."""
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping) and value:
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

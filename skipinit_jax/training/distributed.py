@@ -145,11 +145,11 @@ def _check_jax_settings() -> None:
       client.blocking_key_value_get(key(index), timeout)
       for index in range(state.num_processes)
     )
-    errors = _difference_errors([json.loads(text) for text in texts])
-    client.key_value_set(key("errors"), json.dumps(errors))
-  errors = json.loads(client.blocking_key_value_get(key("errors"), timeout))
-  if errors:
-    raise UsageError(errors[0])
+    error = _first_difference([json.loads(text) for text in texts])
+    client.key_value_set(key("error"), json.dumps(error))
+  error = json.loads(client.blocking_key_value_get(key("error"), timeout))
+  if error:
+    raise UsageError(error)
 
 
 def in_slurm_step() -> bool:
@@ -309,25 +309,23 @@ def check_same(settings: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  errors = _difference_errors(gather(to_json({**settings, "code": _code_digests()})))
-  if errors:
-    raise UsageError(errors[0])
+  if error := _first_difference(gather(to_json({**settings, "code": _code_digests()}))):
+    raise UsageError(error)
 
 
-def _difference_errors(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Returns a sentence for each process that differs from process 0."""
+def _first_difference(settings: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a sentence on the first process that differs from process 0, or nothing."""
   first, *others = settings
-  errors = []
   for process_id, other in enumerate(others, start=1):
     if found := differences(first, other):
       more = len(found) - _MAX_DIFFERENCES
       and_more = f", and {more} more" if more > 0 else ""
-      errors.append(
+      return (
         f"Process {process_id} (here) differs from process 0 (there): "
         f"{', '.join(found[:_MAX_DIFFERENCES])}{and_more}; start all processes with "
         "the same flags, data, settings of JAX and version."
       )
-  return errors
+  return ""
 
 
 def _code_digests() -> dict[str, str]:

@@ -21,6 +21,15 @@ from skipinit_jax.training.metrics import MetricsWriter
 from skipinit_jax.training.state import TrainState
 from skipinit_jax.training.step import Batches
 
+# The fields of a signal that the logged quantities are made of.
+_LOGGED = {
+  "names",
+  "alpha",
+  "branch_variance",
+  "skip_variance",
+  "gradient_second_moment",
+}
+
 
 class SignalLog:
   """Writes the signal of a run as rows of kind "signal", every so many steps.
@@ -116,19 +125,9 @@ def make_measure_signal(
         train=True,
       )
     # XLA drops the statistics that are not returned: a third of the time.
-    return dataclasses.replace(
-      signal,
-      second_moment=None,
-      variance=None,
-      cosine=None,
-      skip_second_moment=None,
-      branch_second_moment=None,
-      sum_second_moment=None,
-      moving_variance=None,
-      position_cosine=None,
-      gradient_spread=None,
-      head=None,
-    )
+    names = {field.name for field in dataclasses.fields(signal)} - _LOGGED
+    absent: dict[str, Any] = dict.fromkeys(names)
+    return dataclasses.replace(signal, **absent)
 
   return jax.jit(
     measure_signal,

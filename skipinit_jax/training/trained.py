@@ -1,9 +1,9 @@
 """What a run has trained, for use outside of training."""
 
 import os
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import optax
 from flax import linen as nn
 
 from skipinit_jax.errors import UsageError
@@ -17,9 +17,6 @@ from skipinit_jax.files import (
 )
 from skipinit_jax.training.checkpoints import read_latest
 from skipinit_jax.training.config import TrainConfig
-from skipinit_jax.training.transformations import AveragedParams
-
-(_AVERAGE,) = AveragedParams._fields
 
 
 class Trained(NamedTuple):
@@ -60,7 +57,10 @@ def load_trained(workdir: str | os.PathLike[str], *, averaged: bool = False) -> 
   """
   parts = ("model_state", "opt_state" if averaged else "params")
   step, state = read_latest(workdir, parts)
-  params = _averaged(state["opt_state"]) if averaged else state["params"]
+  if averaged:
+    params = optax.tree.get(state["opt_state"], "averaged_params")
+  else:
+    params = state["params"]
   if params is None:
     raise UsageError(
       f"The run in {workdir} keeps no average of its parameters: its ema_decay is None."
@@ -74,16 +74,6 @@ def load_trained(workdir: str | os.PathLike[str], *, averaged: bool = False) -> 
   else:
     num_classes = config.load_dataset().num_classes
   return Trained(config.make_model(num_classes), variables, step, config)
-
-
-def _averaged(opt_state: Any) -> Any:
-  """Returns the averaged parameters in an optimizer's state; None: there are none."""
-  if isinstance(opt_state, Mapping):
-    if _AVERAGE in opt_state:
-      return opt_state[_AVERAGE]
-    opt_state = [*opt_state.values()]
-  parts = opt_state if isinstance(opt_state, list | tuple) else []
-  return next((x for x in map(_averaged, parts) if x is not None), None)
 
 
 def _read_config(workdir: Path) -> TrainConfig:

@@ -1,5 +1,6 @@
 """What optimizers are made of: clipping, decay, rates by role, averages."""
 
+import functools
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -51,62 +52,47 @@ def adaptive_grad_clip(clipping: float) -> optax.GradientTransformation:
   what is called `classifier`. Scalars, and parameters that start at zero or close to
   it, are not clipped either: SkipInit's alpha, Fixup's last layers, biases. What is
   allowed is in proportion to the parameter, and would keep these where they start.
-
-  Parameters of a scanned stack have an axis over the blocks, which is no part of any
-  unit.
+  Each block of a scanned stack is clipped by itself.
 
   Args:
     clipping: largest ratio of a unit's gradient norm to its parameter norm.
   """
   clip = optax.adaptive_grad_clip(clipping, eps=_SMALL)
 
-  def init(params: chex.ArrayTree) -> Any:
-    """Returns which parameters are not clipped, block by block."""
+  def is_exempt(path: tuple[Any, ...], param: jax.Array) -> jax.Array:
+    if not param.ndim or _CLASSIFIER in _names(path):
+      return jnp.ones((), bool)
+    return jnp.sqrt(jnp.sum(jnp.square(param))) < _SMALL
 
-    def is_exempt(path: tuple[Any, ...], param: jax.Array) -> jax.Array:
-      num_axes = 1 if is_stacked(path) else 0
-      axes = tuple(range(num_axes, param.ndim))
-      if not axes or _CLASSIFIER in _names(path):
-        return jnp.ones(param.shape[:num_axes], bool)
-      return jnp.sqrt(jnp.sum(jnp.square(param), axes)) < _SMALL
+  def clip_layer(
+    _: Any, update: jax.Array, exempt: jax.Array, param: jax.Array
+  ) -> jax.Array:
+    clipped, _ = clip.update(update, clip.init(param), param)
+    return jnp.where(exempt, update, clipped)
 
-    return jax.tree.map_with_path(is_exempt, params)
-
-  def update(updates: chex.ArrayTree, exempt: Any, params: Any) -> Any:
-    def clip_leaf(
-      path: tuple[Any, ...], update: jax.Array, exempt: jax.Array, param: jax.Array
-    ) -> Any:
-      def clip_block(update: jax.Array, exempt: jax.Array, param: jax.Array) -> Any:
-        clipped, _ = clip.update(update, clip.init(param), param)
-        return jnp.where(exempt, update, clipped)
-
-      clip_all = jax.vmap(clip_block) if is_stacked(path) else clip_block
-      return clip_all(update, exempt, param)
-
-    return jax.tree.map_with_path(clip_leaf, updates, exempt, params), exempt
-
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(
+    lambda params: _map_layers(is_exempt, params),
+    lambda updates, exempt, params: (
+      _map_layers(clip_layer, updates, exempt, params),
+      exempt,
+    ),
+  )
 
 
-def by_block(
-  transformation: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """Applies a transformation without state to each block of a scanned stack by itself.
+def _map_layers(function: Callable[..., Any], *trees: Any) -> Any:
+  """Maps parameters and the like, each block of a scanned stack by itself.
 
   A stack's parameters have an axis over the blocks, which is no part of any layer.
+
+  Args:
+    function: takes the path of a leaf, and the leaves of all trees there.
   """
 
-  def update_leaf(update: jax.Array, param: jax.Array) -> Any:
-    return transformation.update(update, transformation.init(param), param)[0]
+  def at(path: tuple[Any, ...], *leaves: jax.Array) -> Any:
+    layer = functools.partial(function, path)
+    return (jax.vmap(layer) if is_stacked(path) else layer)(*leaves)
 
-  def update(updates: Any, params: Any) -> Any:
-    def of_path(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> Any:
-      of_leaf = jax.vmap(update_leaf) if is_stacked(path) else update_leaf
-      return of_leaf(update, param)
-
-    return jax.tree.map_with_path(of_path, updates, params)
-
-  return optax.stateless(update)
+  return jax.tree.map_with_path(at, *trees)
 
 
 def l2_penalty(l2: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
@@ -148,10 +134,15 @@ def adamw(
 
 def lamb(weight_decay: float, l2_exempt: Sequence[str]) -> optax.GradientTransformation:
   """`optax.lamb`, without the rate, layer by layer also in scanned stacks."""
+  trust = optax.scale_by_trust_ratio()
+
+  def scale_layer(_: Any, update: jax.Array, param: jax.Array) -> Any:
+    return trust.update(update, trust.init(param), param)[0]
+
   return optax.chain(
     optax.scale_by_adam(eps=1e-6),
     l2_penalty(weight_decay, l2_exempt),
-    by_block(optax.scale_by_trust_ratio()),
+    optax.stateless(functools.partial(_map_layers, scale_layer)),
   )
 
 
