@@ -67,6 +67,7 @@ NOT_ZERO = [
   "ghost_batch_size",
   "growth_per_epoch",
   "halve_every_epochs",
+  "image_size",
 ]
 
 
@@ -157,7 +158,7 @@ def test_fields_that_fit(num_devices, fields):
   TrainConfig(method="output_batch_norm", **fields).validate(num_devices)
 
 
-OTHER_MODELS = {
+WITHOUT_EFFECT = {
   "width": [{"model": "resnet", "depth": 50}],
   "version": [{}, {"model": "residual_mlp"}, {"model": "vision_transformer"}],
   "symmetric_padding": [{"model": "vision_transformer"}, {"model": "residual_mlp"}],
@@ -166,8 +167,6 @@ OTHER_MODELS = {
   "layers_per_block": [{}, {"model": "vision_transformer"}],
   "patch_size": [{}, {"model": "resnet", "depth": 50}],
   "num_heads": [{}, {"model": "residual_mlp"}],
-}
-WITHOUT_EFFECT = OTHER_MODELS | {
   "constant_epochs": [{"schedule": name} for name in ("cosine", "constant")],
   "halve_every_epochs": [{"schedule": "exponential"}, {"epochs": 5}],
   "growth_per_epoch": [{}, {"schedule": "cosine"}, {"schedule": "constant"}],

@@ -285,7 +285,12 @@ def test_diverged_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "fields", [{"model": "wide_resnet", "depth": 17}, {"batch_size": 2048}]
+  "fields",
+  [
+    {"model": "wide_resnet", "depth": 17},
+    {"batch_size": 2048},
+    {"dataset": "imagenet2012", "crop_padding": 0, "data_dir": "/nowhere"},
+  ],
 )
 def test_bad_configuration_makes_no_workdir(fields, tmp_path):
   workdir = tmp_path / "run"

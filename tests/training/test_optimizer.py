@@ -13,6 +13,7 @@ from skipinit_jax.models import unroll_variables
 from skipinit_jax.training import optimizer as optimizer_lib
 from skipinit_jax.training.config import TrainConfig
 from skipinit_jax.training.transformations import parameter_roles
+from tests.training.runs import assert_close
 
 # A weight, a normalizer's scale, alpha, and biases of three kinds.
 SHAPES = {
@@ -44,9 +45,13 @@ def draw(shapes, seed):
   )
 
 
-def run(config, params, all_grads, steps_per_epoch=2):
-  """Returns the parameters after each of the optimizer's steps."""
-  optimizer = optimizer_lib.make_optimizer(config, steps_per_epoch)
+assert_near = functools.partial(assert_close, rtol=1e-5, atol=1e-6)
+
+
+def run(optimizer, params, all_grads):
+  """Returns the parameters after each step of an optimizer, or a configuration's."""
+  if isinstance(optimizer, TrainConfig):
+    optimizer = optimizer_lib.make_optimizer(optimizer, steps_per_epoch=2)
   state = optimizer.init(params)
 
   @jax.jit
@@ -59,10 +64,6 @@ def run(config, params, all_grads, steps_per_epoch=2):
     params, state = step(grads, state, params)
     trajectory.append(params)
   return trajectory
-
-
-def test_roles_by_hand():
-  assert parameter_roles(draw(SHAPES, 0)) == ROLES
 
 
 @pytest.mark.parametrize(
@@ -130,11 +131,7 @@ def test_global_clip_before_l2():
     config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.1, clip_norm=float(clip))
     (after,) = run(config, params, [grads])
     expected = jax.tree.map(lambda p, g, s=scale: p - (s * g + 0.1 * p), params, grads)
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-      after,
-      expected,
-    )
+    assert_near(after, expected)
 
 
 def test_adaptive_clip_by_hand():
@@ -161,14 +158,7 @@ def test_adaptive_clip_by_hand():
   config = TrainConfig(learning_rate=1.0, momentum=0.0, l2=0.0, adaptive_clip=clipping)
   (after,) = run(config, params, [grads])
   actual = jax.tree.map(jnp.subtract, params, after)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-    actual,
-    expected,
-  )
-  np.testing.assert_allclose(
-    actual["kernel"][..., 1], grads["kernel"][..., 1], atol=1e-6
-  )
+  assert_close(actual, expected, atol=1e-6)
 
 
 def test_adaptive_clip_lets_grow_what_starts_at_zero():
@@ -211,15 +201,7 @@ def test_rates_by_role_are_those_of_optax_by_label():
   reference = optax.partition(
     {role: optax.sgd(0.3 * factor, 0.9) for role, factor in factors.items()}, ROLES
   )
-  params, state = start, reference.init(start)
-  for each in grads:
-    updates, state = reference.update(each, state, params)
-    params = optax.apply_updates(params, updates)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-    run(config, start, grads)[-1],
-    params,
-  )
+  assert_near(run(config, start, grads)[-1], run(reference, start, grads)[-1])
 
 
 # Two blocks of a scanned stack beside what is no stack.
@@ -240,28 +222,15 @@ def test_other_optimizers_are_those_of_optax(name):
   start = draw(SHAPES | {"rest": STACKED}, 0)
   grads = [draw(SHAPES | {"rest": STACKED}, seed) for seed in (1, 2, 3)]
 
-  def unrolled(tree):
-    return unroll_variables(tree)
+  def with_role(is_meant):
+    return lambda params: jax.tree.map(is_meant, parameter_roles(params))
 
-  reference = getattr(optax, name)(
-    0.1,
-    weight_decay=0.2,
-    mask=lambda params: jax.tree.map(
-      lambda role: role != "bias", parameter_roles(params)
-    ),
+  reference = optax.chain(
+    getattr(optax, name)(0.1, weight_decay=0.2, mask=with_role("bias".__ne__)),
+    optax.masked(optax.scale(0.5), with_role("scale".__eq__)),
   )
-  params = unrolled(start)
-  state = reference.init(params)
-  for each in grads:
-    updates, state = reference.update(unrolled(each), state, params)
-    updates["stage"]["norm"]["scale"] *= 0.5
-    updates["stage"]["branch_scale"]["alpha"] *= 0.5
-    params = optax.apply_updates(params, updates)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-    unrolled(run(config, start, grads)[-1]),
-    params,
-  )
+  expected = run(reference, unroll_variables(start), map(unroll_variables, grads))
+  assert_near(unroll_variables(run(config, start, grads)[-1]), expected[-1])
 
 
 def test_an_optimizer_of_ones_own_gets_the_schedule():
@@ -271,15 +240,7 @@ def test_an_optimizer_of_ones_own_gets_the_schedule():
   own = optimizer_lib.make_optimizer(
     config, 2, optimizer=functools.partial(optax.sgd, momentum=0.9)
   )
-  params, state = start, own.init(start)
-  for each in grads:
-    updates, state = own.update(each, state, params)
-    params = optax.apply_updates(params, updates)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-    run(config, start, grads)[-1],
-    params,
-  )
+  assert_near(run(config, start, grads)[-1], run(own, start, grads)[-1])
   lion = functools.partial(optax.lion, b1=0.8)
   assert optimizer_lib.optimizer_name(lion) == "optax._src.alias.lion(b1=0.8)"
 
@@ -310,11 +271,7 @@ def test_adaptive_clip_sees_one_block_of_a_stack():
   scanned = unroll_variables(run(config, params, [grads, grads])[-1])
   unrolled = run(config, unroll_variables(params), [unroll_variables(grads)] * 2)[-1]
   assert set(unrolled["rest"]) == {f"block{index}" for index in range(5)}
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-    scanned,
-    unrolled,
-  )
+  assert_near(scanned, unrolled)
 
 
 def test_rate_is_state():

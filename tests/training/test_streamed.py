@@ -8,7 +8,6 @@ import pytest
 
 from skipinit_jax.data import augmentation, streaming
 from skipinit_jax.data.prepare import sample_photos
-from skipinit_jax.errors import UsageError
 from skipinit_jax.training import TrainConfig, load_trained
 from tests.training.runs import StopAt, rows_of, train
 
@@ -75,26 +74,3 @@ def test_a_resumed_run_is_the_same_bit_for_bit(config, finished, tmp_path):
   assert rows_of(tmp_path) == rows_of(whole)
   expected, actual = load_trained(whole).variables, load_trained(tmp_path).variables
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-@pytest.mark.parametrize(
-  ("fields", "words"),
-  [
-    ({"flip": True}, "flip is True.*'sample_photos'.*left out"),
-    ({"crop_padding": 2}, "crop_padding is 2.*left out"),
-    ({"image_size": 0}, "image_size is 0: it must be at least 1"),
-  ],
-)
-def test_fields_that_do_not_fit_the_data(config, fields, words, tmp_path):
-  with pytest.raises(UsageError, match=words):
-    train(dataclasses.replace(config, **fields), tmp_path)
-  assert not list(tmp_path.iterdir())
-
-
-def test_a_data_set_that_is_not_there(config, tmp_path):
-  missing = dataclasses.replace(
-    config, dataset="imagenet2012", data_dir=str(tmp_path / "none")
-  )
-  with pytest.raises(UsageError, match=r"prepare_data --dataset=imagenet2012"):
-    train(missing, tmp_path / "run")
-  assert not (tmp_path / "run").exists()
