@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.files import as_type
+from skipinit_jax.files import as_type, to_json
 
 _Config = TypeVar("_Config")
 
@@ -127,9 +127,8 @@ def unusual(config: _Config, than: Any = None) -> Iterator[tuple[str, _Config]]:
     changes: list[tuple[str, Any]] = []
     if dataclasses.is_dataclass(value):
       changes = [(f".{name}", nested) for name, nested in unusual(value, other)]
-    elif (list(value) if isinstance(value, tuple | list) else value) != (
-      list(other) if isinstance(other, tuple | list) else other
-    ):
+    # JSON has lists in place of tuples.
+    elif to_json(value) != to_json(other):
       changes = [("", other)]
     for name, change in changes:
       changed = copy.copy(config)

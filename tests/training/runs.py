@@ -10,6 +10,7 @@ from skipinit_jax import data
 from skipinit_jax.data import augmentation
 from skipinit_jax.data.datasets import Split
 from skipinit_jax.training import (
+  Checkpoints,
   Trainer,
   loop,
   make_init,
@@ -63,9 +64,8 @@ def digits(num_examples=1472):
   )
 
 
-def preprocess(images, dataset=None):
-  dataset = dataset or digits()
-  return np.asarray(augmentation.normalize(images, dataset.mean, dataset.std))
+def preprocess(images):
+  return np.asarray(augmentation.normalize(images, digits().mean, digits().std))
 
 
 def make_trainer(config, num_devices=1, num_examples=1472):
@@ -82,13 +82,14 @@ def make_step(
   steps_per_epoch=23,
   shapes=False,
   weights=None,
+  num_classes=10,
 ):
   """Returns a configuration's step, to be compiled, and the state that it begins with.
 
   The state's sharding comes third. `shapes` leaves the state at its shapes.
   """
   mesh = make_mesh(jax.devices()[:num_devices])
-  model = config.make_model(10)
+  model = config.make_model(num_classes)
   optimizer = functools.partial(make_optimizer, config, steps_per_epoch)
   init, sharding = make_init(
     model, optimizer, image_shape, mesh=mesh, shard_params=config.shard_params
@@ -117,7 +118,17 @@ def dispatch(trainer, *dispatches):
 
 
 def bits(tree):
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+  """Returns what is equal for trees that are the same to the bit."""
+  leaves = map(np.asarray, jax.tree.leaves(tree))
+  values = [(leaf.dtype, leaf.shape, leaf.tobytes()) for leaf in leaves]
+  return jax.tree.structure(tree), values
+
+
+def saved_state(workdir, config):
+  """Returns the step and the state of a run's newest checkpoint."""
+  _, template, _ = make_step(config, shapes=True)
+  with Checkpoints(workdir, config=config.identity()) as checkpoints:
+    return jax.device_get(checkpoints.restore_latest(template))
 
 
 def largest_change(after, before):

@@ -19,6 +19,7 @@ import pytest
 from skipinit_jax.errors import UsageError
 from skipinit_jax.files import lock
 from skipinit_jax.training.checkpoints import Checkpoints, read_latest
+from tests.training.runs import bits
 
 pytestmark = [
   pytest.mark.filterwarnings("error::DeprecationWarning"),
@@ -32,28 +33,21 @@ def make_state(step):
   """Returns a state like a trainer's, with every bit pattern drawn from the step."""
   rng = np.random.default_rng(step)
 
-  def bits(shape, dtype):
+  def draw(shape, dtype):
     raw = rng.integers(256, size=(*shape, np.dtype(dtype).itemsize), dtype=np.uint8)
     return jnp.asarray(raw.view(dtype)[..., 0])
 
   params = {
-    "float32": bits((3, 40, 8), np.float32),
-    "bfloat16": bits((33,), jnp.bfloat16),
+    "float32": draw((3, 40, 8), np.float32),
+    "bfloat16": draw((33,), jnp.bfloat16),
   }
   return {
     "params": params,
     "optimizer": optax.sgd(0.1, momentum=0.9).init(params),
-    "int32": bits((5,), np.int32),
-    "uint32": bits((2,), np.uint32),
+    "int32": draw((5,), np.int32),
+    "uint32": draw((2,), np.uint32),
     "step": jnp.int32(step),
   }
-
-
-def assert_same_bits(actual, expected):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-    assert (a.dtype, a.shape) == (b.dtype, b.shape)
-    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +71,7 @@ def test_restores_every_bit(workdir):
     for template in (make_state(0), jax.eval_shape(lambda: make_state(0))):
       step, state = checkpoints.restore_latest(template)
       assert step == 2
-      assert_same_bits(state, make_state(2))
+      assert bits(state) == bits(make_state(2))
 
 
 def test_keeps_the_last_checkpoints(tmp_path):
@@ -141,18 +135,19 @@ def array_file(checkpoint):
   return max(files, key=lambda path: path.stat().st_size)
 
 
+def flip_bit(path):
+  """Changes one bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
 def truncate(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def garble(path):
   path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
-
-
-def flip_bit(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
 
 
 DAMAGES = {
@@ -172,14 +167,14 @@ def test_damaged_newest_falls_back(workdir, caplog, damage):
   with Checkpoints(workdir, config=CONFIG) as checkpoints:
     step, state = checkpoints.restore_latest(make_state(0))
     assert step == checkpoints.latest_step() == 1
-    assert_same_bits(state, make_state(1))
+    assert bits(state) == bits(make_state(1))
     [warning] = [r.message for r in caplog.records if r.filename == "checkpoints.py"]
     assert "step 2" in warning and "from step 1" in warning
     checkpoints.save(2, make_state(2))
     checkpoints.wait()
     step, state = checkpoints.restore_latest(make_state(0))
     assert step == 2
-    assert_same_bits(state, make_state(2))
+    assert bits(state) == bits(make_state(2))
 
 
 def number_for_dict(path):
@@ -199,7 +194,7 @@ def test_damage_beside_the_state_does_not_matter(workdir, name, damage):
   with Checkpoints(workdir, config=CONFIG) as checkpoints:
     step, state = checkpoints.restore_latest(make_state(0))
   assert step == 2
-  assert_same_bits(state, make_state(2))
+  assert bits(state) == bits(make_state(2))
 
 
 def listing(folder):
@@ -215,7 +210,7 @@ def test_reads_parts_and_changes_nothing(workdir, caplog):
     step, parts = read_latest(workdir, ("params", "uint32"))
   assert step == 2
   state = make_state(2)
-  assert_same_bits(parts, {name: state[name] for name in ("params", "uint32")})
+  assert bits(parts) == bits({name: state[name] for name in ("params", "uint32")})
   assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(parts))
   assert not [r for r in caplog.records if r.filename == "checkpoints.py"]
   assert listing(workdir) == before
@@ -224,7 +219,7 @@ def test_reads_parts_and_changes_nothing(workdir, caplog):
   before = listing(workdir)
   step, parts = read_latest(workdir, ("int32",))
   assert step == 1
-  assert_same_bits(parts, {"int32": make_state(1)["int32"]})
+  assert bits(parts) == bits({"int32": make_state(1)["int32"]})
   assert "The checkpoint of step 2" in caplog.text
 
   flip_bit(array_file(workdir / "checkpoints" / "1"))

@@ -13,7 +13,6 @@ import pytest
 from skipinit_jax import data, methods, models
 from skipinit_jax.errors import UsageError
 from skipinit_jax.fields import take_as_usual
-from skipinit_jax.layers import GhostBatchNorm
 from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.training import config as config_lib
 from skipinit_jax.training.config import TrainConfig
@@ -259,15 +258,6 @@ def test_numbers_of_numpy():
 def test_fields_that_change_the_method(name, fields):
   expected = dataclasses.replace(methods.get(name), **fields)
   assert TrainConfig(method=name, **fields).make_method() == expected
-
-
-def test_method_with_ghost_batches():
-  method = TrainConfig(method="batch_norm", ghost_batch_size=16).make_method()
-  ghost = method.normalizer(use_running_average=False)
-  full = methods.get("batch_norm").normalizer(use_running_average=False)
-  assert isinstance(ghost, GhostBatchNorm)
-  assert ghost.ghost_batch_size == 16
-  assert (ghost.momentum, ghost.epsilon) == (full.momentum, full.epsilon)
 
 
 FIXUP = methods.get("fixup")

@@ -14,9 +14,8 @@ from skipinit_jax import data
 from skipinit_jax.analysis import Signal, measure
 from skipinit_jax.data import augmentation
 from skipinit_jax.training import TrainConfig, loop
-from skipinit_jax.training.checkpoints import Checkpoints
 from skipinit_jax.training.signal_log import SignalLog
-from tests.training.runs import StopAt, bits, make_step, rows_of, train
+from tests.training.runs import StopAt, bits, rows_of, saved_state, train
 
 # 1472 training examples make 4 steps an epoch.
 BATCH_SIZE = 368
@@ -41,14 +40,6 @@ def signals(workdir):
   return rows_of(workdir, "signal")
 
 
-def saved_state(workdir, config=CONFIG):
-  """Returns the last state of a run."""
-  _, template, _ = make_step(config, steps_per_epoch=4, shapes=True)
-  with Checkpoints(workdir, config=config.identity()) as checkpoints:
-    _, state = checkpoints.restore_latest(template)
-  return jax.device_get(state)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """The workdir of a run with signals, not to be changed."""
@@ -70,7 +61,8 @@ def test_rows(finished):
   assert not any("blocks" in row for row in rows[1:])
   # SkipInit starts with branches that are zero.
   assert rows[0]["alpha"] == rows[0]["branch_to_skip"] == [0, 0, 0]
-  alphas = saved_state(finished).params["stack"]["blocks"]["branch_scale"]["alpha"]
+  _, state = saved_state(finished, CONFIG)
+  alphas = state.params["stack"]["blocks"]["branch_scale"]["alpha"]
   np.testing.assert_allclose(rows[-1]["alpha"], alphas, rtol=1e-4)
   assert np.abs(alphas).min() > 1e-4
 
@@ -121,7 +113,7 @@ def test_values_are_those_of_the_next_batch(
   row = signals(workdir)[-1]
   # The first part of an accumulated batch is measured.
   size = BATCH_SIZE // accumulation_steps
-  signal = measured_here(saved_state(workdir, config), config, size)
+  signal = measured_here(saved_state(workdir, config)[1], config, size)
   np.testing.assert_allclose(row["branch_to_skip"], signal.branch_to_skip, rtol=1e-3)
   np.testing.assert_allclose(
     row["gradient_rms"], np.sqrt(signal.gradient_second_moment[1:]), rtol=1e-3
@@ -133,7 +125,7 @@ def test_training_is_the_same_without(finished, tmp_path):
   result = train(WITHOUT, tmp_path)
   assert signals(tmp_path) == []
   assert rows_of(tmp_path) == rows_of(finished, "train", "eval")
-  assert bits(saved_state(tmp_path)) == bits(saved_state(finished))
+  assert bits(saved_state(tmp_path, WITHOUT)) == bits(saved_state(finished, CONFIG))
   # Being no part of the identity, it does not repeat a finished run either.
   assert train(CONFIG, tmp_path) == result
 

@@ -1,7 +1,6 @@
 """The network of a run, read back on other devices than the run's."""
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -18,11 +17,9 @@ from skipinit_jax.training import (
   Checkpoints,
   TrainConfig,
   load_trained,
-  make_init,
-  make_mesh,
-  make_optimizer,
 )
 from skipinit_jax.training.transformations import AveragedParams
+from tests.training.runs import bits, make_step
 
 CONFIG = TrainConfig(
   model="residual_mlp",
@@ -37,15 +34,7 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def state():
   """A run's state, on eight devices."""
-  mesh = make_mesh()
-  assert mesh.size == 8
-  init, _ = make_init(
-    CONFIG.make_model(5),
-    functools.partial(make_optimizer, CONFIG, 23),
-    (2, 2, 1),
-    mesh=mesh,
-  )
-  return init(np.uint32(0), np.float32(0.1))
+  return make_step(CONFIG, num_devices=8, image_shape=(2, 2, 1), num_classes=5)[1]
 
 
 @pytest.fixture
@@ -63,8 +52,7 @@ def test_gives_the_network_of_the_run(state, workdir):
   assert trained.step == 23
   expected = {"params": state.params, **state.model_state}
   assert expected.keys() == {"params", "batch_stats"}
-  assert jax.tree.structure(trained.variables) == jax.tree.structure(expected)
-  jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
+  assert bits(trained.variables) == bits(expected)
 
 
 def test_gives_the_average_of_a_run(state, workdir, tmp_path):
@@ -77,7 +65,7 @@ def test_gives_the_average_of_a_run(state, workdir, tmp_path):
     checkpoints.save(23, averaged)
   for is_averaged, expected in ((True, average), (False, state.params)):
     trained = load_trained(tmp_path / "new", averaged=is_averaged)
-    jax.tree.map(np.testing.assert_array_equal, trained.variables["params"], expected)
+    assert bits(trained.variables["params"]) == bits(expected)
 
 
 def test_on_other_devices(state, workdir):
