@@ -157,7 +157,12 @@ def test_evaluation_by_hand(trained, num_devices, batch_size):
   test = digits().test
   split = Split(test.images[:37], test.labels[:37])
   sharding = state_sharding(state, mesh, shard_params=False)
-  evaluate = make_evaluate(model, preprocess_on_device, mesh=mesh, sharding=sharding)
+  evaluate = make_evaluate(
+    model,
+    lambda images: (images / 255 - digits().mean) / digits().std,
+    mesh=mesh,
+    sharding=sharding,
+  )
   batches = in_memory.eval_batches(split, batch_size, batch_sharding(mesh, 1))
   actual = evaluate(jax.device_put(state, sharding), batches)
 
@@ -184,10 +189,6 @@ def test_evaluation_by_hand(trained, num_devices, batch_size):
   own, _ = model.apply(variables, inputs, train=True, mutable=["batch_stats"])
   other = optax.softmax_cross_entropy_with_integer_labels(own, split.labels).mean()
   assert abs(float(other) - loss) > 1e-2
-
-
-def preprocess_on_device(images):
-  return (images / 255 - digits().mean) / digits().std
 
 
 def test_gradients_of_bfloat16_parameters_are_added_up_in_float32():

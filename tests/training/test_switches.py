@@ -7,6 +7,7 @@ import gc
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from skipinit_jax.analysis import diagnose
@@ -71,11 +72,7 @@ def run(config):
   """Losses in training and evaluation, and the growth of signal and gradient."""
   with make_trainer(config, num_examples=32) as trainer:
     state = dispatch(trainer, 2)
-    (rate,) = (
-      leaf
-      for path, leaf in jax.tree.leaves_with_path(state.opt_state)
-      if "learning_rate" in jax.tree_util.keystr(path)
-    )
+    rate = optax.tree.get(state.opt_state, "learning_rate")
     assert float(rate) == np.float32(config.learning_rate)
     metrics = trainer.evaluate(state)
     signal = trainer.measure_signal(state)
