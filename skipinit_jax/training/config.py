@@ -390,14 +390,13 @@ class TrainConfig:
         )
       if name in _POSITIVE and value == 0:
         raise UsageError(f"{name} is 0: it must be above 0.")
+      if name in _BELOW_ONE and value is not None and value >= 1:
+        raise UsageError(f"{name} is {value}: it must be below 1.")
     if self.warmup_epochs >= self.epochs:
       raise UsageError(
         f"warmup_epochs is {self.warmup_epochs}: it must be below epochs, which is "
         f"{self.epochs}."
       )
-    for name in _BELOW_ONE:
-      if (getattr(self, name) or 0) >= 1:
-        raise UsageError(f"{name} is {getattr(self, name)}: it must be below 1.")
     unused = self.unused()
     for name, _ in unusual(self):
       if name in unused:

@@ -7,6 +7,7 @@ and the tasks as JSON. It prints the outcome of each as a line of JSON.
 import contextlib
 import json
 import sys
+from unittest import mock
 
 from skipinit_jax import data
 from skipinit_jax.errors import UsageError
@@ -32,24 +33,20 @@ def run(task, process_id):
   """Trains, with what the task says of this process alone, and returns the outcome."""
   here = task.get("on_process", {}).get(str(process_id), {})
   config = TrainConfig(**task["config"] | here.get("config", {}))
-  digests, load = distributed._code_digests, data.load
-  if "code" in here:
-    distributed._code_digests = lambda: digests() | here["code"]
-  if "data_error" in here:
-
-    def fail(*args, **kwargs):
-      raise UsageError(here["data_error"])
-
-    data.load = fail
   stop = None
   if "stop_after" in here:
     stop = StopAfter(task["workdir"], here["stop_after"])
-  try:
-    result = loop.train(config, task["workdir"], show_progress=False, stop=stop)
-  except UsageError as error:
-    return {"error": str(error)}
-  finally:
-    distributed._code_digests, data.load = digests, load
+  with contextlib.ExitStack() as stack:
+    if "code" in here:
+      code = distributed._code_digests() | here["code"]
+      stack.enter_context(mock.patch.object(distributed, "_code_digests", lambda: code))
+    if "data_error" in here:
+      error = UsageError(here["data_error"])
+      stack.enter_context(mock.patch.object(data, "load", side_effect=error))
+    try:
+      result = loop.train(config, task["workdir"], show_progress=False, stop=stop)
+    except UsageError as error:
+      return {"error": str(error)}
   return {"status": result.status, "step": result.step, "device": result.device}
 
 

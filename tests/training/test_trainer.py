@@ -258,10 +258,8 @@ def test_a_large_finite_weight_is_finite():
   assert train_steps(state, 3)[1]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_batch_lies_on_all_devices(axis):
-  whole = np.arange(8**3).reshape(8, 8, 8)
-  array = jax.device_put(whole, batch_sharding(make_mesh(), axis))
+def test_a_batch_lies_on_all_devices_in_their_order():
+  rows = np.arange(16).reshape(8, 2)
+  array = jax.device_put(rows, batch_sharding(make_mesh()))
   shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
-  for shard, part in zip(shards, np.split(whole, 8, axis), strict=True):
-    np.testing.assert_array_equal(shard.data, part)
+  assert [shard.data.tolist() for shard in shards] == rows[:, None].tolist()
