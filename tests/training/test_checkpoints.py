@@ -359,8 +359,9 @@ def test_config_of_non_json_values(tmp_path):
   written = (tmp_path / "config.json").stat().st_mtime_ns
   Checkpoints(tmp_path, config=config).close()
   assert (tmp_path / "config.json").stat().st_mtime_ns == written
-  with pytest.raises(UsageError, match=r'clip is "Infinity" there and 1.0 here; '):
-    Checkpoints(tmp_path, config=config | {"clip": 1.0})
+  message = r'clip is "Infinity" there and 1.0 here, none is {} there and null here; '
+  with pytest.raises(UsageError, match=message):
+    Checkpoints(tmp_path, config=config | {"clip": 1.0, "none": None})
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe"])

@@ -122,12 +122,10 @@ def test_values_are_those_of_the_next_batch(
 
 
 def test_training_is_the_same_without(finished, tmp_path):
-  result = train(WITHOUT, tmp_path)
+  train(WITHOUT, tmp_path)
   assert signals(tmp_path) == []
   assert rows_of(tmp_path) == rows_of(finished, "train", "eval")
   assert bits(saved_state(tmp_path, WITHOUT)) == bits(saved_state(finished, CONFIG))
-  # Being no part of the identity, it does not repeat a finished run either.
-  assert train(CONFIG, tmp_path) == result
 
 
 # Stops before the first step and after step 4.
