@@ -31,55 +31,48 @@ _LOGGED = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
 class SignalLog:
   """Writes the signal of a run as rows of kind "signal", every so many steps.
 
   It does so at step 0, at multiples of the number of steps, and at the last step. The
   first row names the blocks.
+
+  Attributes:
+    writer: gets the rows.
+    measure_signal: measures the signal at a state.
+    every_steps: steps between rows; 0: there are none.
+    total_steps: of the run.
+    steps_per_epoch: of an epoch.
   """
 
-  def __init__(
-    self,
-    writer: MetricsWriter,
-    measure_signal: Callable[[TrainState], Signal],
-    *,
-    every_steps: int,
-    total_steps: int,
-    steps_per_epoch: int,
-  ):
-    """Makes the log of a run.
-
-    Args:
-      writer: gets the rows.
-      measure_signal: measures the signal at a state.
-      every_steps: steps between rows; 0: there are none.
-    """
-    self._writer = writer
-    self._measure_signal = measure_signal
-    self._every_steps = every_steps
-    self._total_steps = total_steps
-    self._steps_per_epoch = steps_per_epoch
+  writer: MetricsWriter
+  measure_signal: Callable[[TrainState], Signal]
+  _: dataclasses.KW_ONLY
+  every_steps: int
+  total_steps: int
+  steps_per_epoch: int
 
   def steps_to_next(self, step: int) -> int:
     """Returns the number of steps from this one to the next with a row, or the end."""
-    to_end = self._total_steps - step
-    every = self._every_steps
+    to_end = self.total_steps - step
+    every = self.every_steps
     return min(to_end, every - step % every) if every else to_end
 
   def write_if_due(self, step: int, state: TrainState) -> None:
     """Writes a row if this step has one."""
-    every = self._every_steps
-    if every and (step % every == 0 or step == self._total_steps):
-      signal = self._measure_signal(state)
-      row: dict[str, Any] = {"epoch": step / self._steps_per_epoch}
-      if "signal" not in self._writer.kinds:
+    every = self.every_steps
+    if every and (step % every == 0 or step == self.total_steps):
+      signal = self.measure_signal(state)
+      row: dict[str, Any] = {"epoch": step / self.steps_per_epoch}
+      if "signal" not in self.writer.kinds:
         row["blocks"] = list(signal.names)
       for name in figures.SIGNAL_QUANTITIES:
         values = getattr(signal, name)
         if values is not None:
           # More digits would say nothing about a batch, and double the file.
           row[name] = [float(f"{value:.5g}") for value in np.asarray(values)]
-      self._writer.write(step, "signal", row)
+      self.writer.write(step, "signal", row)
 
 
 def make_measure_signal(
