@@ -25,8 +25,6 @@ from skipinit_jax.errors import UsageError
 
 _SLOTS = "_signal_slots"
 _RECORD = "_signal_record"
-# What `probes.slots` has, and whether a block is the last one.
-_NAMES = ("input", "output", "spread", "end", "last")
 
 
 class _Slots(nnx.Variable[Any]):
@@ -51,15 +49,7 @@ def measure(
   noise_key = None if loss is not None else jax.random.split(key)[1]
 
   def run(watcher: _Watcher) -> tuple[Any, dict[Call, jax.Array]]:
-    # Its variables belong to this trace, so that the model may update them.
-    model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
-    modules = watcher.watch(model)
-    args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
-    token = present.set(watcher)
-    try:
-      outputs = model(*args, **kwargs)
-    finally:
-      present.reset(token)
+    outputs, modules = run_watched(watcher, graphdef, state, inputs, arguments)
     return outputs, watcher.left(modules)
 
   finder = _Watcher(blocks)
@@ -67,31 +57,27 @@ def measure(
   if not finder.calls:
     raise blocks_lib.none_found(blocks, finder.classes)
   calls = list(finder.calls)
-  slots: dict[Any, dict[str, jax.Array]] = {}
-  for index, call in enumerate(calls):
-    shape = shapes[call].shape[:-1]
-    slots[str(index)] = {name: jnp.zeros(shape) for name in _NAMES}
+  turns = [jnp.zeros(shapes[call].shape[:-1]) for call in calls]
+  slots = [dict.fromkeys(probes.SLOTS, zeros) for zeros in turns]
   # A scan's last turn is its last block.
-  place = slots[str(len(calls) - 1)]
-  place["last"] = place["last"].at[(-1,) * place["last"].ndim].set(1)
+  slots[-1]["last"] = turns[-1].at[(-1,) * turns[-1].ndim].set(1)
   structures: dict[Call, Any] = {}
 
-  def measured(slots: Any) -> tuple[Any, dict[str, jax.Array]]:
+  def measured(slots: Any) -> tuple[Any, list[jax.Array]]:
     stacked = {
-      call: jnp.stack([slots[str(index)][name] for name in _NAMES], -1)
-      for index, call in enumerate(calls)
+      call: jnp.stack([of_call[name] for name in probes.SLOTS], -1)
+      for call, of_call in zip(calls, slots, strict=True)
     }
     recorder = _Watcher(blocks, stacked, calls[-1], noise_key)
     outputs, leaves = run(recorder)
     structures.update(recorder.structures)
-    return outputs, {str(index): leaves[call] for index, call in enumerate(calls)}
+    return outputs, [leaves[call] for call in calls]
 
   gradients, records, head = probes.differentiate(measured, slots, loss)
   full = {}
-  for index, call in enumerate(calls):
-    leaves = jnp.moveaxis(records[str(index)], -1, 0)
-    record = jax.tree.unflatten(structures[call], list(leaves))
-    full[call] = record | {"gradient": gradients[str(index)]}
+  for call, leaves, gradient in zip(calls, records, gradients, strict=True):
+    record = jax.tree.unflatten(structures[call], list(jnp.moveaxis(leaves, -1, 0)))
+    full[call] = record | {"gradient": gradient}
   return blocks_lib.gather(full, finder.bodies, head)
 
 
@@ -125,10 +111,8 @@ class _Watcher:
     """Watches a model's modules, and returns the blocks by their paths."""
     found: dict[Path, nnx.Module] = {}
     children = {self.blocks.shortcut, *self.blocks.branch}
-    nodes: list[tuple[Any, Any]] = list(nnx.iter_graph(model))
-    for raw, module in nodes:
-      if not isinstance(module, nnx.Module):
-        continue
+    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
+    for raw, module in modules:
       path = tuple(map(str, raw))
       # Numbers become wildcards: a thousand blocks are one name.
       pattern = re.sub(r"\d+", "*", "/".join(path))
@@ -138,8 +122,7 @@ class _Watcher:
         found[path] = module
       is_child = bool(children.intersection(path[-1:]))
       if is_block or is_child or isinstance(module, blocks_lib.NORMALIZERS):
-        node: Any = module
-        node._signal_path, node._signal_block = path, is_block
+        module._signal_path, module._signal_block = path, is_block
         kind: Any = type(module)
         object.__setattr__(module, "__class__", watched(kind))
     for (path, number), slots in (self.slots or {}).items():
@@ -200,7 +183,7 @@ class _Watcher:
     slots = None
     if self.slots is not None:
       values = getattr(module, f"{_SLOTS}{number}")[...]
-      slots = dict(zip(_NAMES, values, strict=True))
+      slots = dict(zip(probes.SLOTS, values, strict=True))
       x = probes.probe(x, slots["input"])
     args, kwargs = replaced(x)
     seen: dict[str, jax.Array] = {}
@@ -211,7 +194,7 @@ class _Watcher:
     probes.require_features(name, output=y)
     if slots is None:
       self.bodies[path] = self._body()
-      setattr(module, f"{_SLOTS}{number}", _Slots(jnp.zeros(len(_NAMES))))
+      setattr(module, f"{_SLOTS}{number}", _Slots(jnp.zeros(len(probes.SLOTS))))
       return output
     y = probes.probe(y, slots["output"], slots["spread"])
     leaves, structure = jax.tree.flatten(probes.record(x, y, seen))
@@ -229,8 +212,27 @@ class _Watcher:
     return self._traces[self._traces.index(trace)]
 
 
-present: contextvars.ContextVar[Any] = contextvars.ContextVar("watcher")
-"""Who sees the calls of watched modules: it has `call` and `merged`, as below."""
+_present: contextvars.ContextVar[Any] = contextvars.ContextVar("watcher")
+
+
+def run_watched(
+  watcher: Any, graphdef: Any, state: Any, inputs: Any, arguments: Mapping[str, Any]
+) -> tuple[Any, dict[Path, nnx.Module]]:
+  """Runs a network, given as its parts, and returns its outputs and its blocks.
+
+  Args:
+    watcher: who sees the calls of watched modules: it has `watch`, `call` and `merged`,
+      as above.
+  """
+  # Its variables belong to this trace, so that the model may update them.
+  model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
+  modules = watcher.watch(model)
+  args, kwargs = blocks_lib.call_arguments(model, inputs, arguments)
+  token = _present.set(watcher)
+  try:
+    return model(*args, **kwargs), modules
+  finally:
+    _present.reset(token)
 
 
 @functools.cache
@@ -239,10 +241,10 @@ def watched(kind: Any) -> Any:
 
   def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
     run = functools.partial(kind.__call__, self)
-    return present.get().call(self, run, args, kwargs)
+    return _present.get().call(self, run, args, kwargs)
 
   def merge(self: Any, shortcut: jax.Array, branch: jax.Array) -> Any:
-    present.get().merged(shortcut, branch)
+    _present.get().merged(shortcut, branch)
     return kind.merge(self, shortcut, branch)
 
   methods: dict[str, Any] = {"__call__": functools.wraps(kind.__call__)(__call__)}

@@ -291,7 +291,7 @@ def signal_of_functions(
       x = y
     # The same noise as that of a module.
     noise = None if loss is not None else jax.random.split(key)[1]
-    x = probes.end(x, slots[-1]["end"], True, noise)
+    x = probes.end(x, slots[-1]["end"], jnp.array(True), noise)
     return x if head is None else head(x), records
 
   @jax.jit
@@ -412,8 +412,7 @@ class _Finder:
       )
     number = _calls_before(module, _SLOTS)
     self._calls[module.path, number] = None
-    slots = probes.slots(y) | {"last": jnp.zeros((), jnp.float32)}
-    module.put_variable(_COLLECTION, f"{_SLOTS}{number}", slots)
+    module.put_variable(_COLLECTION, f"{_SLOTS}{number}", probes.slots(y))
 
   def found(self) -> list[Call]:
     """Returns the blocks' calls, or raises a UsageError if there are none."""

@@ -7,7 +7,6 @@ stored: a slot is a scalar variable of zero whose "derivative" is a mean square,
 where the derivative is.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,10 +30,13 @@ they are known. `moving_variance` and `alpha`, and the cosine of an example's
 """
 
 
+SLOTS = ("input", "output", "spread", "end", "last")
+"""The names of a block's slots; `last` is above zero in the last block."""
+
+
 def slots(x: Any) -> dict[str, jax.Array]:
   """Returns a block's slots for features like x."""
-  zero = jnp.zeros((), wide(x).dtype)
-  return {"input": zero, "output": zero, "spread": zero, "end": zero}
+  return dict.fromkeys(SLOTS, jnp.zeros((), wide(x).dtype))
 
 
 @jax.custom_vjp
@@ -70,8 +72,9 @@ def _probe_backward(
 probe.defvjp(_probe_forward, _probe_backward)
 
 
+@jax.custom_vjp
 def end(
-  y: jax.Array, slot: jax.Array, last: jax.Array | bool, key: jax.Array | None
+  y: jax.Array, slot: jax.Array, last: jax.Array, key: jax.Array | None
 ) -> jax.Array:
   """Returns the last block's output for the head, what stands behind.
 
@@ -85,13 +88,6 @@ def end(
     key: where there is one, the head sees y at a second moment of one, and what goes
       back through y is white noise of variance one instead of the head's gradient.
   """
-  return _end(y, slot, jnp.asarray(last), key)
-
-
-@jax.custom_vjp
-def _end(
-  y: jax.Array, slot: jax.Array, last: jax.Array, key: jax.Array | None
-) -> jax.Array:
   return _end_forward(y, slot, last, key)[0]
 
 
@@ -123,7 +119,7 @@ def _end_backward(
   return cotangent, size, None, None
 
 
-_end.defvjp(_end_forward, _end_backward)
+end.defvjp(_end_forward, _end_backward)
 
 
 def differentiate(
@@ -163,7 +159,7 @@ def differentiate(
     for path, leaf in jax.tree.leaves_with_path(of_size)
     if path[-1] == jax.tree_util.DictKey("end")
   ]
-  head = jnp.where(known, functools.reduce(jnp.add, ends), 1)
+  head = jnp.where(known, sum(ends), 1)
   return of_size if loss is None else derivatives(1), records, head
 
 
@@ -201,13 +197,13 @@ def assemble(
     order: where each block is among the records; None: one after the other.
   """
   records = [dict(each) for each in records]
-  order = range(len(names)) if order is None else order
-  optional = ("skip", "branch", "sum", "moving_variance", "positions")
-  known: dict[str, list[bool]] = {name: [] for name in optional}
+  places = np.arange(len(names)) if order is None else np.array(order)
+  sizes = [record["output"]["cosine"].size for record in records]
+  known = {
+    name: np.repeat([name in record for record in records], sizes)[places].tolist()
+    for name in ("skip", "branch", "sum", "moving_variance", "positions")
+  }
   for record in records:
-    size = record["output"]["cosine"].size
-    for name, places in known.items():
-      places += [name in record] * size
     for name in ("skip", "branch"):
       record.setdefault(name, jax.tree.map(jnp.zeros_like, record["output"]))
     for name in ("sum", "moving_variance", "positions"):
@@ -217,15 +213,14 @@ def assemble(
   rows = jax.tree.map(
     lambda *leaves: jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), *records
   )
-  if list(order) != sorted(order):
-    rows = jax.tree.map(lambda leaf: leaf[np.array(order)], rows)
+  if (np.diff(places) < 0).any():
+    rows = jax.tree.map(lambda leaf: leaf[places], rows)
 
   def stream(name: str) -> jax.Array:
     return jnp.append(rows["input"][name][:1], rows["output"][name])
 
   def partly(values: jax.Array, name: str) -> Any:
-    places = tuple(known[name][index] for index in order)
-    return values if all(places) else _Partial(values, places)
+    return values if all(known[name]) else _Partial(values, tuple(known[name]))
 
   gradient = rows["gradient"]
   return Signal(

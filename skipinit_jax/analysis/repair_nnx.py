@@ -31,29 +31,14 @@ def scaling(
 ) -> tuple[list[Call], int, Callable[[float], Any]]:
   """Returns the blocks' calls, how many blocks they are, and what scales them."""
   graphdef, state = nnx.split(model)
-
-  def run(state: Any, share: jax.Array) -> tuple[list[Call], list[jax.Array]]:
-    scaler.share = share
-    watcher = _Watcher(scaler)
-    copy = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
-    modules = watcher.watch(copy)
-    args, kwargs = blocks_lib.call_arguments(copy, inputs, arguments)
-    token = inside_nnx.present.set(watcher)
-    try:
-      copy(*args, **kwargs)
-    finally:
-      inside_nnx.present.reset(token)
-    records = [
-      getattr(modules[path], f"{_RECORD}{number}")[...]
-      for path, number in watcher.calls
-    ]
-    return list(watcher.calls), records
-
   calls: list[Call] = []
 
   def records(state: Any, share: jax.Array) -> list[jax.Array]:
-    calls[:], values = run(state, share)
-    return values
+    scaler.share = share
+    watcher = _Watcher(scaler)
+    _, modules = inside_nnx.run_watched(watcher, graphdef, state, inputs, arguments)
+    calls[:] = watcher.calls
+    return [getattr(modules[path], f"{_RECORD}{number}")[...] for path, number in calls]
 
   shapes = jax.eval_shape(records, state, jnp.float32(1))
   depth = sum(int(np.prod(shape.shape[:-1])) for shape in shapes)
