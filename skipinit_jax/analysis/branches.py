@@ -31,24 +31,11 @@ BlockCall = Callable[[jax.Array, Observe], Any]
 _INPUT, _LAYER = "repair:input", "repair:layer"
 
 
-class Layers(NamedTuple):
-  """The last layers of a block's branches.
+Layers = Mapping[Path, Mapping[str, int]]
+"""The last layers of a block's branches.
 
-  Attributes:
-    parameters: by path in the block, the parameters that scale them, with their ranks.
-  """
-
-  parameters: Mapping[Path, Mapping[str, int]]
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """Their paths as text."""
-    return tuple("/".join(path) for path in self.parameters)
-
-  @property
-  def text(self) -> str:
-    """Their names in a sentence."""
-    return " and ".join(map(repr, self.names))
+By path in the block, it has the parameters that scale them, with their ranks.
+"""
 
 
 class Scaler:
@@ -92,7 +79,7 @@ class Scaler:
       """Returns the block's features and what it makes of a gradient; its output."""
 
       def times(layer: Path, own: Mapping[str, int], output: Any) -> Any:
-        if layer not in layers.parameters:
+        if layer not in layers:
           return output
         return (output * factor).astype(output.dtype)
 
@@ -160,8 +147,8 @@ def find_layers(
     if own.keys() <= {"bias"}:
       return output
     # A kernel beside its own scale is standardized: it has none.
-    unscaled = {"kernel"} if "scale" in own else set()
-    layers[layer] = {name: own[name] for name in own if name not in unscaled}
+    scales = own.keys() - ({"kernel"} if "scale" in own else ())
+    layers[layer] = {name: own[name] for name in own if name in scales}
     return checkpoint_name(output, f"{_LAYER}{list(layers).index(layer)}")
 
   def tagged(x: jax.Array) -> Any:
@@ -185,7 +172,8 @@ def find_layers(
       f"The last layer of the branch of block {'/'.join(path)!r} is {which}: name it "
       f"by last_layers, one of its modules with parameters ({text})."
     )
-  return Layers({list(layers)[index]: list(layers.values())[index] for index in chosen})
+  found = list(layers.items())
+  return dict(found[index] for index in chosen)
 
 
 class _Terms(NamedTuple):

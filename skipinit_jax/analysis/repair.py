@@ -52,7 +52,7 @@ stands before or behind the blocks.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,6 @@ from skipinit_jax.errors import UsageError, unknown_name
 Target = Literal["measured", "inverse_sqrt_depth", "zero"]
 """What `repair` scales branches to."""
 
-_TARGETS = ("measured", "inverse_sqrt_depth", "zero")
 _FACTOR = "_factor"
 _MOST_PASSES = 20
 # A decline to a twentieth is harmless. Post-activation makes one of a few blocks each.
@@ -204,8 +203,8 @@ def repair(  # type: ignore[misc]
       finite; a block has no skip path, or its last layer is not found or has no scale;
       or something else than the branches keeps the network from being healthy.
   """
-  if to not in _TARGETS:
-    raise unknown_name("target `to`", to, _TARGETS)
+  if to not in get_args(Target):
+    raise unknown_name("target `to`", to, get_args(Target))
   is_nnx = isinstance(model, nnx.Module)
   graphdef: Any = None
   if is_nnx:
@@ -225,12 +224,9 @@ def repair(  # type: ignore[misc]
 
   @functools.partial(jax.jit, compiler_options=compiler_options())
   def signal(variables: Any) -> Signal:
-    operands = (batch,) if is_nnx else (variables, batch)
-    network = nnx.merge(graphdef, variables) if is_nnx else model
-    measured: Signal = measure.signal(
-      network, *operands, blocks=blocks, key=key, **arguments
-    )
-    return measured
+    network: Any = nnx.merge(graphdef, variables) if is_nnx else model
+    own: Any = None if is_nnx else variables
+    return measure.signal(network, own, batch, blocks=blocks, key=key, **arguments)
 
   before = diagnose_signal(signal(variables))
   if before.healthy:
@@ -269,13 +265,14 @@ def repair(  # type: ignore[misc]
     raise UsageError(
       f"Scaling the branches' last layers is not enough: with them scaled, {after}"
     )
-  changes = [
-    Change(name, scaler.layers[path].names, factor)
+  changes = {
+    name: Change(name, tuple(map("/".join, scaler.layers[path])), factor)
     for path, values in factors.items()
     for name, factor in _by_block(path, values)
-  ]
-  changes.sort(key=lambda change: _place(measured.names, change.name))
-  return Repair(repaired, tuple(changes), before, after)
+  }
+  # A block that is called several times is changed once.
+  names = dict.fromkeys(name.partition(" (call ")[0] for name in measured.names)
+  return Repair(repaired, tuple(map(changes.__getitem__, names)), before, after)
 
 
 def _require_finite(name: str, tree: Any) -> None:
@@ -300,7 +297,13 @@ def _lower(
   for _ in range(_MOST_PASSES):
     found = jax.device_get(scaled(share / depth))
     for (path, _), values in zip(calls, found, strict=True):
-      _require_skip(path, scaler.layers[path], values)
+      if not values["skip"].all():
+        raise UsageError(
+          f"Block {'/'.join(path)!r} has no skip path: its output vanishes with "
+          f"{_listed(scaler.layers[path])}. Choose residual blocks, name the child "
+          "that projects the skip path by Blocks(shortcut=...), or the branch's last "
+          "layer by last_layers."
+        )
     # Forward and backward.
     growth = sum(np.log(values["growth"]).reshape(-1, 2).sum(0) for values in found)
     excess = np.maximum(growth, growth / _LEAST_LOG).max()
@@ -358,14 +361,8 @@ def _factors(
   return factors
 
 
-def _require_skip(path: Path, layers: Layers, values: Mapping[str, np.ndarray]) -> None:
-  if values["skip"].all():
-    return
-  raise UsageError(
-    f"Block {'/'.join(path)!r} has no skip path: its output vanishes with "
-    f"{layers.text}. Choose residual blocks, name the child that projects the "
-    "skip path by Blocks(shortcut=...), or the branch's last layer by last_layers."
-  )
+def _listed(layers: Layers) -> str:
+  return " and ".join(repr("/".join(layer)) for layer in layers)
 
 
 def _scale(
@@ -381,7 +378,7 @@ def _scale(
   scaled: dict[Path, jax.Array] = {}
   applied = dict(factors)
   for path, factor in factors.items():
-    for layer, ranks in layers[path].parameters.items():
+    for layer, ranks in layers[path].items():
       for name, rank in ranks.items():
         leaf = params.get((*path, *layer, name))
         if leaf is None:
@@ -416,9 +413,9 @@ def _require_scaled(
     # Where the stream vanishes, there is nothing to compare.
     if expected > _LEAST_MOMENT and np.log(moment / expected) >= _CHANCE:
       raise UsageError(
-        f"Block {name!r} does not become smaller with the parameters of {last.text}, "
-        "as a layer that standardizes its weights does not: name another module of its "
-        "branch by last_layers, or give the branch a scale."
+        f"Block {name!r} does not become smaller with the parameters of "
+        f"{_listed(last)}, as a layer that standardizes its weights does not: name "
+        "another module of its branch by last_layers, or give the branch a scale."
       )
 
 
@@ -426,10 +423,6 @@ def _by_block(path: Path, values: np.ndarray) -> list[tuple[str, float]]:
   """Returns the names of the blocks at a path with their values."""
   names = block_names(path, values.size if values.ndim else None)
   return list(zip(names, values.reshape(-1).tolist(), strict=True))
-
-
-def _place(names: Sequence[str], block: str) -> int:
-  return next(i for i, name in enumerate(names) if name.partition(" (")[0] == block)
 
 
 class _LinenBlocks:
