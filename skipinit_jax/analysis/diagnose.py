@@ -275,16 +275,13 @@ def diagnose(  # type: ignore[misc]
     UsageError: as `measure.signal`.
   """
   blocks = blocks or measure.Blocks()
-  operands: tuple[Any, ...]
   if isinstance(model, nnx.Module):
-    batch = measure.inputs_of_nnx(variables, batch)
     model = nnx.clone(model)
     model.train()
-    operands = (batch,)
   else:
-    arguments, operands = training_arguments(model, arguments), (variables, batch)
+    arguments = training_arguments(model, arguments)
   signal = measure.signal(
-    model, *operands, blocks=blocks, loss=loss, key=key, **arguments
+    model, variables, batch, blocks=blocks, loss=loss, key=key, **arguments
   )
   return diagnose_signal(signal)
 
@@ -501,16 +498,16 @@ def _advice(
       return None, tuple(advice)
   parts = signal.skip_second_moment + signal.branch_second_moment
   overlaps = (signal.sum_second_moment - parts) / signal.skip_second_moment / 2
-  sum_factor = _median(signal.second_moment[1:] / signal.sum_second_moment)
+  sum_factor = np.median(_finite(signal.second_moment[1:] / signal.sum_second_moment))
   # A branch that was not seen is the output less the input. What follows such a sum
   # shows as a part of the input that the branch takes away.
-  sum_factor *= min(1 + _median(overlaps), 1) ** 2
+  sum_factor *= min(1 + np.median(_finite(overlaps)), 1) ** 2
   normalized = np.isfinite(signal.moving_variance).any()
   # A normalized branch keeps its size when the stream's changes; others follow it.
   skip = signal.second_moment[0] if normalized else signal.skip_second_moment
-  ratio = _mean(signal.branch_second_moment / skip)
+  ratio = _finite(signal.branch_second_moment / skip).mean()
   # Below zero it is chance, which smaller branches need not have.
-  overlap = 0.0 if normalized else max(_mean(overlaps), 0)
+  overlap = 0.0 if normalized else max(_finite(overlaps).mean(), 0)
   alpha = float((np.sqrt(overlap**2 + ratio / len(signal.names)) - overlap) / ratio)
   if abs(np.log(sum_factor)) > _SUM_TOLERANCE:
     advice.append(
@@ -529,14 +526,10 @@ def _advice(
   return None, tuple(advice)
 
 
-def _mean(values: np.ndarray) -> float:
+def _finite(values: np.ndarray) -> np.ndarray:
+  """Returns the values that are finite, or NaN if there are none."""
   finite = values[np.isfinite(values)]
-  return float(finite.mean()) if finite.size else float("nan")
-
-
-def _median(values: np.ndarray) -> float:
-  finite = values[np.isfinite(values)]
-  return float(np.median(finite)) if finite.size else float("nan")
+  return finite if finite.size else np.array([np.nan])
 
 
 def _cosine(value: float) -> str:

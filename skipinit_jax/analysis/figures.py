@@ -317,12 +317,9 @@ def heat_map_figures(networks: Mapping[str, SignalHistory | str]) -> list["Figur
   limits = {"xlim": (steps.min(), steps.max()), "ylim": (blocks.min(), blocks.max())}
   # Figures of nearly equal numbers of columns.
   count = -(-len(networks) // _HEAT_MAPS_PER_ROW)
-  parts = np.array_split(np.arange(len(networks)), count)
-  titles = list(networks)
+  parts = np.array_split(list(networks), count)
   return [
-    _heat_maps(
-      {titles[index]: networks[titles[index]] for index in part}, scales, limits
-    )
+    _heat_maps({title: networks[title] for title in part.tolist()}, scales, limits)
     for part in parts
   ]
 

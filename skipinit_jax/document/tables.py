@@ -8,8 +8,8 @@ from typing import TextIO
 from skipinit_jax.document.document import Entry, Finding, Table
 from skipinit_jax.errors import extra
 
-# Such as -1,000, 2⁻⁵, 1.5e-3, 93.5±0.1 and 12 %.
 _VERDICTS = {True: "holds", False: "does not hold", None: "cannot tell"}
+# Such as -1,000, 2⁻⁵, 1.5e-3, 93.5±0.1 and 12 %.
 _NUMBER = re.compile(
   r"[-+]?\.?\d[\d.,]*(e[-+]?\d+|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?( ?± ?[\d.]+)?( ?%)?"
 )

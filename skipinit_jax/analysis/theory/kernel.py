@@ -156,6 +156,22 @@ class Operation(Protocol):
     ...
 
 
+_Windows = list[tuple[tuple[slice, slice], tuple[slice, slice]]]
+
+
+def _collect(kernel: Kernel, grid: tuple[int, int], windows: _Windows) -> Kernel:
+  """Returns the sum of a kernel over pairs of places on `grid` and what they see."""
+
+  def collect(matrix: np.ndarray) -> np.ndarray:
+    images = matrix.reshape(kernel.grid * 2)
+    total = np.zeros(grid * 2)
+    for here, there in windows:
+      total[here * 2] += images[there * 2]
+    return total.reshape(grid[0] * grid[1], -1)
+
+  return Kernel(collect(kernel.same), collect(kernel.other), grid)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
   """A dense or convolutional layer with independent centered weights, no bias.
@@ -211,34 +227,19 @@ class Layer:
     """See `Operation`."""
     factor = self.weight_variance / self.size**2
     grid = self.output_grid(kernel.grid)
-
-    def collect(matrix: np.ndarray) -> np.ndarray:
-      images = matrix.reshape(kernel.grid * 2)
-      total = np.zeros(grid * 2)
-      for here, there in self._windows(kernel.grid):
-        total[here * 2] += images[there * 2]
-      return factor * total.reshape(grid[0] * grid[1], -1)
-
-    same, other = collect(kernel.same), collect(kernel.other)
-    if self.standardized:
-      means = np.sqrt(self.mean_share * kernel.diagonal).reshape(kernel.grid)
-      window_means = self.window_means(means).ravel()
-      unseen = self.weight_variance * np.outer(window_means, window_means)
-      same, other = same - unseen, other - unseen
-    return Kernel(same, other, grid)
+    seen = _collect(kernel, grid, self._windows(kernel.grid)) * factor
+    if not self.standardized:
+      return seen
+    means = np.sqrt(self.mean_share * kernel.diagonal).reshape(kernel.grid)
+    window_means = self.window_means(means).ravel()
+    unseen = self.weight_variance * np.outer(window_means, window_means)
+    return Kernel(seen.same - unseen, seen.other - unseen, seen.grid)
 
   def backward(self, gradient: Kernel, kernel: Kernel, batch_size: int) -> Kernel:
     """See `Operation`."""
+    windows = [(there, here) for here, there in self._windows(kernel.grid)]
     factor = self.weight_variance / self.size**2 * self.widening
-
-    def spread(matrix: np.ndarray) -> np.ndarray:
-      images = matrix.reshape(gradient.grid * 2)
-      total = np.zeros(kernel.grid * 2)
-      for here, there in self._windows(kernel.grid):
-        total[there * 2] += images[here * 2]
-      return factor * total.reshape(kernel.same.shape)
-
-    return Kernel(spread(gradient.same), spread(gradient.other), kernel.grid)
+    return _collect(gradient, kernel.grid, windows) * factor
 
   def window_means(self, images: np.ndarray) -> np.ndarray:
     """Means over the windows, with zero padding: [..., H, W] to [..., H', W']."""
@@ -248,9 +249,7 @@ class Layer:
       total[(..., *here)] += images[(..., *there)]
     return total / self.size**2
 
-  def _windows(
-    self, grid: tuple[int, int]
-  ) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+  def _windows(self, grid: tuple[int, int]) -> _Windows:
     """Outputs and the inputs that they see, for each offset of the window."""
     rows, columns = (self._offsets(size) for size in grid)
     return [
