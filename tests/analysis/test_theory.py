@@ -1,6 +1,7 @@
 """Theory against closed forms, and its operations against sampled networks."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -39,25 +40,24 @@ def power_of_gradients(signal, base):
 
 
 class TestClosedForms:
-  @pytest.mark.parametrize(("linear", "layers"), [(True, 1), (False, 3)])
-  def test_unnormalized_doubles_in_both_directions(self, linear, layers):
-    signal = predict("unnormalized", 1000, linear=linear, layers_per_block=layers)
-    np.testing.assert_allclose(signal.second_moment, 2.0 ** np.arange(1001))
-    np.testing.assert_allclose(
-      signal.gradient_second_moment, signal.second_moment[::-1]
-    )
-    np.testing.assert_allclose(signal.branch_share, 0.5)
-
-  @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, lambda depth: depth**-0.5])
-  def test_skipinit_grows_by_one_plus_alpha_squared(self, alpha):
-    signal = predict(change("skipinit", alpha=alpha), 100)
-    alpha = alpha if isinstance(alpha, float) else 0.1
-    growth = (1 + alpha**2) ** np.arange(101)
+  @pytest.mark.parametrize(
+    ("method", "alpha", "keywords"),
+    [
+      ("unnormalized", 1.0, {"linear": True}),
+      ("unnormalized", 1.0, {"layers_per_block": 3}),
+      ("skipinit", 0.0, {}),
+      (change("skipinit", alpha=0.5), 0.5, {}),
+      ("skipinit_inverse_sqrt_depth", 0.001**0.5, {}),
+    ],
+  )
+  def test_both_directions_grow_by_one_plus_alpha_squared(
+    self, method, alpha, keywords
+  ):
+    signal = predict(method, 1000, **keywords)
+    growth = (1 + alpha**2) ** np.arange(1001)
     np.testing.assert_allclose(signal.second_moment, growth)
     np.testing.assert_allclose(signal.gradient_second_moment, growth[::-1])
-    np.testing.assert_allclose(
-      signal.branch_second_moment, alpha**2 * signal.skip_second_moment
-    )
+    np.testing.assert_allclose(signal.branch_share, alpha**2 / (1 + alpha**2))
 
   def test_linear_batch_norm_grows_by_one_a_block(self):
     signal = predict("batch_norm", 50, linear=True)
@@ -65,6 +65,7 @@ class TestClosedForms:
     np.testing.assert_allclose(signal.variance, np.arange(51) + 1, rtol=1e-4)
     np.testing.assert_allclose(signal.moving_variance, blocks, rtol=1e-4)
     np.testing.assert_allclose(signal.branch_to_skip, 1 / blocks, rtol=1e-4)
+    np.testing.assert_allclose(signal.branch_share, 1 / (blocks + 1), rtol=1e-4)
     # The product of 1 + 1 / l, which telescopes.
     np.testing.assert_allclose(
       signal.gradient_second_moment, 51 / np.arange(1, 52), rtol=1e-4
@@ -95,10 +96,6 @@ class TestClosedForms:
     )
     doubling = predict("unnormalized", 100)
     np.testing.assert_allclose(signal.cosine[:101], doubling.cosine, rtol=1e-9)
-
-  def test_linear_networks_keep_angles(self):
-    signal = predict("divide_by_sqrt2", 100, cosine=0.3, linear=True)
-    np.testing.assert_allclose(signal.cosine, 0.3)
 
   @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout", "nf_resnet"])
   def test_empty_branches_change_nothing(self, name):
@@ -157,23 +154,19 @@ class TestClosedForms:
     np.testing.assert_allclose(signal.variance, expected, rtol=1e-5)
     np.testing.assert_allclose(signal.cosine, 0, atol=1e-12)
 
-  @pytest.mark.parametrize("layers", [1, 3])
-  def test_gradients_of_nf_resnet_grow_as_a_power(self, layers):
-    signal = predict(TIMM, 1000, layers_per_block=layers)
+  @pytest.mark.parametrize(
+    ("layers", "linear", "cosine"), [(1, False, 0.0), (3, False, 0.0), (1, True, 0.3)]
+  )
+  def test_gradients_of_nf_resnet_grow_as_a_power(self, layers, linear, cosine):
+    signal = predict(TIMM, 1000, layers_per_block=layers, linear=linear, cosine=cosine)
     np.testing.assert_allclose(signal.second_moment, 1 + 0.04 * np.arange(1001))
-    growth = (1 / (1 - 1 / np.pi)) ** layers
+    np.testing.assert_allclose(signal.cosine, cosine, atol=1e-12)
+    growth = 1.0 if linear else (1 / (1 - 1 / np.pi)) ** layers
     blocks = 0.04 / signal.second_moment[:-1]
     expected = np.cumprod((1 + growth * blocks)[::-1])[::-1]
     np.testing.assert_allclose(signal.gradient_second_moment[:-1], expected)
     power = power_of_gradients(signal, signal.second_moment)
     np.testing.assert_allclose(power, growth, rtol=0.02)
-
-  def test_linear_nf_resnet_keeps_angles_and_gradients(self):
-    signal = predict(TIMM, 50, linear=True, cosine=0.3)
-    moments = 1 + 0.04 * np.arange(51)
-    np.testing.assert_allclose(signal.second_moment, moments)
-    np.testing.assert_allclose(signal.cosine, 0.3)
-    np.testing.assert_allclose(signal.gradient_second_moment, moments[-1] / moments)
 
   def test_ghost_batches_center_over_their_own_size(self):
     method = methods.with_ghost_batches(methods.get("batch_norm"), 8)
@@ -198,20 +191,22 @@ class TestOperations:
     np.testing.assert_allclose(kernel.cosine, expected, atol=1e-12)
 
   @pytest.mark.parametrize("grid", [(8, 8), (5, 4), (2, 1), (1, 1)])
-  @pytest.mark.parametrize(
-    ("size", "strides"), [(1, 1), (3, 1), (1, 2), (3, 2), (7, 2)]
-  )
-  def test_windows_are_those_of_jax(self, grid, size, strides):
-    layer = Layer(1.0, size=size, strides=strides)
+  @pytest.mark.parametrize("symmetric", [False, True])
+  @pytest.mark.parametrize(("size", "strides"), [(3, 1), (1, 2), (3, 2), (7, 2)])
+  def test_windows_are_those_of_jax(self, grid, symmetric, size, strides):
+    layer = Layer(1.0, size=size, strides=strides, symmetric=symmetric)
     inputs = np.random.default_rng(0).normal(size=(2, *grid, 1)).astype(np.float32)
     # With weights of one and no cross terms, a convolution adds variances.
     expected = jax.lax.conv_general_dilated(
       inputs**2,
       np.ones((size, size, 1, 1), np.float32) / size**2,
       (strides, strides),
-      "SAME",
+      [(size // 2, size // 2)] * 2 if symmetric else "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    ).mean(0)
+    )
+    means = layer.window_means(inputs[..., 0] ** 2)
+    np.testing.assert_allclose(means, expected[..., 0], rtol=1e-5)
+    expected = expected.mean(0)
     same = np.diag((inputs**2).mean(0).ravel()).astype(float)
     output = layer.forward(Kernel(same, 0 * same, grid), 2)
     assert output.grid == expected.shape[:2] == layer.output_grid(grid)
@@ -227,18 +222,6 @@ class TestOperations:
       outputs.inner_product(gradient, 8),
       inputs.inner_product(layer.backward(gradient, inputs, 8), 8),
     )
-
-  @pytest.mark.parametrize("symmetric", [False, True])
-  def test_windows_are_those_of_the_padding(self, symmetric):
-    layer = Layer(size=3, strides=2, symmetric=symmetric)
-    images = np.random.default_rng(0).normal(size=(2, 4, 6))
-    expected = jax.lax.conv_general_dilated(
-      images[:, None].astype(np.float32),
-      np.full((1, 1, 3, 3), 1 / 9, np.float32),
-      (2, 2),
-      [(1, 1), (1, 1)] if symmetric else "SAME",
-    )
-    np.testing.assert_allclose(layer.window_means(images), expected[:, 0], rtol=1e-5)
 
   def test_standardized_weights_do_not_see_the_mean(self):
     """Against the covariance over channels of ReLU's output, and a border."""
@@ -279,12 +262,6 @@ class TestOperations:
       assert_mean(np.square(values).mean(1), kernel.same[0, 0])
       pairs = values.sum(1) ** 2 - np.square(values).sum(1)
       assert_mean(pairs / (batch_size * (batch_size - 1)), kernel.other[0, 0])
-
-  def test_batch_norm_of_positions_has_variance_one(self):
-    kernel = Layer(2.0, size=3).forward(Kernel.uniform(1.0, 0.1, (4, 4)), 8)
-    normalized = BatchNorm().forward(kernel, 8)
-    np.testing.assert_allclose(normalized.variance(8), 1, rtol=1e-4)
-    np.testing.assert_allclose(normalized.centered(8).same, normalized.same, atol=1e-12)
 
   def test_kernel_of_a_batch(self):
     x = np.random.default_rng(0).normal(size=(5, 2, 3, 7)) + 1
@@ -331,20 +308,6 @@ class TestPaths:
     weights = theory.path_weights(signal.branch_share)
     np.testing.assert_allclose(weights, paths / paths.sum())
 
-  @pytest.mark.parametrize(
-    ("name", "mean"),
-    [
-      ("divide_by_sqrt2", 500),
-      ("batch_norm", sum(1 / (block + 1) for block in range(1, 1001))),
-      ("skipinit_inverse_sqrt_depth", 1000 / 1001),
-      ("fixup", 0),
-    ],
-  )
-  def test_typical_lengths(self, name, mean):
-    weights = theory.path_weights(predict(name, 1000).branch_share)
-    np.testing.assert_allclose(weights.sum(), 1)
-    np.testing.assert_allclose(theory.mean_path_length(weights), mean, rtol=1e-4)
-
 
 class TestDescribe:
   @pytest.mark.parametrize("scan", [True, False])
@@ -365,23 +328,15 @@ class TestDescribe:
     )
     assert network.blocks[3].trunk == network.blocks[3].shortcut == ()
 
-  def test_symmetric_padding(self):
-    model = WideResNet(10, 1, 10, methods.get("skipinit"), symmetric_padding=True)
-    layers = theory.describe(model, (2, 8, 8, 3)).blocks[1].branch
-    assert layers[0] == Layer(widening=2.0, size=3, strides=2, symmetric=True)
-
   def test_resnet_starts_behind_its_max_pool(self):
-    model = ResNet(50, 10, methods.get("skipinit"))
+    model = ResNet(50, 10, methods.get("skipinit"), symmetric_padding=True)
     network = theory.describe(model, (2, 64, 64, 3))
     assert (network.stem, network.grid, len(network.blocks)) == (None, (16, 16), 16)
-    narrow, strided, wide = (
-      Layer(widening=0.5),
-      Layer(size=3, strides=2),
-      Layer(widening=4.0),
-    )
+    layer = functools.partial(Layer, symmetric=True)
+    narrow, strided, wide = layer(2.0, 0.5), layer(size=3, strides=2), layer(2.0, 4.0)
     assert network.blocks[3] == theory.Block(
       trunk=(ReLU(),),
-      shortcut=(Layer(widening=2.0, strides=2),),
+      shortcut=(layer(widening=2.0, strides=2),),
       branch=(narrow, ReLU(), strided, ReLU(), wide),
       alpha=0.0,
       name="stage2_first",

@@ -185,20 +185,6 @@ def test_terminal_shows_every_digit_and_no_markup(capsys, monkeypatch):
     assert text in printed
 
 
-def test_findings_are_a_table():
-  findings = [
-    Finding("A.", True, "1"),
-    Finding("B.", None, "2"),
-    Finding("C.", False, ""),
-  ]
-  rows = document.findings_table(findings).rows
-  assert [row[:2] for row in rows] == [
-    ["A.", "holds"],
-    ["B.", "cannot tell"],
-    ["C.", "does not hold"],
-  ]
-
-
 def test_a_method_looks_the_same_in_every_figure():
   titles = {methods.get(name).title for name in methods.NAMES}
   everything = styles([*sorted(titles), "theory"])
