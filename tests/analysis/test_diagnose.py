@@ -236,8 +236,8 @@ class TestFunctions:
   def test_a_normalizer_before_the_head(self):
     """Elasticities against differences of the spread of the head's outputs."""
     x, readout = images(32, 64), images(64, 4)
-    # A second moment times 4.5 in each block.
-    blocks = self.blocks(7, scale=1.5)
+    # A second moment times 18 in each block.
+    blocks = self.blocks(4, scale=3.0)
     y = functools.reduce(lambda x, block: block(x), blocks, x)
     y /= jnp.sqrt(jnp.square(y).mean())
     for head in (

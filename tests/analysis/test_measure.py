@@ -77,7 +77,7 @@ def test_theory_holds_for_every_method(name):
   assert_theory(ensemble, expected, width)
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "unnormalized", "nf_resnet"])
+@pytest.mark.parametrize("name", ["batch_norm", "unnormalized"])
 def test_theory_holds_at_depth_1000(name):
   """In double precision: 2^1000, and some methods' gradients, need it."""
   width, x = 64, normal(16, 128).astype(np.float64)
@@ -331,7 +331,8 @@ def test_moving_variance_is_what_the_running_average_approaches():
 def test_alphas_are_in_the_order_of_the_network():
   model = ResidualMLP(12, 4, 2, methods.get("skipinit"), scan=False)
   x = normal(4, 4)
-  variables = model.init(key(), x, train=True)
+  shapes = jax.eval_shape(functools.partial(model.init, train=True), key(), x)
+  variables = jax.tree.map(jnp.zeros_like, shapes)
   # As text, 10 comes before 2.
   for index in range(12):
     block = variables["params"]["stack"][f"block{index}"]

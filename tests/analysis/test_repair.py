@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from skipinit_jax import layers, methods
-from skipinit_jax.analysis import Diagnosis, measure, repair
+from skipinit_jax.analysis import measure, repair
 from skipinit_jax.analysis.branches import find_layers
 from skipinit_jax.analysis.repair import _factors, _Inside
 from skipinit_jax.errors import UsageError
@@ -179,7 +179,7 @@ def test_other_factors_on_request(to, factor):
   model = ResidualMLP(25, WIDTH, 10, methods.get("unnormalized"))
   variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), x)
   repaired = repair(model, variables, x, to=to)
-  assert isinstance(repaired.before, Diagnosis) and not repaired.before.healthy
+  assert not repaired.before.healthy
   np.testing.assert_allclose(factors(repaired), factor)
   if not factor:
     assert repaired.after.forward_growth == 1
@@ -256,7 +256,8 @@ def test_last_layers_are_found(block, last):
 
 def find(block, patterns=None):
   features = images if "Basic" in str(block) else x
-  variables = variables_of(jax.eval_shape(block().init, jax.random.key(0), features))
+  shapes = jax.eval_shape(block().init, jax.random.key(0), features)
+  variables = jax.tree.map(jnp.zeros_like, shapes)
 
   def call(x, observe):
     with nn.intercept_methods(_Inside(observe)):
@@ -264,10 +265,6 @@ def find(block, patterns=None):
 
   shortcut = "projection" if features is images else "skip"
   return find_layers(call, features, shortcut, patterns, ("block",))
-
-
-def variables_of(shapes):
-  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def test_what_scales_a_last_layer_is_changed_alone():
