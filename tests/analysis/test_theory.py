@@ -97,15 +97,6 @@ class TestClosedForms:
     doubling = predict("unnormalized", 100)
     np.testing.assert_allclose(signal.cosine[:101], doubling.cosine, rtol=1e-9)
 
-  @pytest.mark.parametrize("name", ["skipinit", "fixup", "fixup_dropout", "nf_resnet"])
-  def test_empty_branches_change_nothing(self, name):
-    signal = predict(name, 10, layers_per_block=2, cosine=0.2)
-    for values in (signal.second_moment, signal.gradient_second_moment):
-      np.testing.assert_allclose(values, 1)
-    np.testing.assert_allclose(signal.cosine, 0.2)
-    np.testing.assert_array_equal(signal.branch_second_moment, 0)
-    assert np.isnan(signal.moving_variance).all()
-
   def test_batch_norm_of_scale_zero_is_the_identity_but_for_transitions(self):
     signal = predict("batch_norm_zero_scale", 6, transitions={4}, cosine=0.2)
     np.testing.assert_array_equal(signal.branch_second_moment, 0)
@@ -116,14 +107,6 @@ class TestClosedForms:
     # What enters the transition has variance 0.8 over the batch.
     assert signal.gradient_second_moment[4] == 1
     np.testing.assert_allclose(signal.gradient_second_moment[3], 1 / 0.8, rtol=1e-4)
-
-  @pytest.mark.parametrize(
-    ("name", "plain"),
-    [("skipinit_biases", "skipinit"), ("output_batch_norm", "unnormalized")],
-  )
-  def test_what_is_outside_of_blocks_or_zero_does_not_matter(self, name, plain):
-    signal, expected = predict(name, 5), predict(plain, 5)
-    jax.tree.map(np.testing.assert_array_equal, signal, expected)
 
   def test_transitions_reset_batch_normalized_streams_only(self):
     signal = predict("batch_norm", 6, transitions={4})
