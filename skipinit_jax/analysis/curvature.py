@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from skipinit_jax.analysis.signal import training_arguments
+from skipinit_jax.analysis.signal import in_training
 from skipinit_jax.errors import UsageError, require_positive
 
 
@@ -69,7 +69,7 @@ def sharpness(
     UsageError: the curvature is not finite, or `max_products` is below 1.
   """
   require_positive(max_products=max_products)
-  arguments = training_arguments(model, arguments)
+  model, arguments = in_training(model, arguments)
   model_key, start_key = jax.random.split(jax.random.key(0) if key is None else key)
   others = {name: value for name, value in variables.items() if name != "params"}
   # Sums over all parameters need more than bfloat16's 8 bits.

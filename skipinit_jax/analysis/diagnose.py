@@ -19,7 +19,7 @@ from flax import linen as nn
 from flax import nnx
 
 from skipinit_jax.analysis import measure
-from skipinit_jax.analysis.signal import Signal, to_numpy, training_arguments
+from skipinit_jax.analysis.signal import Signal, in_training, to_numpy
 
 # Each limit is about the geometric middle between the last value that trains and the
 # first that does not, among the tuned cells of `experiments/diagnosis_check.py` and
@@ -275,11 +275,7 @@ def diagnose(  # type: ignore[misc]
     UsageError: as `measure.signal`.
   """
   blocks = blocks or measure.Blocks()
-  if isinstance(model, nnx.Module):
-    model = nnx.clone(model)
-    model.train()
-  else:
-    arguments = training_arguments(model, arguments)
+  model, arguments = in_training(model, arguments)
   signal = measure.signal(
     model, variables, batch, blocks=blocks, loss=loss, key=key, **arguments
   )

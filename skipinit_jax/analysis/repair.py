@@ -65,11 +65,7 @@ from skipinit_jax.analysis import measure, probes, repair_nnx
 from skipinit_jax.analysis.blocks import Blocks, Call, Path
 from skipinit_jax.analysis.branches import Layers, Observe, Scaler
 from skipinit_jax.analysis.diagnose import Diagnosis, diagnose_signal
-from skipinit_jax.analysis.signal import (
-  Signal,
-  block_names,
-  training_arguments,
-)
+from skipinit_jax.analysis.signal import Signal, block_names, in_training
 from skipinit_jax.compilation import compiler_options
 from skipinit_jax.errors import UsageError, unknown_name
 
@@ -206,14 +202,11 @@ def repair(  # type: ignore[misc]
   if to not in get_args(Target):
     raise unknown_name("target `to`", to, get_args(Target))
   is_nnx = isinstance(model, nnx.Module)
+  model, arguments = in_training(model, arguments)
   graphdef: Any = None
   if is_nnx:
     batch = measure.inputs_of_nnx(variables, batch)
-    model = nnx.clone(model)
-    model.train()
     graphdef, variables = nnx.split(model)
-  else:
-    arguments = training_arguments(model, arguments)
   batches = (batch, *more_batches)
   for each in batches:
     probes.require_examples(each)

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from flax import struct
+from flax import nnx, struct
 
 from skipinit_jax.errors import UsageError
 
@@ -135,12 +134,18 @@ def block_names(path: Sequence[str], length: int | None) -> tuple[str, ...]:
   return (name,) if length is None else tuple(f"{name}/{i}" for i in range(length))
 
 
-def training_arguments(
-  model: nn.Module, arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Returns a model's arguments; `train`, if it has that, is True unless given."""
-  takes_train = "train" in inspect.signature(type(model).__call__).parameters
-  return ({"train": True} if takes_train else {}) | dict(arguments)
+def in_training(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Returns a model and its arguments as they are where it is trained.
+
+  For Linen, `train`, if the model has that argument, is True unless given. A network of
+  NNX stays as it is: a copy has the mode.
+  """
+  if isinstance(model, nnx.Module):
+    model = nnx.clone(model)
+    model.train()
+  elif "train" in inspect.signature(type(model).__call__).parameters:
+    arguments = {"train": True, **arguments}
+  return model, dict(arguments)
 
 
 def require_two_examples(batch_size: int) -> None:
