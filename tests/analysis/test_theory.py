@@ -362,6 +362,12 @@ UNNORMALIZED = methods.get("unnormalized")
       lambda: theory.describe(ResNet(50, 9, UNNORMALIZED, 1), IMAGES.shape),
       "version 1",
     ),
+    (
+      lambda: theory.describe(
+        ResNet(50, 9, UNNORMALIZED, average_projection=True), IMAGES.shape
+      ),
+      "means of pixels",
+    ),
     (lambda: theory.predict_model(ResNet(50, 9, UNNORMALIZED), IMAGES), "max pool"),
     (lambda: predict("unnormalized", 2, batch_size=1), r"has 1 example\(s\)"),
     (lambda: predict("batch_norm", 2, batch_size=3), "fewer than 4 different examples"),

@@ -243,9 +243,9 @@ def describe(
     input_shape: shape of the model's inputs, [N, ...].
 
   Raises:
-    UsageError: the model is a ResNet of version 1. The sum of its block is neither
-      centered nor Gaussian in front of its activation, and has no recursion in second
-      moments alone.
+    UsageError: the model is a ResNet whose projections take means of pixels, or one of
+      version 1. The sum of the latter's block is neither centered nor Gaussian in front
+      of its activation, and has no recursion in second moments alone.
   """
   modules: dict[tuple[str, ...], tuple[nn.Conv | nn.Dense, int]] = {}
   activations: dict[tuple[str, ...], Activation] = {}
@@ -264,6 +264,11 @@ def describe(
         raise UsageError(
           "The theory covers pre-activation blocks: a ResNet of version 1 applies its "
           "activation behind the sum."
+        )
+      if getattr(module, "average_projection", False):
+        raise UsageError(
+          "The theory covers projections with strides: average_projection takes means "
+          "of pixels instead."
         )
       if isinstance(module, models.AttentionBlock):
         raise UsageError(
