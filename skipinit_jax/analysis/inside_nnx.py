@@ -111,8 +111,11 @@ class _Watcher:
     """Watches a model's modules, and returns the blocks by their paths."""
     found: dict[Path, nnx.Module] = {}
     children = {self.blocks.shortcut, *self.blocks.branch}
-    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    for raw, module in modules:
+    # Flax 0.10 has no `nnx.iter_modules`.
+    nodes: list[tuple[Any, Any]] = list(nnx.iter_graph(model))
+    for raw, module in nodes:
+      if not isinstance(module, nnx.Module):
+        continue
       path = tuple(map(str, raw))
       # Numbers become wildcards: a thousand blocks are one name.
       pattern = re.sub(r"\d+", "*", "/".join(path))
@@ -122,7 +125,8 @@ class _Watcher:
         found[path] = module
       is_child = bool(children.intersection(path[-1:]))
       if is_block or is_child or isinstance(module, blocks_lib.NORMALIZERS):
-        module._signal_path, module._signal_block = path, is_block
+        node: Any = module
+        node._signal_path, node._signal_block = path, is_block
         kind: Any = type(module)
         object.__setattr__(module, "__class__", watched(kind))
     for (path, number), slots in (self.slots or {}).items():
