@@ -111,12 +111,7 @@ class _Watcher:
     """Watches a model's modules, and returns the blocks by their paths."""
     found: dict[Path, nnx.Module] = {}
     children = {self.blocks.shortcut, *self.blocks.branch}
-    # Flax 0.10 has no `nnx.iter_modules`.
-    nodes: list[tuple[Any, Any]] = list(nnx.iter_graph(model))
-    for raw, module in nodes:
-      if not isinstance(module, nnx.Module):
-        continue
-      path = tuple(map(str, raw))
+    for path, module in modules_by_path(model):
       # Numbers become wildcards: a thousand blocks are one name.
       pattern = re.sub(r"\d+", "*", "/".join(path))
       self.classes[pattern] = type(module).__name__
@@ -125,8 +120,7 @@ class _Watcher:
         found[path] = module
       is_child = bool(children.intersection(path[-1:]))
       if is_block or is_child or isinstance(module, blocks_lib.NORMALIZERS):
-        node: Any = module
-        node._signal_path, node._signal_block = path, is_block
+        module._signal_path, module._signal_block = path, is_block
         kind: Any = type(module)
         object.__setattr__(module, "__class__", watched(kind))
     for (path, number), slots in (self.slots or {}).items():
@@ -214,6 +208,16 @@ class _Watcher:
     if trace not in self._traces:
       self._traces.append(trace)
     return self._traces[self._traces.index(trace)]
+
+
+def modules_by_path(model: nnx.Module) -> list[tuple[Path, Any]]:
+  """Returns a network and its modules, each with its path."""
+  # Flax 0.10 has no `nnx.iter_modules`.
+  return [
+    (tuple(map(str, path)), node)
+    for path, node in nnx.iter_graph(model)
+    if isinstance(node, nnx.Module)
+  ]
 
 
 _present: contextvars.ContextVar[Any] = contextvars.ContextVar("watcher")

@@ -69,9 +69,7 @@ class _Watcher:
   def watch(self, model: nnx.Module) -> dict[Path, nnx.Module]:
     """Watches a model's modules, and returns the blocks by their paths."""
     found: dict[Path, nnx.Module] = {}
-    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    for raw, module in modules:
-      path = tuple(map(str, raw))
+    for path, module in inside_nnx.modules_by_path(model):
       is_block = self._scaler.blocks.selects(module, path)
       if is_block:
         found[path] = module
