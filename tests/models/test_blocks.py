@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +11,19 @@ from flax import linen as nn
 from flax import nnx
 from jax import lax
 
+from skipinit_jax import nnx as native
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import LayerScale, SkipInit, identity
 from skipinit_jax.models import (
+  AttentionBlock,
   BasicBlock,
   BottleneckBlock,
   FullyConnectedBlock,
+  MLPBlock,
   PostActivationBasicBlock,
   PostActivationBottleneckBlock,
 )
+from tests.models.common import random_variables
 
 EPSILON = 1e-3
 BatchNorm = functools.partial(
@@ -44,18 +49,9 @@ NORMALIZERS = {
 }
 
 
-def images(features, size=6):
+def images(features):
   generator = np.random.default_rng(features)
-  return generator.normal(1, 2, (3, size, size + 1, features)).astype(np.float32)
-
-
-def random_variables(module, x):
-  """Variables of which none has a value that would hide its place."""
-  generator = np.random.default_rng(0)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-  return jax.tree.map(
-    lambda leaf: generator.normal(0.3, 0.4, leaf.shape).astype(np.float32), shapes
-  )
+  return generator.normal(1, 2, (3, 6, 7, features)).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -100,6 +96,10 @@ class ByHand:
     )
     return y + params.get("bias", 0.0)
 
+  def dense(self, x, name):
+    params = self.get(name, None)
+    return x @ params["kernel"] + params.get("bias", 0.0)
+
   def activate(self, x, index):
     x = self.bias(self.norm(x, f"norm{index}"), f"activation_bias{index}")
     return self.bias(self.activation(x), f"layer_bias{index}")
@@ -125,7 +125,7 @@ def bottleneck(p, x, strides):
   return shortcut, p.end(p.conv(y, "conv3"))
 
 
-def post_activation(p, x, strides):
+def post_bottleneck(p, x, strides):
   y = p.bias(x, "layer_bias1")
   shortcut = x
   if "projection" in p.params:
@@ -144,13 +144,32 @@ def post_basic(p, x, strides):
   return shortcut, p.end(p.norm(p.conv(y, "conv2"), "norm3"))
 
 
-# Block, function, features of the block and of an input that it need not project.
+def dense(p, x, strides):
+  y = x
+  for index in range(1, 1 + sum(name.startswith("dense") for name in p.params)):
+    y = p.dense(p.activate(y, index), f"dense{index}")
+  return x, p.end(y)
+
+
+# Block, function, and the features of the block's output.
 BLOCKS = {
-  "basic": (BasicBlock, basic, 4, 4),
-  "bottleneck": (BottleneckBlock, bottleneck, 2, 8),
-  "post": (PostActivationBottleneckBlock, post_activation, 2, 8),
-  "post_basic": (PostActivationBasicBlock, post_basic, 4, 4),
+  "basic": (functools.partial(BasicBlock, 4), basic, 4),
+  "bottleneck": (functools.partial(BottleneckBlock, 2), bottleneck, 8),
+  "post": (functools.partial(PostActivationBottleneckBlock, 2), post_bottleneck, 8),
+  "post_basic": (functools.partial(PostActivationBasicBlock, 4), post_basic, 4),
+  "dense": (functools.partial(FullyConnectedBlock, 6, num_layers=3), dense, 6),
+  "dense_one": (functools.partial(FullyConnectedBlock, 6), dense, 6),
 }
+CONVOLUTIONAL = [name for name in BLOCKS if not name.startswith("dense")]
+
+
+def example(block, **fields):
+  """A block, and an input that it need not project."""
+  make, _, features = BLOCKS[block]
+  x = images(features)
+  return make(**fields), x if block in CONVOLUTIONAL else x[:, 0, 0]
+
+
 # Strides, and whether the input has other features than the output.
 SHAPES = {"identity": (1, False), "strides": (2, False), "features": (1, True)}
 KINDS = {
@@ -169,24 +188,27 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(
-  ("shape", "kind"),
+  ("block", "shape", "kind"),
   [
-    *((shape, "everything") for shape in SHAPES),
-    ("strides", "plain"),
-    ("strides", "batch_norm"),
-    ("strides", "fixup"),
+    *((block, shape, "everything") for block in CONVOLUTIONAL for shape in SHAPES),
+    *(
+      (block, "strides", kind)
+      for block in CONVOLUTIONAL
+      for kind in ("plain", "batch_norm", "fixup")
+    ),
+    *((block, "identity", kind) for block in ("dense", "dense_one") for kind in KINDS),
   ],
 )
 def test_output(block, shape, kind):
-  factory, function, features, inputs = BLOCKS[block]
   strides, other_features = SHAPES[shape]
   fields = KINDS[kind]
-  x = images(inputs + 2 * other_features)
-  module = factory(features, strides, **fields)
+  module, x = example(block, **fields, **({"strides": strides} if strides > 1 else {}))
+  if other_features:
+    x = images(x.shape[-1] + 2)
   variables = random_variables(module, x)
   hand = ByHand(variables["params"], fields.get("activation", jax.nn.relu))
+  _, function, _ = BLOCKS[block]
 
   @jax.jit
   def expected(x):
@@ -194,7 +216,6 @@ def test_output(block, shape, kind):
     return hand.activation(total) if block.startswith("post") else total
 
   output = apply(module, variables, x)
-  assert output.shape == (3, 6 // strides, -(-7 // strides), inputs)
   np.testing.assert_allclose(output, expected(x), rtol=1e-3, atol=1e-3)
   assert ("projection" in variables["params"]) == (shape != "identity")
   assert set(variables["params"]) <= hand.used
@@ -229,47 +250,22 @@ def scalars(params):
     ),
   ],
 )
-@pytest.mark.parametrize("strides", [1, 2])
-def test_fixup_has_these_scalars(block, biases, strides):
-  module = block(4, strides, scalar_biases=True, branch_scale=SkipInit)
+def test_fixup_has_these_scalars(block, biases):
+  module = block(4, 2, scalar_biases=True, branch_scale=SkipInit)
   params = jax.eval_shape(module.init, jax.random.key(0), images(16))["params"]
   assert scalars(params) == biases | {"branch_bias"}
   assert params["branch_scale"]["alpha"].shape == ()
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", KINDS)
-def test_output_of_fully_connected_block(num_layers, kind):
-  fields = KINDS[kind]
-  x = np.random.default_rng(0).normal(1, 2, (5, 6)).astype(np.float32)
-  module = FullyConnectedBlock(6, num_layers=num_layers, **fields)
-  variables = random_variables(module, x)
-  hand = ByHand(variables["params"], fields.get("activation", jax.nn.relu))
-  y = x
-  for index in range(1, num_layers + 1):
-    dense = hand.get(f"dense{index}", None)
-    y = hand.activate(y, index) @ dense["kernel"] + dense.get("bias", 0.0)
-  expected = (x + hand.end(y)) * fields.get("sum_scale", 1.0)
-  np.testing.assert_allclose(
-    apply(module, variables, x), expected, rtol=1e-4, atol=1e-4
-  )
-  assert set(variables["params"]) <= hand.used
-
-
 @pytest.mark.parametrize(
   ("block", "normalizer"),
   [
-    *((block, "batch") for block in BLOCKS),
-    *(("fully_connected", normalizer) for normalizer in NORMALIZERS),
+    *((block, "batch") for block in CONVOLUTIONAL),
+    *(("dense_one", normalizer) for normalizer in NORMALIZERS),
   ],
 )
 def test_skipinit_block_starts_as_its_shortcut(block, normalizer):
-  if block == "fully_connected":
-    factory, features, x = FullyConnectedBlock, 6, images(6)[:, 0, 0]
-  else:
-    factory, _, features, inputs = BLOCKS[block]
-    x = images(inputs)
-  module = factory(features, normalizer=NORMALIZERS[normalizer], branch_scale=SkipInit)
+  module, x = example(block, normalizer=NORMALIZERS[normalizer], branch_scale=SkipInit)
   variables = random_variables(module, x)
   # Whatever the other parameters are.
   variables["params"]["branch_scale"]["alpha"] = SkipInit.initial_value
@@ -277,14 +273,10 @@ def test_skipinit_block_starts_as_its_shortcut(block, normalizer):
   np.testing.assert_array_equal(apply(module, variables, x), expected)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, "fully_connected"])
+@pytest.mark.parametrize("block", [*CONVOLUTIONAL, "dense_one"])
 def test_a_last_scale_of_zero_makes_the_shortcut_and_learns(block):
-  factory, features, x = FullyConnectedBlock, 6, images(6)[:, 0, 0]
-  if block != "fully_connected":
-    factory, _, features, inputs = BLOCKS[block]
-    x = images(inputs)
   zero = functools.partial(BatchNorm, scale_init=nn.initializers.zeros)
-  module = factory(features, normalizer=BatchNorm, last_normalizer=zero)
+  module, x = example(block, normalizer=BatchNorm, last_normalizer=zero)
   variables = random_variables(module, x)
   name = {"post": "norm4", "post_basic": "norm3"}.get(block, "last_norm")
   last = variables["params"][name]
@@ -301,18 +293,12 @@ def test_a_last_scale_of_zero_makes_the_shortcut_and_learns(block):
   assert np.all(jax.grad(product)(last["scale"]))
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, "fully_connected"])
+@pytest.mark.parametrize("block", [*CONVOLUTIONAL, "dense"])
 def test_each_layer_has_its_initializer(block):
-  if block == "fully_connected":
-    factory, features, x = FullyConnectedBlock, 6, np.ones((5, 6), np.float32)
-    options = {"num_layers": 3}
-  else:
-    factory, _, features, inputs = BLOCKS[block]
-    x = images(inputs)
-    options = {"strides": 2, "projection_init": nn.initializers.constant(3)}
-  module = factory(
-    features,
-    **options,
+  options = {"strides": 2, "projection_init": nn.initializers.constant(3)}
+  module, x = example(
+    block,
+    **(options if block in CONVOLUTIONAL else {}),
     kernel_init=nn.initializers.constant(1),
     last_kernel_init=nn.initializers.constant(2),
   )
@@ -327,126 +313,104 @@ def test_each_layer_has_its_initializer(block):
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("normalizer", [None, nn.LayerNorm])
 def test_dtypes(block, normalizer):
-  factory, _, features, inputs = BLOCKS[block]
   bfloat16 = jnp.dtype("bfloat16")
   if normalizer is not None:
     normalizer = functools.partial(normalizer, dtype=bfloat16, param_dtype=bfloat16)
   fields = {"normalizer": normalizer, "scalar_biases": True, "use_bias": True}
-  x = images(inputs).astype(bfloat16)
 
   def dtypes(**options):
-    module = factory(features, 2, branch_scale=SkipInit, **fields, **options)
-    output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
-    names = [name for name in variables["params"] if "norm" not in name]
-    leaves = jax.tree.leaves(
-      [variables["params"][n] for n in names if n[-5:] != "scale"]
+    module, x = example(block, branch_scale=SkipInit, **fields, **options)
+    output, variables = jax.eval_shape(
+      module.init_with_output, jax.random.key(0), x.astype(bfloat16)
     )
-    return output.dtype, {leaf.dtype for leaf in leaves}
+    params = variables["params"]
+    layers = [params[n] for n in params if "norm" not in n and n != "branch_scale"]
+    return output.dtype, {leaf.dtype for leaf in jax.tree.leaves(layers)}
 
   assert dtypes(dtype=bfloat16) == (bfloat16, {jnp.dtype("float32")})
   assert dtypes(dtype=bfloat16, param_dtype=bfloat16) == (bfloat16, {bfloat16})
 
 
 def test_bfloat16_block_keeps_its_dtype_with_a_normalizer_that_widens():
-  block = PostActivationBottleneckBlock(
-    2, normalizer=lambda name: Widen(name=name), dtype=jnp.bfloat16
+  def widen(name):
+    return lambda x: x.astype(jnp.float32)
+
+  block, x = example("post", normalizer=widen, dtype=jnp.bfloat16)
+  output, _ = jax.eval_shape(
+    block.init_with_output, jax.random.key(0), x.astype(jnp.bfloat16)
   )
-  x = jnp.ones((1, 4, 4, 8), jnp.bfloat16)
-  output = jax.eval_shape(lambda: block.init_with_output(jax.random.key(0), x)[0])
   assert output.dtype == jnp.bfloat16
 
 
-class Widen(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return x.astype(jnp.float32)
-
-
-def test_fully_connected_block_names_what_it_cannot_do():
+@pytest.mark.parametrize("block", [FullyConnectedBlock, AttentionBlock, MLPBlock])
+def test_blocks_of_tokens_name_what_they_cannot_do(block):
   with pytest.raises(UsageError, match="has 4 features, but its input has 1"):
-    FullyConnectedBlock(4).init(jax.random.key(0), jnp.ones((2, 1)))
+    jax.eval_shape(block(4).init, jax.random.key(0), jnp.ones((2, 3, 1)))
 
 
 @pytest.mark.parametrize(
-  ("fields", "message"),
+  ("field", "value", "message"),
   [
+    ("normalizer", nn.LayerNorm(), "LayerNorm that is made already: give its class, L"),
+    ("normalizer", True, "True: .* such as flax.linen.LayerNorm"),
+    ("branch_scale", 0.0, r"0.0: .* functools.partial\(layers.SkipInit, 0.0\)"),
+    ("normalizer", nnx.LayerNorm, "nnx.LayerNorm, .*: give flax.linen.LayerNorm"),
     (
-      {"normalizer": nn.LayerNorm()},
-      r"normalizer is a LayerNorm that is made already: give its class, LayerNorm, or",
+      "last_normalizer",
+      functools.partial(nnx.GroupNorm, num_groups=2),
+      "nnx.GroupNorm, of Flax NNX, .*: give flax.linen.GroupNorm",
     ),
-    (
-      {"normalizer": nnx.LayerNorm},
-      "normalizer is nnx.LayerNorm, of Flax NNX, .*: give flax.linen.LayerNorm",
-    ),
-    (
-      {"normalizer": functools.partial(nnx.GroupNorm, num_groups=2)},
-      "normalizer is nnx.GroupNorm, .*: give flax.linen.GroupNorm",
-    ),
-    (
-      {"branch_scale": 0.0},
-      r"branch_scale is 0.0: .* such as functools.partial\(layers.SkipInit, 0.0\)",
-    ),
-    ({"normalizer": True}, "normalizer is True: .* such as flax.linen.LayerNorm"),
+    ("branch_scale", native.SkipInit, "nnx.SkipInit, .* skipinit_jax.layers.SkipInit"),
+    ("branch_scale", native.SkipInit(), "SkipInit, .* skipinit_jax.layers.SkipInit"),
+    ("branch_scale", type("Mine", (nnx.Module,), {}), "give a Linen module"),
   ],
 )
-def test_what_is_no_factory_is_one_sentence(fields, message):
-  with pytest.raises(UsageError, match=message):
-    BasicBlock(4, **fields)
+def test_what_is_no_factory_of_linen_is_one_sentence(field, value, message):
+  with pytest.raises(UsageError, match=f"{field} is .*{message}"):
+    BasicBlock(4, **{field: value})
 
 
 class OwnScale(nn.Module):
-  """SkipInit as a user may write it, which blocks apply to the branch itself."""
+  """SkipInit or LayerScale as users may write it: blocks apply it to the branch."""
 
   initial_value: float
-  shape: tuple[int, ...] = ()
+  name_of_parameter: str = "alpha"
 
   @nn.compact
   def __call__(self, x):
-    return x * self.param(
-      "scale" if self.shape else "alpha",
-      nn.initializers.constant(self.initial_value),
-      self.shape,
-    )
+    shape = x.shape[-1:] if self.name_of_parameter == "scale" else ()
+    start = nn.initializers.constant(self.initial_value)
+    return x * self.param(self.name_of_parameter, start, shape)
 
 
 @pytest.mark.parametrize(
-  ("scale", "own"),
-  [
-    (functools.partial(SkipInit, 0.5), functools.partial(OwnScale, 0.5)),
-    (functools.partial(LayerScale, 0.5), functools.partial(OwnScale, 0.5, (4,))),
-  ],
+  ("scale", "name"), [(SkipInit, "alpha"), (LayerScale, "scale")]
 )
-@pytest.mark.parametrize("block", [BasicBlock, FullyConnectedBlock])
-@pytest.mark.parametrize("scalar_biases", [False, True])
-def test_a_scale_in_the_last_layer_is_one_behind_it(block, scale, own, scalar_biases):
-  x = images(4)[:, 0, 0] if block is FullyConnectedBlock else images(4)
-  blocks = [
-    block(4, use_bias=True, scalar_biases=scalar_biases, branch_scale=each)
-    for each in (scale, own)
-  ]
-  params = random_variables(blocks[0], x)["params"]
+@pytest.mark.parametrize("block", ["basic", "dense_one"])
+def test_a_scale_in_the_last_layer_is_one_behind_it(block, scale, name):
+  own = functools.partial(OwnScale, 0.5, name)
+  fields = {"use_bias": True, "scalar_biases": True}
+  module, x = example(block, branch_scale=scale, **fields)
+  params = random_variables(module, x)["params"]
 
   @jax.jit
   def both(params, x):
-    def value(block, params, x):
-      return jnp.sin(block.apply({"params": params}, x)).sum()
+    def value(module, params, x):
+      return jnp.sin(module.apply({"params": params}, x)).sum()
 
     gradient = jax.value_and_grad(value, (1, 2))
-    return [gradient(block, params, x) for block in blocks]
+    return [
+      gradient(each, params, x) for each in (module, module.clone(branch_scale=own))
+    ]
 
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3),
-    *both(params, x),
-  )
+  chex.assert_trees_all_close(*both(params, x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [SkipInit, LayerScale])
-@pytest.mark.parametrize("block", [BasicBlock, FullyConnectedBlock])
+@pytest.mark.parametrize("block", ["basic", "dense_one"])
 def test_a_scale_keeps_no_activations(block, scale):
-  x = images(8)[:, 0, 0] if block is FullyConnectedBlock else images(8)
-
   def kept(branch_scale):
-    module = block(8, branch_scale=branch_scale)
+    module, x = example(block, branch_scale=branch_scale)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     _, residuals = jax.eval_shape(lambda v: jax.vjp(module.apply, v, x), variables)
     return [leaf.shape for leaf in jax.tree.leaves(residuals)].count(x.shape)

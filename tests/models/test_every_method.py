@@ -13,14 +13,9 @@ from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import Conv, LayerScale, SkipInit
 from skipinit_jax.methods import bind_normalizer
-from skipinit_jax.models import (
-  AttentionBlock,
-  ResidualMLP,
-  ResNet,
-  VisionTransformer,
-  WideResNet,
-)
+from skipinit_jax.models import ResidualMLP, ResNet, VisionTransformer, WideResNet
 from skipinit_jax.models.head import Head
+from tests.models.common import random_variables
 
 CLASSES = 7
 # Model, and its number of residual branches.
@@ -257,64 +252,10 @@ IDENTITY = {
 }
 
 
-def test_head_activates_and_averages():
-  x = np.random.default_rng(0).normal(size=(3, 4, 5, CLASSES)).astype(np.float32)
-  logits = head("unnormalized").apply(IDENTITY, x, train=False)
-  np.testing.assert_allclose(logits, np.maximum(x, 0).mean((1, 2)), rtol=1e-5)
-  logits = head("unnormalized", preactivation=False).apply(IDENTITY, x, train=False)
-  np.testing.assert_allclose(logits, x.mean((1, 2)), rtol=1e-4, atol=1e-6)
-
-
-def test_head_has_the_gain_of_standardized_weights():
-  x = np.random.default_rng(0).normal(size=(3, CLASSES)).astype(np.float32)
-  logits = head("nf_resnet").apply(IDENTITY, x, train=False)
-  gain = (2 / (1 - 1 / np.pi)) ** 0.5
-  np.testing.assert_allclose(logits, gain * np.maximum(x, 0), rtol=1e-5)
-
-
 def test_head_averages_bfloat16_in_float32():
   x = jnp.full((1, 64, 64, CLASSES), 1.0, jnp.bfloat16).at[:, 0, 0].set(4096.0)
   logits = head("unnormalized", dtype=jnp.bfloat16).apply(IDENTITY, x, train=False)
   np.testing.assert_allclose(logits, (4096 + 4095) / 4096, rtol=1e-6)
-
-
-def test_a_network_of_float64_is_it_to_its_logits():
-  with jax.enable_x64(True):
-    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    model = ResidualMLP(2, 8, CLASSES, methods.get("batch_norm"), **dtypes)
-    images = IMAGES.astype(np.float64)
-    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
-    assert logits.dtype == np.float64
-
-    def logit(size):
-      return model.apply(variables, size * images, train=False)[0, 0]
-
-    # A difference of float32's precision would be nothing but rounding.
-    step = 1e-7
-    slope = (logit(1 + step) - logit(1 - step)) / (2 * step)
-    np.testing.assert_allclose(slope, jax.grad(logit)(1.0), rtol=1e-6)
-
-
-def test_attention_of_float64_is_it_throughout():
-  with jax.enable_x64(True):
-    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    block = AttentionBlock(4, num_heads=2, **dtypes)
-    x = np.random.default_rng(0).normal(size=(2, 3, 4))
-    params = block.init(jax.random.key(0), x)["params"]
-
-    def output(x):
-      return block.apply({"params": params}, x).sum()
-
-    attention = params["attention"]
-    query, key, value = (
-      np.einsum("ntf,fhd->nthd", x, attention[name]["kernel"])
-      for name in ("query", "key", "value")
-    )
-    logits = np.einsum("nqhd,nkhd->nhqk", query, key) / 2**0.5
-    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    y = np.einsum("nhqk,nkhd->nqhd", weights, value)
-    expected = x + np.einsum("nthd,hdf->ntf", y, attention["out"]["kernel"])
-    np.testing.assert_allclose(output(x), expected.sum(), rtol=1e-13)
 
 
 def test_dropout_only_in_training():
@@ -330,9 +271,15 @@ def test_dropout_only_in_training():
   assert np.any(kept != other)
 
 
-@pytest.mark.parametrize("method", ["batch_norm", "output_batch_norm", "fixup_dropout"])
-@pytest.mark.parametrize("model", ["wide_resnet", "mlp"])
-def test_evaluation_treats_examples_one_by_one(random_variables, model, method):
+@pytest.mark.parametrize(
+  ("model", "method"),
+  [
+    ("wide_resnet", "batch_norm"),
+    ("mlp", "output_batch_norm"),
+    ("mlp", "fixup_dropout"),
+  ],
+)
+def test_evaluation_treats_examples_one_by_one(model, method):
   module = MODELS[model][0](method=methods.get(method))
   images = IMAGES[:, :8, :8]
   variables = random_variables(module, images, train=False)
@@ -341,28 +288,3 @@ def test_evaluation_treats_examples_one_by_one(random_variables, model, method):
   alone = apply(variables, images[2:3])
   assert np.std(together) > 1e-3
   np.testing.assert_allclose(alone, together[2:3], rtol=1e-4, atol=1e-5)
-
-
-# For ResNets it is in test_resnet.py.
-@pytest.mark.parametrize(("model", "num_stacks"), [("wide_resnet", 3), ("mlp", 1)])
-def test_fixup_starts_with_logits_of_zero(model, num_stacks):
-  module = MODELS[model][0](method=methods.get("fixup"))
-
-  # XLA compiles this generator faster than JAX's default one.
-  @jax.jit
-  def run(key):
-    variables = module.init(key, IMAGES, train=False)
-    logits, state = module.apply(
-      variables,
-      IMAGES,
-      train=False,
-      mutable=["intermediates"],
-      capture_intermediates=lambda module, _: type(module).__name__ == "DepthStack",
-    )
-    return logits, jax.tree.leaves(state)
-
-  logits, stacks = run(jax.random.key(0, impl="rbg"))
-  assert not np.any(logits)
-  assert len(stacks) == num_stacks
-  for features in stacks:
-    assert np.std(features) > 0.1

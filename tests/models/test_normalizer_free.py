@@ -19,6 +19,7 @@ from skipinit_jax.models import (
   ResNet,
   WideResNet,
 )
+from tests.models.common import random_variables
 
 NF_RESNET = methods.get("nf_resnet")
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -29,7 +30,7 @@ def standardized(kernel):
   return (rows - rows.mean(0)) / (rows.std(0) * len(rows) ** 0.5)
 
 
-def test_output_of_nf_resnet(random_variables):
+def test_output_of_nf_resnet():
   """x + 0.2 alpha f(x / beta), written out."""
   x = IMAGES.reshape(4, -1)
   model = ResidualMLP(3, 6, 5, NF_RESNET, layers_per_block=2)

@@ -16,6 +16,7 @@ from skipinit_jax.models import (
   WideResNet,
   unroll_variables,
 )
+from tests.models.common import random_variables
 
 IMAGES = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
 KEY = {"dropout": jax.random.key(0)}
@@ -36,7 +37,7 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def scanned(request, random_variables):
+def scanned(request):
   """A model's factory, its variables, and its logits in training."""
   make = MODELS[request.param]
   variables = random_variables(make(), IMAGES, train=False)
@@ -65,7 +66,7 @@ def test_rematerialized_has_the_same_masks_and_evaluation_none(scanned):
   assert np.abs(evaluated - expected).max() > 0.1
 
 
-def test_each_example_drops_a_branch_as_often_as_its_depth_says(random_variables):
+def test_each_example_drops_a_branch_as_often_as_its_depth_says():
   depth, rate, num_examples = 4, 0.6, 2000
   model = ResidualMLP(depth, 3, 2, method("unnormalized", rate), scan=False)
   images = np.random.default_rng(1).normal(size=(num_examples, 3)).astype(np.float32)

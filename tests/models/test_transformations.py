@@ -11,7 +11,6 @@ from jax.sharding import AxisType
 
 from skipinit_jax import methods
 from skipinit_jax.analysis import measure
-from skipinit_jax.layers import Conv
 from skipinit_jax.models import (
   BasicBlock,
   DepthStack,
@@ -19,6 +18,7 @@ from skipinit_jax.models import (
   VisionTransformer,
   WideResNet,
 )
+from tests.models.common import random_variables
 
 MODELS = {
   "wide_resnet": functools.partial(WideResNet, 10, 1, 7),
@@ -28,7 +28,7 @@ MODELS = {
 IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
 
 
-def build(random_variables, model, name, ghost_batch_size=None):
+def build(model, name, ghost_batch_size=None):
   """A network, its parameters, and a scalar function of these and of images."""
   method = methods.get(name)
   if ghost_batch_size:
@@ -77,8 +77,8 @@ def mesh(axis_type):
     ("mlp", "batch_norm", 4),
   ],
 )
-def test_explicit_mesh(random_variables, model, name, ghost_batch_size):
-  module, variables, loss = build(random_variables, model, name, ghost_batch_size)
+def test_explicit_mesh(model, name, ghost_batch_size):
+  module, variables, loss = build(model, name, ghost_batch_size)
   explicit = mesh(AxisType.Explicit)
   images = jax.device_put(IMAGES, jax.NamedSharding(explicit, jax.P("data")))
   placed = jax.device_put(variables, jax.NamedSharding(explicit, jax.P()))
@@ -97,8 +97,8 @@ def test_explicit_mesh(random_variables, model, name, ghost_batch_size):
 
 
 @pytest.mark.parametrize("model", ["wide_resnet", "mlp"])
-def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables, model):
-  _, variables, loss = build(random_variables, model, "skipinit_biases")
+def test_shard_map_sums_the_gradients_of_replicated_parameters(model):
+  _, variables, loss = build(model, "skipinit_biases")
   params = variables["params"]
 
   @functools.partial(
@@ -115,10 +115,10 @@ def test_shard_map_sums_the_gradients_of_replicated_parameters(random_variables,
   )
 
 
-def build_stack(random_variables, **fields):
+def build_stack():
   """Parameters of two convolutional blocks, and a function of these and of images."""
   norm = functools.partial(nn.BatchNorm, use_running_average=False)
-  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm, **fields), 2)
+  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm), 2)
   variables = random_variables(stack, IMAGES)
   params = variables.pop("params")
 
@@ -127,21 +127,6 @@ def build_stack(random_variables, **fields):
     return jnp.mean(jnp.sin(y), (1, 2))
 
   return params, outputs
-
-
-def test_jacobians_equal_those_of_flax_s_convolution(random_variables):
-  images = IMAGES[:2, :3, :3]
-  jacobians = []
-  for conv in (Conv, nn.Conv):
-    params, outputs = build_stack(random_variables, conv=conv)
-    of_images = functools.partial(outputs, params)
-    jacobians += jax.jit(lambda x, f=of_images: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(
-      images
-    )
-  *actual, expected = jacobians
-  assert expected.shape == (2, 3, *images.shape)
-  for jacobian in actual:
-    assert_close(jacobian, expected)
 
 
 def test_tangents_have_the_dtype_of_a_computation_in_bfloat16():
@@ -159,21 +144,8 @@ def test_tangents_have_the_dtype_of_a_computation_in_bfloat16():
   assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(values)}
 
 
-def test_donated_arguments(random_variables):
-  params, outputs = build_stack(random_variables)
-
-  def step(params, images):
-    gradient = jax.grad(lambda params: outputs(params, images).sum())(params)
-    return jax.tree.map(lambda p, g: p - g / 10, params, gradient)
-
-  donated = jax.tree.map(jnp.array, params)
-  actual = jax.jit(step, donate_argnums=0)(donated, IMAGES)
-  assert_close(actual, jax.jit(step)(params, IMAGES))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
-
-
-def test_forward_mode_and_curvature_of_a_scanned_stack(random_variables):
-  params, outputs = build_stack(random_variables)
+def test_forward_mode_and_curvature_of_a_scanned_stack():
+  params, outputs = build_stack()
 
   def loss(params, images):
     return jnp.mean(outputs(params, images))
@@ -202,8 +174,8 @@ def test_forward_mode_and_curvature_of_a_scanned_stack(random_variables):
     assert_close(product, products[0])
 
 
-def test_vmap_over_seeds_and_over_examples(random_variables):
-  _, variables, loss = build(random_variables, "wide_resnet", "skipinit_biases")
+def test_vmap_over_seeds_and_over_examples():
+  _, variables, loss = build("wide_resnet", "skipinit_biases")
   seeds = [jax.tree.map(lambda x, i=i: x + i / 50, variables["params"]) for i in (0, 1)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
   gradient = jax.grad(loss)

@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
-import pytest
 
 
-def _random_variables(module, *args, **kwargs):
-  """Random variables of a module, none at a value that would hide its place."""
+def random_variables(module, *args, **kwargs):
+  """Random variables of a module, none at a value that would hide its place.
+
+  Args:
+    *args, **kwargs: what the module's `init` takes beside the key.
+  """
   generator = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -24,8 +27,3 @@ def _random_variables(module, *args, **kwargs):
     lambda key: module.init(key, *args, **kwargs), jax.random.key(0)
   )
   return jax.tree.map_with_path(draw, shapes)
-
-
-@pytest.fixture(scope="session")
-def random_variables():
-  return _random_variables
