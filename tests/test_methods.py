@@ -14,15 +14,12 @@ from flax import linen as nn
 from skipinit_jax import methods
 from skipinit_jax.errors import UsageError
 from skipinit_jax.layers import (
-  Conv,
   GhostBatchNorm,
   LayerScale,
-  SkipInit,
   VarianceScaling,
   WeightStandardizedConv,
   WeightStandardizedDense,
   fixup,
-  he_normal,
   he_normal_fan_out,
   identity,
   scaled_relu,
@@ -69,37 +66,18 @@ PROPERTIES = {
     "use_bias": True,
     "stem_bias": True,
   },
+  "layer_norm": {"normalizer": nn.LayerNorm},
   "rezero": {"alpha": 0.0},
   "layer_scale": {"alpha": 0.1, "branch_scale": LayerScale},
 }
 PLAIN = {
-  "normalizer": None,
-  "output_normalizer": None,
-  "zero_last_scale": False,
-  "alpha": None,
-  "learnable_alpha": True,
-  "branch_factor": 1.0,
-  "branch_scale": SkipInit,
-  "sum_scale": 1.0,
-  "divide_by_expected_std": False,
-  "conv": Conv,
-  "dense": nn.Dense,
-  "activation": nn.relu,
-  "kernel_init": he_normal,
-  "branch_init": None,
-  "last_init": None,
-  "classifier_init": None,
-  "scalar_biases": False,
-  "use_bias": False,
-  "stem_bias": False,
-  "dropout_rate": 0.0,
-  "resnet_version": None,
-  "scale_rate_factor": 1.0,
-  "bias_rate_factor": 1.0,
+  field.name: field.default
+  for field in dataclasses.fields(methods.Method)
+  if field.name not in ("name", "title")
 }
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("name", methods.NAMES)
 def test_properties(name):
   method = methods.get(name)
   actual = {field: getattr(method, field) for field in PLAIN}
@@ -116,11 +94,10 @@ def test_properties(name):
   assert actual == expected
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_name_is_the_key_and_titles_tell_methods_apart(name):
-  assert methods.get(name).name == name
-  titles = [methods.get(other).title for other in methods.NAMES]
-  assert titles.count(methods.get(name).title) == 1
+def test_names_are_keys_and_titles_tell_methods_apart():
+  table = [methods.get(name) for name in methods.NAMES]
+  assert [method.name for method in table] == list(methods.NAMES)
+  assert len({method.title for method in table}) == len(table)
 
 
 @pytest.mark.parametrize(

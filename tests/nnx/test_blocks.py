@@ -9,9 +9,10 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from skipinit_jax import layers, methods, models
+from skipinit_jax import layers, methods
 from skipinit_jax import nnx as native
 from skipinit_jax.errors import UsageError
+from tests.nnx.common import check_same
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.normal(1, 2, (4, 4, 5, 8)).astype(np.float32)
@@ -31,65 +32,57 @@ def activated(name, branch_layers):
   )
 
 
-# One of each kind of layer; networks of every method are tested in test_networks.py.
-@pytest.mark.parametrize("name", ["batch_norm", "layer_scale", "fixup", "nf_resnet"])
+# One of each kind of layer. Networks of every method, and of the other blocks of
+# convolutions, are tested in test_networks.py.
+METHODS = pytest.mark.parametrize(
+  "name", ["batch_norm", "layer_scale", "fixup", "nf_resnet", "skipinit_biases"]
+)
+
+
+@METHODS
 @pytest.mark.parametrize(
   ("block", "branch_layers", "features"),
-  [
-    (native.BasicBlock, 2, 8),
-    (native.BottleneckBlock, 3, 2),
-    (native.PostActivationBottleneckBlock, 3, 2),
-    (native.PostActivationBasicBlock, 2, 8),
-  ],
+  [(native.BottleneckBlock, 3, 2), (native.PostActivationBasicBlock, 2, 8)],
 )
-def test_blocks_of_convolutions(block, branch_layers, features, name, same):
+def test_blocks_of_convolutions(block, branch_layers, features, name):
   fields = {
     # Some project the shortcut.
     "strides": 2 if name in ("fixup", "batch_norm") else 1,
     "conv": methods.get(name).conv,
     **activated(name, branch_layers),
   }
-  same(functools.partial(block, 8, 8, **fields), block.twin(features, **fields), IMAGES)
+  check_same(
+    functools.partial(block, 8, 8, **fields), block.twin(features, **fields), IMAGES
+  )
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_blocks_of_dense_layers(name, same):
+@METHODS
+def test_blocks_of_dense_layers(name):
   method = methods.get(name)
   fields = activated(name, 2) | {"num_layers": 2, "dense": method.dense}
   block = functools.partial(native.FullyConnectedBlock, 8, **fields)
-  same(block, native.FullyConnectedBlock.twin(8, **fields), ROWS)
+  check_same(block, native.FullyConnectedBlock.twin(8, **fields), ROWS)
   if method.scalar_biases or method.divide_by_expected_std:
     return
   fields = method.block_fields(**ARGUMENTS)
   heads = {"num_heads": 2}
   block = functools.partial(native.AttentionBlock, 8, **heads, **fields)
-  same(block, native.AttentionBlock.twin(8, **heads, **fields), TOKENS)
+  check_same(block, native.AttentionBlock.twin(8, **heads, **fields), TOKENS)
   block = functools.partial(native.MLPBlock, 8, **fields)
-  same(block, native.MLPBlock.twin(8, **fields), TOKENS)
-
-
-def test_a_block_divides_its_branchs_input(same):
-  fields = activated("nf_resnet", 2) | {"conv": layers.WeightStandardizedConv}
-  block = native.BasicBlock(8, 8, **fields, rngs=nnx.Rngs(0))
-  # A kernel has no scale, and the bias is zero: a branch is homogeneous, as ReLU is.
-  halved = block(IMAGES, 2.0) - IMAGES
-  np.testing.assert_allclose(2 * halved, block(IMAGES) - IMAGES, rtol=1e-4, atol=1e-5)
+  check_same(block, native.MLPBlock.twin(8, **fields), TOKENS)
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_ghost_batches(same, train):
+def test_ghost_batches(train):
   fields = {"ghost_batch_size": 2, "momentum": 0.8, "use_running_average": not train}
-  same(
+  check_same(
     functools.partial(native.GhostBatchNorm, 8, **fields),
     layers.GhostBatchNorm(**fields),
     IMAGES,
   )
 
 
-def test_scales_and_biases_alone(same):
-  same(lambda rngs: native.SkipInit(0.5, rngs=rngs), layers.SkipInit(0.5), ROWS)
-  same(lambda rngs: native.ScalarBias(rngs=rngs), layers.ScalarBias(), ROWS)
-  same(lambda rngs: native.LayerScale(8, rngs=rngs), layers.LayerScale(), ROWS)
+def test_fixed_scales_and_initial_values():
   fixed = [native.SkipInit(0.5, learnable=False), native.SkipInit(0.5)]
   assert [len(jax.tree.leaves(nnx.state(each, nnx.Param))) for each in fixed] == [0, 1]
   for each in [*fixed, native.LayerScale(8, 0.5), native.LayerScale(8, 0.5)]:
@@ -97,7 +90,7 @@ def test_scales_and_biases_alone(same):
   assert native.SkipInit()(ROWS).any() == native.ScalarBias().bias[...] == 0
 
 
-def test_blocks_take_modules_of_nnx_and_of_a_user(same):
+def test_blocks_take_modules_of_nnx_and_of_a_user():
   class Halve(nnx.Module):
     def __init__(self, num_features, *, rngs):
       self.num_features = num_features
@@ -120,7 +113,9 @@ def test_blocks_take_modules_of_nnx_and_of_a_user(same):
     fields = {"normalizer": normalizer, "branch_scale": native.LayerScale}
     block = functools.partial(native.MLPBlock, 8, **fields)
     fields = {"normalizer": functools.partial(nn.GroupNorm, 2)}
-    same(block, block.func.twin(8, branch_scale=layers.LayerScale, **fields), TOKENS)
+    check_same(
+      block, block.func.twin(8, branch_scale=layers.LayerScale, **fields), TOKENS
+    )
 
 
 def test_weights_are_scaled_instead_of_activations():
@@ -155,21 +150,6 @@ class OfAUser(nn.Module):
 def test_what_a_block_cannot_be_made_of(fields, message):
   with pytest.raises(UsageError, match=message):
     native.BottleneckBlock(**{"in_features": 8, "out_features": 8} | fields, rngs=None)
-
-
-@pytest.mark.parametrize(
-  ("factory", "advice"),
-  [
-    (native.SkipInit, "give skipinit_jax.layers.SkipInit"),
-    (native.SkipInit(), "give skipinit_jax.layers.SkipInit"),
-    (nnx.LayerNorm, "give flax.linen.LayerNorm"),
-    (functools.partial(nnx.Embed, 3), "give flax.linen.Embed"),
-    (type("Mine", (nnx.Module,), {}), "give a Linen module"),
-  ],
-)
-def test_modules_of_nnx_in_a_block_of_linen(factory, advice):
-  with pytest.raises(UsageError, match=f"branch_scale is nnx.* of Flax NNX.*{advice}"):
-    models.BasicBlock(8, branch_scale=factory)
 
 
 def test_other_inputs():

@@ -87,13 +87,16 @@ def functions(network):
 
 
 def same(signal, expected):
-  for name in ("second_moment", "cosine", "branch_variance", "head"):
+  for name in (
+    "second_moment",
+    "cosine",
+    "branch_variance",
+    "gradient_second_moment",
+    "head",
+  ):
     np.testing.assert_allclose(
       getattr(signal, name), getattr(expected, name), rtol=1e-4, err_msg=name
     )
-  np.testing.assert_allclose(
-    signal.gradient_second_moment, expected.gradient_second_moment, rtol=1e-4
-  )
 
 
 @pytest.mark.parametrize(
@@ -163,14 +166,6 @@ def test_a_network_stays_as_it_is():
   # In evaluation dropout would leave more of each branch than noise.
   network.eval()
   assert analysis.diagnose(network, ROWS, blocks=BLOCKS) == verdict
-
-
-def test_the_verdict_of_a_deep_network():
-  deep = Network(nnx.Rngs(0), depth=60)
-  verdict = analysis.diagnose(deep, ROWS, blocks=BLOCKS)
-  assert not verdict.healthy
-  assert verdict.num_blocks == 120
-  assert "learnable scalar" in verdict.text
 
 
 def test_an_ensemble_of_seeds():

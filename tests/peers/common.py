@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 
@@ -12,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from skipinit_jax.models import unroll_variables
+from tests.models import common
 
 FLOAT64 = {"dtype": np.float64, "param_dtype": np.float64}
 # By the number of a kernel's axes: ours in the order of PyTorch's.
@@ -67,21 +69,22 @@ def torchvision():
 
 def random_variables(model, images):
   """Variables in float64, none at its initial value: by tuples of names, unrolled."""
-  shapes = jax.eval_shape(
-    lambda: unroll_variables(model.init(jax.random.key(0), images, train=False))
-  )
-  rng = np.random.default_rng(0)
+  variables = common.random_variables(model, images, train=False)
+  flat = traverse_util.flatten_dict(unroll_variables(variables))
+  # A scalar of NumPy is no array.
+  return {path: np.asarray(leaf, np.float64) for path, leaf in flat.items()}
 
-  def draw(path, leaf):
-    if path[-1] == "kernel":
-      return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape)
-    if path[-1] in ("scale", "var"):
-      return rng.uniform(0.5, 1.5, leaf.shape)
-    return rng.normal(0.2, 0.4, leaf.shape)
 
-  flat = traverse_util.flatten_dict(shapes)
-  # A scalar that is drawn is no array.
-  return {path: np.asarray(draw(path, leaf)) for path, leaf in flat.items()}
+def place_of_block(path):
+  """Returns a block's stage and its place there, and the names below the block.
+
+  Args:
+    path: the names of a variable of a block, without its collection.
+  """
+  first, *rest = path
+  stage, kind = re.fullmatch(r"stage(\d)_(first|rest)", first).groups()
+  block = 0 if kind == "first" else 1 + int(rest.pop(0).removeprefix("block"))
+  return int(stage) - 1, block, rest
 
 
 def run(model, variables, images, labels, *, evaluate=True):

@@ -1,7 +1,6 @@
 """A ResNet of version 1 against one written like Flax's ImageNet example."""
 
 import functools
-import re
 
 import jax
 import numpy as np
@@ -10,32 +9,36 @@ from flax import traverse_util
 from benchmarks import peer_flax
 from skipinit_jax import models
 from skipinit_jax.models import resnet
-from tests.peers.common import FLOAT64, assert_same, float64, random_variables, run
+from tests.peers.common import (
+  FLOAT64,
+  assert_same,
+  float64,
+  place_of_block,
+  random_variables,
+  run,
+)
 
 # A transition with and without strides, and a block that is neither.
 BLOCKS = (2, 1, 1, 1)
-OUTSIDE = {"stem": "Conv_0", "stem_norm": "BatchNorm_0"}
+OUTSIDE = {"stem": "Conv_0", "stem_norm": "BatchNorm_0", "head": "Dense_0"}
 LAYERS = {"conv": "Conv", "norm": "BatchNorm"}
 
 
 def to_flax(variables):
   """Returns our variables by the names that Flax gives them."""
   renamed = {}
-  for (collection, first, *rest, leaf), array in variables.items():
-    if first == "head":
-      path = ["Dense_0"]
-    elif first in OUTSIDE:
-      path = [OUTSIDE[first]]
+  for (collection, *names, leaf), array in variables.items():
+    if names[0] in OUTSIDE:
+      path = [OUTSIDE[names[0]]]
     else:
-      stage, kind = re.fullmatch(r"stage(\d)_(first|rest)", first).groups()
-      index = 0 if kind == "first" else 1 + int(rest.pop(0).removeprefix("block"))
-      block = sum(BLOCKS[: int(stage) - 1]) + index
-      if rest[0].startswith("projection"):
-        layer, number = ("norm" if rest[0].endswith("norm") else "conv"), 3
+      stage, index, (name,) = place_of_block(names)
+      if name.startswith("projection"):
+        layer, number = ("norm" if name.endswith("norm") else "conv"), 3
       else:
-        layer, number = rest[0][:4], int(rest[0][4:])
+        layer, number = name[:4], int(name[4:])
         # Normalizers stand behind the convolutions.
         number -= 2 if layer == "norm" else 1
+      block = sum(BLOCKS[:stage]) + index
       path = [f"BottleneckBlock_{block}", f"{LAYERS[layer]}_{number}"]
     renamed[collection, *path, leaf] = array
   return traverse_util.unflatten_dict(renamed)

@@ -13,6 +13,7 @@ from tests.peers.common import (
   assert_same,
   cross_entropy,
   float64,
+  place_of_block,
   random_variables,
   run,
 )
@@ -31,9 +32,8 @@ def module_name(path, version):
     return {"norm": "final_batchnorm", "classifier": "logits"}[rest[0]]
   if first in OUTSIDE:
     return OUTSIDE[first]
-  stage, kind = re.fullmatch(r"stage(\d)_(first|rest)", first).groups()
-  block = 0 if kind == "first" else 1 + int(rest.pop(0).removeprefix("block"))
-  layer, number = re.fullmatch(r"(\D+)(\d?)", rest[0]).groups()
+  stage, block, (name,) = place_of_block(path)
+  layer, number = re.fullmatch(r"(\D+)(\d?)", name).groups()
   # Normalizers stand before the convolutions in version 2, and behind in version 1.
   shift = 2 if layer == "norm" and version == 1 else 1
   name = {
@@ -42,7 +42,7 @@ def module_name(path, version):
     "projection": "shortcut_conv",
     "projection_norm": "shortcut_batchnorm",
   }[layer].format(int(number or 0) - shift)
-  return f"block_group_{int(stage) - 1}/~/block_{block}/~/{name}"
+  return f"block_group_{stage}/~/block_{block}/~/{name}"
 
 
 def to_haiku(variables, version):
@@ -100,19 +100,3 @@ def test_batch_norm_is_haiku_s(monkeypatch, version):
     _, kept = to_haiku(statistics, version)
     for name, value in kept.items():
       np.testing.assert_allclose(value["hidden"], new[name]["hidden"], rtol=1e-11)
-
-
-def test_the_last_scale_of_version_1_starts_at_zero_as_haiku_s(monkeypatch):
-  monkeypatch.setitem(resnet.STAGE_BLOCKS, 50, (1, 1, 1, 1))
-  images = np.zeros((2, 32, 32, 3))
-  model = models.ResNet(50, 5, "batch_norm_zero_scale", 1)
-  key = jax.random.key(0, impl="rbg")
-  ours = jax.jit(
-    lambda: model.init(key, images, train=False)["params"]["stage1_first"]["norm4"]
-  )()
-  net = hk.transform_with_state(
-    lambda x: hk.nets.ResNet((1, 1, 1, 1), 5, name="net")(x, True)
-  )
-  name = "net/~/block_group_0/~/block_0/~/batchnorm_2"
-  theirs = jax.jit(lambda: net.init(jax.random.key(0), images)[0][name])()
-  assert not np.any(ours["scale"]) and not np.any(theirs["scale"])
