@@ -82,30 +82,41 @@ def conv_general_dilated(
     padding = lax.padtype_to_pads(
       lhs.shape[1:3], rhs.shape[:2], window_strides, padding
     )
-  (top, bottom), (left, right) = padding
-  row_stride, column_stride = window_strides
-  strides = int(row_stride), int(column_stride)
-  pads = (int(top), int(bottom)), (int(left), int(right))
+  strides = tuple(map(int, window_strides))
+  pads = tuple((int(low), int(high)) for low, high in padding)
   return _conv(lhs, rhs, _Window(strides, pads, precision))
 
 
 class _Window(NamedTuple):
   """How a convolution's window moves, and how precisely it multiplies."""
 
-  strides: tuple[int, int]
+  strides: tuple[int, ...]
   pads: tuple[tuple[int, int], ...]
   precision: lax.PrecisionLike
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _conv(images: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+def _by_platform(
+  cpu_conv: Callable[..., jax.Array],
+  window: _Window,
+  images: jax.Array,
+  kernel: jax.Array,
+) -> jax.Array:
   # The platform is known when the program is compiled, not while it is traced.
   return lax.platform_dependent(
     images,
     kernel,
-    cpu=functools.partial(_cpu_conv, window),
+    cpu=functools.partial(cpu_conv, window),
     default=functools.partial(_lax_conv, window),
   )
+
+
+# Transposes its operands in the backward pass, which otherwise keeps them so.
+_linear = jax.checkpoint(_by_platform, prevent_cse=False, static_argnums=(0, 1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _conv(images: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+  return _by_platform(_cpu_conv, window, images, kernel)
 
 
 @functools.partial(_conv.defjvp, symbolic_zeros=True)
@@ -123,22 +134,6 @@ def _derivative(
   if not isinstance(by_kernel, SymbolicZero):
     tangent += _linear(_cpu_conv_of_kernel, window, images, by_kernel)
   return output, tangent
-
-
-# Transposes its operands in the backward pass, which otherwise keeps them so.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
-def _linear(
-  cpu_conv: Callable[..., jax.Array],
-  window: _Window,
-  images: jax.Array,
-  kernel: jax.Array,
-) -> jax.Array:
-  return lax.platform_dependent(
-    images,
-    kernel,
-    cpu=functools.partial(cpu_conv, window),
-    default=functools.partial(_lax_conv, window),
-  )
 
 
 def _lax_conv(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -311,7 +306,7 @@ def _padded(images: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
   return lax.pad(images, jnp.zeros((), images.dtype), (none, rows, columns, none))
 
 
-def _every(images: jax.Array, strides: tuple[int, int]) -> jax.Array:
+def _every(images: jax.Array, strides: tuple[int, ...]) -> jax.Array:
   """Returns the images' pixels strides apart."""
   return lax.slice(images, (0,) * 4, images.shape, (1, *strides, 1))
 

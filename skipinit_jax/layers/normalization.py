@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from skipinit_jax.errors import UsageError
-from skipinit_jax.layers.scaling import along_features
+from skipinit_jax.layers.scaling import along_features, wide
 
 
 class GhostBatchNorm(nn.Module):
@@ -91,7 +91,7 @@ def normalize_by_running(
   """Normalizes features, [N, ..., C], by running statistics, [C]."""
   factor = scale * jax.lax.rsqrt(var + epsilon)
   mean, factor, bias = (along_features(each, x) for each in (mean, factor, bias))
-  return (_wide(x) - mean) * factor + bias
+  return (wide(x) - mean) * factor + bias
 
 
 def normalize_sub_batches(
@@ -116,10 +116,10 @@ def normalize_sub_batches(
     x: jax.Array, scale: jax.Array, bias: jax.Array, first: int
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     axes = tuple(range(first, x.ndim - 1))
-    mean = _wide(x).mean(axes, keepdims=True)
+    mean = wide(x).mean(axes, keepdims=True)
     var = _variance(x, mean, axes)
     factor = along_features(scale, x) * jax.lax.rsqrt(var + epsilon)
-    return (_wide(x) - mean) * factor + along_features(bias, x), mean, var
+    return (wide(x) - mean) * factor + along_features(bias, x), mean, var
 
   if size is None:
     y, mean, var = normalize(x, scale, bias, 0)
@@ -165,7 +165,7 @@ def _variance(x: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array
     mean,
     cpu=lambda x, mean: _mean_square_deviation(x, mean, axes),
     default=lambda x, mean: jnp.maximum(
-      jnp.square(_wide(x)).mean(axes, keepdims=True) - jnp.square(mean), 0
+      jnp.square(wide(x)).mean(axes, keepdims=True) - jnp.square(mean), 0
     ),
   )
 
@@ -174,7 +174,7 @@ def _variance(x: jax.Array, mean: jax.Array, axes: tuple[int, ...]) -> jax.Array
 def _mean_square_deviation(
   x: jax.Array, mean: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
-  return jnp.square(_wide(x) - mean).mean(axes, keepdims=True)
+  return jnp.square(wide(x) - mean).mean(axes, keepdims=True)
 
 
 @_mean_square_deviation.defjvp
@@ -186,10 +186,5 @@ def _mean_square_deviation_jvp(
   # Deviations sum to zero, and so does what comes by way of the mean. XLA would read
   # all features once more in the backward pass to find that out.
   (x, mean), (x_dot, _) = primals, tangents
-  product = (_wide(x) - mean) * _wide(x_dot)
+  product = (wide(x) - mean) * wide(x_dot)
   return _mean_square_deviation(x, mean, axes), 2 * product.mean(axes, keepdims=True)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-  """Returns x in float32, or in float64 if it is."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
-def _float32(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
+  """Returns x in float32, or in float64 if it is."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -23,7 +24,7 @@ def constant(value: float, x: jax.Array) -> jax.Array:
 
 def times(alpha: jax.Array, factor: float) -> jax.Array:
   """Returns alpha times a constant, in float32 at least."""
-  return alpha if factor == 1 else _float32(alpha) * factor
+  return alpha if factor == 1 else wide(alpha) * factor
 
 
 def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
@@ -38,12 +39,12 @@ def along_features(values: jax.Array, x: jax.Array) -> jax.Array:
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
   """Returns x, [..., C], times a scalar or one factor for each channel, [C]."""
-  return (_float32(x) * along_features(scale, x)).astype(x.dtype)
+  return (wide(x) * along_features(scale, x)).astype(x.dtype)
 
 
 def add_scalar(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Returns x plus a scalar, in the dtype of x."""
-  return (_float32(x) + bias).astype(x.dtype)
+  return (wide(x) + bias).astype(x.dtype)
 
 
 class SkipInit(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.layers.convolution import conv_general_dilated
-from skipinit_jax.layers.scaling import along_features
+from skipinit_jax.layers.scaling import along_features, wide
 
 # The authors' code adds it to the weights' variance times the fan-in.
 _EPSILON = 1e-4
@@ -26,9 +26,8 @@ def standardize(kernel: jax.Array) -> jax.Array:
   Args:
     kernel: [..., out], of at least two dimensions.
   """
-  wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
   axes = tuple(range(kernel.ndim - 1))
-  centered = wide - wide.mean(axes, keepdims=True)
+  centered = wide(kernel) - wide(kernel).mean(axes, keepdims=True)
   squares = jnp.square(centered).sum(axes, keepdims=True)
   return (centered * jax.lax.rsqrt(jnp.maximum(squares, _EPSILON))).astype(kernel.dtype)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skipinit_jax.layers import ScalarBias
+from skipinit_jax.layers.scaling import wide
 from skipinit_jax.methods import Method, bind_normalizer
 
 
@@ -63,5 +64,4 @@ def mean_over_positions(x: jax.Array) -> jax.Array:
   It is float32 at least: the mean over many positions, and the loss, need more than
   bfloat16's 8 bits.
   """
-  wide = jnp.promote_types(x.dtype, jnp.float32)
-  return x.astype(wide).mean(axis=tuple(range(1, x.ndim - 1)))
+  return wide(x).mean(axis=tuple(range(1, x.ndim - 1)))

@@ -58,15 +58,14 @@ def nnx_factory(field: str, factory: ModuleFactory | None) -> ModuleFactory | No
     f"as {field}({arguments})"
   )
   if isinstance(factory, functools.partial):
-    function, args = factory.func, factory.args
-    if isinstance(function, type) and issubclass(function, nn.Module):
-      # NNX's own first arguments are other ones: the numbers of features.
-      names = [each.name for each in dataclasses.fields(function)]
-      keywords = dict(zip(names, args, strict=False)) | factory.keywords
-      twin: Any = nnx_factory(field, function)
-      return functools.partial(twin, **keywords)
-    nnx_factory(field, function)
-    return factory
+    kind: Any = factory.func
+    twin: Any = nnx_factory(field, kind)
+    if twin is kind:
+      return factory
+    # NNX's own first arguments are other ones: the numbers of features.
+    names = [each.name for each in dataclasses.fields(kind)]
+    keywords = dict(zip(names, factory.args, strict=False)) | factory.keywords
+    return functools.partial(twin, **keywords)
   if isinstance(factory, nnx.Module | nn.Module):
     raise UsageError(
       f"{field} is a module, {type(factory).__name__}(...): it must be {call}."
