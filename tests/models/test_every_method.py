@@ -196,6 +196,22 @@ def test_a_normalizer_without_a_scale_cannot_start_at_zero():
     shapes(MODELS["mlp"][0](method=method))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_alpha_may_depend_on_the_number_of_branches(model):
+  factory, num_blocks = MODELS[model]
+  alphas = set()
+
+  def branch_scale(initial_value, **fields):
+    alphas.add(initial_value)
+    return SkipInit(initial_value, **fields)
+
+  method = dataclasses.replace(
+    methods.get("skipinit"), alpha=float, branch_scale=branch_scale
+  )
+  shapes(factory(method=method))
+  assert alphas == {num_blocks}
+
+
 class ChannelScale(nn.Module):
   """A user's scale of a branch that can do nothing else."""
 

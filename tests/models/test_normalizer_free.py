@@ -128,12 +128,20 @@ def test_the_variance_at_each_block_is_the_expected_one():
 
 
 def test_division_keeps_the_features_dtype():
+  seen = set()
+
+  def activation(x):
+    seen.add(x.dtype)
+    return x
+
   x = jnp.ones((2, 6), jnp.bfloat16)
-  block = FullyConnectedBlock(6, dtype=jnp.bfloat16)
-  stack = DepthStack(functools.partial(FullyConnectedBlock, 6, dtype=jnp.bfloat16), 2)
-  for module, std in ((block, 1.5), (block, jnp.float32(1.5)), (stack, np.ones(2))):
-    output, _ = module.init_with_output(jax.random.key(0), x, std)
-    assert output.dtype == jnp.bfloat16
+  block = functools.partial(
+    FullyConnectedBlock, 6, activation=activation, dtype=jnp.bfloat16
+  )
+  stack = DepthStack(block, 2)
+  for module, std in ((block(), 1.5), (block(), jnp.float32(1.5)), (stack, np.ones(2))):
+    jax.eval_shape(module.init, jax.random.key(0), x, std)
+  assert seen == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("name", ["rezero", "unnormalized"])

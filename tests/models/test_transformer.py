@@ -1,6 +1,5 @@
 """The Vision Transformer, against the same functions written out in NumPy."""
 
-import dataclasses
 import functools
 
 import jax
@@ -160,21 +159,6 @@ def test_branches_keep_the_scale_of_their_input_at_initialization():
   assert second_moment(MLPBlock(256)) == pytest.approx(1, rel=0.1)
   # A mean over tokens with weights w has the variance sum w^2, from 1 / T to 1.
   assert 0.25 < second_moment(AttentionBlock(256, num_heads=4)) < 1
-
-
-def test_alpha_counts_two_branches_a_layer():
-  method = dataclasses.replace(methods.get("skipinit"), alpha=float)
-  fields = []
-
-  def record(run, args, kwargs, context):
-    if isinstance(context.module, SkipInit):
-      fields.append(context.module.initial_value)
-    return run(*args, **kwargs)
-
-  with nn.intercept_methods(record):
-    model = network(method, depth=8)
-    jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
-  assert set(fields) == {16.0}
 
 
 def test_signal_goes_through_both_branches_of_a_layer_in_turn():

@@ -1,7 +1,6 @@
 """Wide residual networks, against the literature."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,34 +54,9 @@ def test_stages():
       jax.random.key(0), IMAGES, train=False, capture_intermediates=True, mutable=True
     )
   )
-  found = {
-    name: jax.tree.leaves(value["__call__"])[0].shape
-    for name, value in state["intermediates"].items()
-    if isinstance(value, dict) and "__call__" in value
-  }
-  assert found == {
-    "stem": (2, 16, 16, 16),
-    "stage1_first": (2, 16, 16, 32),
-    "stage1_rest": (2, 16, 16, 32),
-    "stage2_first": (2, 8, 8, 64),
-    "stage2_rest": (2, 8, 8, 64),
-    "stage3_first": (2, 4, 4, 128),
-    "stage3_rest": (2, 4, 4, 128),
-    "head": (2, 10),
-  }
-
-
-def test_alphas_are_one_over_the_root_of_all_blocks():
-  model = WideResNet(22, 1, 10, methods.get("skipinit_inverse_sqrt_depth"))
-
-  @jax.jit
-  def init(key):
-    params = model.init(key, IMAGES, train=False)["params"]
-    return [
-      jnp.ravel(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-      if path[-1].key == "alpha"
-    ]
-
-  alphas = init(jax.random.key(0))
-  np.testing.assert_allclose(np.concatenate(alphas), [1 / 3] * 9, rtol=1e-6)
+  outputs = [state["intermediates"][f"stage{i}_rest"]["__call__"] for i in (1, 2, 3)]
+  assert [output.shape for (output,) in outputs] == [
+    (2, 16, 16, 32),
+    (2, 8, 8, 64),
+    (2, 4, 4, 128),
+  ]
