@@ -94,10 +94,10 @@ class DepthStack(Stacked):
     own = (per_block, drops)
 
     if not self.scan:
-      apply = nn.remat(_apply_block) if self.remat else _apply_block
+      apply = nn.remat(apply_block) if self.remat else apply_block
       for index in range(self.num_blocks):
         block = self.block(name=f"{_UNROLLED}{index}")
-        x, _ = apply(block, x, of_block(own, index))
+        x = apply(block, x, of_block(own, index))
       return x
     # Every collection and every random stream, so that a user's own block may have any.
     scan = functools.partial(nn.scan, variable_axes={True: 0}, split_rngs={True: True})
@@ -129,22 +129,21 @@ class DepthStack(Stacked):
     return scanned(block, x, own)[0]
 
 
-def _apply_block(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
+def apply_block(block: Any, x: jax.Array, own: _Own) -> jax.Array:
+  """Applies a block to x and to its part of what all blocks have."""
   argument, drop = own
   with dropping(drop):
-    return block(x) if argument is None else block(x, argument), None
+    y: jax.Array = block(x) if argument is None else block(x, argument)
+    return y
 
 
-def _apply_scanned(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
-  return require_same_type(x, _apply_block(block, x, own)[0]), None
-
-
-def require_same_type(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Returns the output y of a scanned block.
+def apply_scanned(block: Any, x: jax.Array, own: _Own) -> jax.Array:
+  """Applies a block of a scan.
 
   Raises:
-    UsageError: its shape or dtype is not that of the block's input x.
+    UsageError: the shape or dtype of its output is not that of x.
   """
+  y = apply_block(block, x, own)
   if (x.shape, x.dtype) != (y.shape, y.dtype):
     raise UsageError(
       f"A block of the DepthStack maps {x.dtype}{[*x.shape]} to {y.dtype}"
@@ -152,6 +151,10 @@ def require_same_type(x: jax.Array, y: jax.Array) -> jax.Array:
       "as its features or dtype) or the stack's input, or use scan=False."
     )
   return y
+
+
+def _apply_scanned(block: Any, x: jax.Array, own: _Own) -> tuple[jax.Array, None]:
+  return apply_scanned(block, x, own), None
 
 
 class _ApplyWithKeys:
@@ -250,7 +253,7 @@ def apply_stages(
   for stage, (width, length, stride, *own) in enumerate(parts, start=1):
     stage_block = functools.partial(block, width)
     first = stage_block(strides=stride, name=f"stage{stage}_first")
-    x, _ = _apply_block(first, x, of_block(own, 0))
+    x = apply_block(first, x, of_block(own, 0))
     rest = DepthStack(
       stage_block,
       length - 1,

@@ -1,13 +1,11 @@
 """Stacks of equal blocks, as one `nnx.scan`."""
 
-from typing import Any
-
 import jax
 from flax import nnx
 
 from skipinit_jax.methods import ModuleFactory
-from skipinit_jax.models.depth import PerBlock, of_block, require_same_type
-from skipinit_jax.models.stochastic_depth import BranchDrop, dropping
+from skipinit_jax.models.depth import PerBlock, apply_block, apply_scanned, of_block
+from skipinit_jax.models.stochastic_depth import BranchDrop
 
 
 class DepthStack(nnx.Module):
@@ -65,24 +63,12 @@ class DepthStack(nnx.Module):
     if not self.scan:
       apply = nnx.remat(apply_block) if self.remat else apply_block
       for index in range(self.num_blocks):
-        x = apply(x, getattr(self, f"block{index}"), of_block(own, index))
+        x = apply(getattr(self, f"block{index}"), x, of_block(own, index))
       return x
-    apply = _apply_scanned
+    apply = apply_scanned
     if self.remat:
       # A scan already keeps XLA from merging the two computations.
       apply = nnx.remat(apply, prevent_cse=False)
-    scanned = nnx.scan(apply, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
-    y: jax.Array = scanned(x, self.blocks, own)
+    scanned = nnx.scan(apply, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry)
+    y: jax.Array = scanned(self.blocks, x, own)
     return y
-
-
-def apply_block(x: jax.Array, block: Any, own: Any) -> jax.Array:
-  """Applies a block to x and to its part of what all blocks have."""
-  argument, drop = own
-  with dropping(drop):
-    y: jax.Array = block(x) if argument is None else block(x, argument)
-    return y
-
-
-def _apply_scanned(x: jax.Array, block: Any, own: Any) -> jax.Array:
-  return require_same_type(x, apply_block(x, block, own))

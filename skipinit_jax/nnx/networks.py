@@ -12,7 +12,7 @@ from flax import nnx
 from skipinit_jax import methods, models
 from skipinit_jax.methods import Method, ModuleFactory, bind_normalizer
 from skipinit_jax.models.blocks import symmetric_conv
-from skipinit_jax.models.depth import of_block
+from skipinit_jax.models.depth import apply_block, of_block
 from skipinit_jax.models.head import Head as LinenHead
 from skipinit_jax.models.head import mean_over_positions
 from skipinit_jax.models.stochastic_depth import split_drops
@@ -23,7 +23,7 @@ from skipinit_jax.nnx.blocks import (
   PostActivationBasicBlock,
   PostActivationBottleneckBlock,
 )
-from skipinit_jax.nnx.depth import DepthStack, apply_block
+from skipinit_jax.nnx.depth import DepthStack
 from skipinit_jax.nnx.factories import nnx_factory
 from skipinit_jax.nnx.layers import ScalarBias
 
@@ -215,7 +215,7 @@ class _ConvolutionalNetwork(_Parts):
     parts = zip(self.expected_stds, drops, strict=True)
     for stage, (stds, drop) in enumerate(parts, start=1):
       own = (None if stds is None else np.asarray(stds, np.float32), drop)
-      x = apply_block(x, getattr(self, f"stage{stage}_first"), of_block(own, 0))
+      x = apply_block(getattr(self, f"stage{stage}_first"), x, of_block(own, 0))
       rest = of_block(own, slice(1, None))
       x = getattr(self, f"stage{stage}_rest")(x, *rest)
     return x
