@@ -5,7 +5,7 @@ of all runs. What is about one kind of study is in that study's file.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from skipinit_jax import data, document
@@ -95,43 +95,14 @@ def accuracy_table(results: study.StudyResults[Any]) -> Table:
       f" {_EDGE} The best rate is the lowest or highest that was allowed: a better one "
       "may lie beyond."
     )
-  return grid_table(
-    results.searches,
-    results.columns,
-    accuracy_entry,
+  entries = {(each.row, each.column): accuracy_entry(each) for each in results.searches}
+  return Table(
     name="accuracy",
     title="Test accuracy in % and best learning rate",
-    corner=study.get_kind(results.name).header[0],
-    note=note,
-  )
-
-
-def grid_table(
-  searches: Sequence[study.SearchResult[study.Labels]],
-  columns: Sequence[str],
-  entry: Callable[[study.SearchResult[study.Labels]], str | Entry],
-  *,
-  name: str,
-  title: str,
-  corner: str,
-  note: str,
-) -> Table:
-  """Returns a table with the rows, and some of the columns, of a study.
-
-  `entry` says something of a search, `corner` what the rows are.
-  """
-  rows: dict[str, dict[str, str | Entry]] = {}
-  for search in searches:
-    row = rows.setdefault(search.row, {})
-    if search.column in columns:
-      row[search.column] = entry(search)
-  return Table(
-    name=name,
-    title=title,
-    header=[corner, *columns],
+    header=[study.get_kind(results.name).header[0], *results.columns],
     rows=[
-      [row, *(entries.get(column, "") for column in columns)]
-      for row, entries in rows.items()
+      [row, *(entries.get((row, column), "") for column in results.columns)]
+      for row in results.rows
     ],
     note=note,
   )

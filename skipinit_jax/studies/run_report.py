@@ -75,17 +75,6 @@ def result_table(result: Result) -> Table:
   )
 
 
-def environment_table(result: Result) -> Table:
-  """Returns how a run was made as a table."""
-  return Table(
-    name="environment",
-    title="How the run was made",
-    header=["what", "value"],
-    rows=[*result.environment.items()],
-    note="Device, versions and all settings are at the end of the page.",
-  )
-
-
 def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
   """Returns the report of a run, which the command made: result, curves and signal.
 
@@ -127,7 +116,14 @@ def make_run_report(workdir: str | os.PathLike[str], command: str) -> Document:
     maps = signal_figures("signal", "Signal by block and step", {title: signal})
     sections.append(Section("Signal during training", "", maps))
   if result.environment:
-    sections.append(Section("The run's record", "", [environment_table(result)]))
+    environment = Table(
+      name="environment",
+      title="How the run was made",
+      header=["what", "value"],
+      rows=[*result.environment.items()],
+      note="Device, versions and all settings are at the end of the page.",
+    )
+    sections.append(Section("The run's record", "", [environment]))
   return Document(
     title=title,
     lead=f"One training run on {data.title(config.dataset)}, at a highest learning "

@@ -1,19 +1,12 @@
 """The depth study: its networks, claims, published numbers and report."""
 
 import dataclasses
-import math
 
 import pytest
 
 from experiments.depth_study import CONFIGS
 from skipinit_jax import methods
-from skipinit_jax.studies import (
-  DepthStudyConfig,
-  SearchConfig,
-  accuracy_table,
-  depth_study,
-  make_report,
-)
+from skipinit_jax.studies import DepthStudyConfig, SearchConfig, depth_study
 from skipinit_jax.studies.depth import (
   PUBLISHED,
   DepthLabels,
@@ -21,12 +14,7 @@ from skipinit_jax.studies.depth import (
   published_table,
 )
 from skipinit_jax.training import TrainConfig
-from tests.studies.results import (
-  make_result,
-  make_results,
-  run_study,
-  texts,
-)
+from tests.studies.results import make_result, make_results, run_study, texts
 
 CONFIG = DepthStudyConfig(
   methods=("skipinit", "batch_norm"),
@@ -198,36 +186,6 @@ def small_config(**changes):
     "residual_mlp_search": search,
   }
   return DepthStudyConfig(**(fields | changes))
-
-
-def accuracy(labels, rate, seed):
-  """The crafted networks of the tables below."""
-  method, distance = labels.method, abs(math.log2(rate) + 3)
-  if (labels.depth, method) == (100, "skipinit_one"):
-    return None
-  if (labels.depth, method) == (100, "divide_by_sqrt2"):
-    return 0.1
-  # Best at 2⁻³, and 2 points worse at the neighbours; seeds 0.4 points apart.
-  mean, slope, spread = 0.93, 0.02, 0.004
-  if method == "divide_by_sqrt2":
-    distance = abs(math.log2(rate) + 1)
-  elif method == "skipinit_one":
-    slope, spread = 0.01, 0.03
-  else:
-    mean = {"batch_norm": 0.95, "skipinit": 0.94}[method]
-  return mean - slope * distance + spread * (seed - 0.5)
-
-
-def test_tables_of_a_report():
-  results = run_study(depth_study(small_config()), accuracy)
-  # Deviations of two seeds 0.4 points apart: 0.4 / sqrt(2) = 0.28; 3 apart: 2.12.
-  good = ["95.0±0.3, 2⁻³", "94.0±0.3, 2⁻³"]
-  assert [row[1:] for row in texts(accuracy_table(results))] == [
-    [*good, "93.0±2.1, 2⁻³ (2⁻⁴ to 2⁻²)", "93.0±0.3, 2⁻¹*"],
-    [*good, "does not train (diverges)", "does not train (10.0±0.0, 2⁻¹)"],
-  ]
-  report = make_report(results)
-  assert report.title == "Depth study on CIFAR-10"
 
 
 def published_accuracy(labels, rate, seed):
