@@ -128,9 +128,8 @@ def run(
       record={"data": dataset.record(), "jax": jax_settings()},
       stopped=lambda: stop.requested,
     )
-    workers = stack.enter_context(
-      _Workers(workdir / "trials", num_workers, devices_per_trial, stop)
-    )
+    workers = _Workers(workdir / "trials", num_workers, devices_per_trial, stop)
+    stack.callback(workers.close)
     progress = stack.enter_context(StudyProgress(study, workers.capacity))
     supervisor = _Supervisor(study, trials, threshold, workers, lock_path, progress)
     runs = supervisor.run(stop)
@@ -219,8 +218,24 @@ class _Supervisor:
       Interrupted: the stop was requested; nothing runs any more.
       UsageError: a trial cannot be run.
     """
+    alive_at = -math.inf
     try:
-      return self._run(stop)
+      while not stop.requested:
+        if time.monotonic() - alive_at >= HEARTBEAT_SECONDS:
+          alive_at = time.monotonic()
+          self.storage.heartbeat(self._running.values())
+          self.storage.fail_abandoned()
+          self.storage.fail_stale()
+        runs = self.storage.runs()
+        missing = missing_runs(self.study, runs, self.threshold)
+        if missing:
+          self.storage.enqueue(missing)
+          self._start(missing)
+        self.progress.update(runs, [key for _, key in missing], len(self._running))
+        if not missing:
+          return runs
+        self._wait(stop)
+      raise Interrupted
     finally:
       self.workers.close()
       self._end_all()
@@ -235,26 +250,6 @@ class _Supervisor:
       else:
         self.storage.fail(claim, "interrupted")
     self._running.clear()
-
-  def _run(self, stop: StopRequest) -> dict[Key, Run]:
-    alive_at = -math.inf
-    while True:
-      if stop.requested:
-        raise Interrupted
-      if time.monotonic() - alive_at >= HEARTBEAT_SECONDS:
-        alive_at = time.monotonic()
-        self.storage.heartbeat(self._running.values())
-        self.storage.fail_abandoned()
-        self.storage.fail_stale()
-      runs = self.storage.runs()
-      missing = missing_runs(self.study, runs, self.threshold)
-      if missing:
-        self.storage.enqueue(missing)
-        self._start(missing)
-      self.progress.update(runs, [key for _, key in missing], len(self._running))
-      if not missing:
-        return runs
-      self._wait(stop)
 
   def _start(self, missing: Sequence[tuple[Search, Key]]) -> None:
     searches = {key: search for search, key in missing}
@@ -361,12 +356,6 @@ class _Workers:
     else:
       self.capacity = num_workers
       self._start_processes()
-
-  def __enter__(self) -> "_Workers":
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self.close()
 
   def _start_processes(self) -> None:
     # Forking would copy JAX's locks without the threads that hold them.
