@@ -210,11 +210,7 @@ def draw_line(
   axes.errorbar(x, y, whiskers, capsize=2, label=label, **style, **_LINE)
   bounds = [point for point in points if point.is_bound]
   if bounds:
-    hollow: dict[str, Any] = {
-      "linestyle": "none",
-      "markerfacecolor": "white",
-      "zorder": 3,
-    }
+    hollow = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
     x, y = [point.x for point in bounds], [point.y for point in bounds]
     axes.plot(x, y, **{**style, **_LINE, **hollow})
 
@@ -275,10 +271,8 @@ def log_rate_axis(axes: "Axes", *, most: int) -> list[float]:
   drawn: list[Any] = [line.get_ydata() for line in axes.lines]
   rates = [float(rate) for line in drawn for rate in line if rate > 0]
   if rates:
-    lowest, highest = (
-      math.floor(math.log2(min(rates))),
-      math.ceil(math.log2(max(rates))),
-    )
+    lowest = math.floor(math.log2(min(rates)))
+    highest = math.ceil(math.log2(max(rates)))
     powers = [2.0**power for power in range(lowest, highest + 1)]
     log_axis(axes, "y", powers, most=most)
   return rates

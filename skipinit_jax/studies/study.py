@@ -1,8 +1,8 @@
 """A study as data: kinds of studies, what they search, and what the runs came to."""
 
 import dataclasses
-import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -380,7 +380,7 @@ def check(study: Study[Any]) -> None:
     if names.count(name) > 1:
       raise UsageError(f"The {study.name} would run {name} twice: name it once.")
   for name, _ in unusual(study.config):
-    value = functools.reduce(getattr, name.split("."), study.config)
+    value = operator.attrgetter(name)(study.config)
     if value and name.split(".")[-1] in set.intersection(*idle):
       raise idle_field(name, value)
   if kind.make is not None:
@@ -406,7 +406,7 @@ def _check_effects(study: Study[Any], make: Callable[[Any], Study[Any]]) -> None
     except UsageError:
       continue
     if [search.effect for search in searches] == effects:
-      value = functools.reduce(getattr, name.split("."), study.config)
+      value = operator.attrgetter(name)(study.config)
       raise UsageError(
         f"{name} is {value!r}, which changes no run of this study: leave it out."
       )
