@@ -1,4 +1,4 @@
-"""A small study, and the two kinds of databases that hold studies."""
+"""Programs of their own, and the two kinds of databases that hold studies."""
 
 import contextlib
 import getpass
@@ -16,51 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from skipinit_jax.studies import SearchConfig
-from skipinit_jax.studies.depth import DepthLabels
 from skipinit_jax.studies.storage import default_url
-from skipinit_jax.studies.study import Key, Search, Study, missing_runs
-from skipinit_jax.training import TrainConfig
-
-THRESHOLD = 0.2
-
-
-def make_small_study(
-  methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
-) -> Study:
-  """Makes a study of fully connected networks, each run of which takes a moment.
-
-  Args:
-    **fields: fields of its `TrainConfig`.
-  """
-  protocol = SearchConfig(rates, extend=False, num_seeds=seeds, best_of=1)
-  network = {"model": "residual_mlp", "depth": 2, "width": 8}
-  fields = network | {"epochs": 1, "batch_size": 736} | fields
-  searches = [
-    Search(
-      name=f"mlp/{method}",
-      row="MLP 2-8",
-      column=method,
-      labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
-      config=TrainConfig(method=method, **fields),
-      protocol=protocol,
-    )
-    for method in methods
-  ]
-  # Its configuration says nothing of its searches.
-  return Study(name, SearchConfig(), tuple(searches))
-
-
-@pytest.fixture
-def make_study() -> Callable[..., Study]:
-  """Returns `make_small_study`."""
-  return make_small_study
-
-
-@pytest.fixture
-def wanted() -> Callable[[Study], list[tuple[Search, Key]]]:
-  """Returns the runs that a study asks for when none is finished."""
-  return lambda study: missing_runs(study, {}, THRESHOLD)
 
 
 class Command:
@@ -90,11 +46,8 @@ class Command:
 
   def workers(self) -> list[int]:
     """The processes that it started to train."""
-    found = []
     # Not the tracker process that multiprocessing starts first.
-    for task in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-      with contextlib.suppress(FileNotFoundError):
-        found += [int(child) for child in task.read_text().split()]
+    found = children(self.process.pid)
     return [pid for pid in found if b"spawn_main" in command_line(pid)]
 
   def signal_group(self, number: int) -> None:
@@ -107,6 +60,15 @@ class Command:
       return self.process.wait(timeout)
     except subprocess.TimeoutExpired:
       pytest.fail(f"The command does not end:\n{self.output}")
+
+
+def children(pid: int) -> list[int]:
+  """Returns the processes that a process has started and that have not ended."""
+  found: list[int] = []
+  for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+    with contextlib.suppress(FileNotFoundError):
+      found += map(int, task.read_text().split())
+  return found
 
 
 def command_line(pid: int) -> bytes:
@@ -132,12 +94,6 @@ def start_command(tmp_path, child_environment) -> Iterator[Callable[..., Command
     with contextlib.suppress(ProcessLookupError):
       command.signal_group(signal.SIGKILL)
     command.process.wait()
-
-
-@pytest.fixture
-def has_ended() -> Callable[[int], bool]:
-  """Tells whether a process has ended, reaped or not."""
-  return lambda pid: not command_line(pid)
 
 
 class Server:
@@ -184,9 +140,12 @@ class Server:
         time.sleep(0.2)
 
   def kill(self) -> None:
-    """Kills it as a lack of memory does."""
-    pid, *_ = (self._directory / "data/postmaster.pid").read_text().split()
-    os.kill(int(pid), signal.SIGKILL)
+    """Kills it as a lack of memory does, until no process of it serves anyone."""
+    pid = int((self._directory / "data/postmaster.pid").read_text().split()[0])
+    serving = children(pid)
+    os.kill(pid, signal.SIGKILL)
+    while any(map(command_line, serving)):
+      time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

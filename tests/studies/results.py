@@ -1,12 +1,54 @@
-"""Makes results of studies in which nothing was trained."""
+"""Makes small studies, and results of studies in which nothing was trained."""
 
 import math
 
-from skipinit_jax.studies import Optimum, RateSummary, Run, SearchResult, StudyResults
+from skipinit_jax.studies import (
+  Optimum,
+  RateSummary,
+  Run,
+  Search,
+  SearchConfig,
+  SearchResult,
+  Study,
+  StudyResults,
+)
+from skipinit_jax.studies.depth import DepthLabels
 from skipinit_jax.studies.study import missing_runs, summarize
+from skipinit_jax.training import TrainConfig
 
 ALL_RATES = tuple(2.0**exponent for exponent in range(-12, 5))
 THRESHOLD = 0.15
+
+
+def make_study(
+  methods=("skipinit",), rates=(2**-5,), seeds=2, name="depth_study", **fields
+) -> Study:
+  """Makes a study of fully connected networks, each run of which takes a moment.
+
+  Args:
+    **fields: fields of its `TrainConfig`.
+  """
+  protocol = SearchConfig(rates, extend=False, num_seeds=seeds, best_of=1)
+  network = {"model": "residual_mlp", "depth": 2, "width": 8}
+  fields = network | {"epochs": 1, "batch_size": 736} | fields
+  searches = [
+    Search(
+      name=f"mlp/{method}",
+      row="MLP 2-8",
+      column=method,
+      labels=DepthLabels("residual_mlp", 2, 8, method, 5e-4),
+      config=TrainConfig(method=method, **fields),
+      protocol=protocol,
+    )
+    for method in methods
+  ]
+  # Its configuration says nothing of its searches.
+  return Study(name, SearchConfig(), tuple(searches))
+
+
+def wanted(study):
+  """Returns the runs that a study asks for when none is finished."""
+  return missing_runs(study, {}, THRESHOLD)
 
 
 def make_result(

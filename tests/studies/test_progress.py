@@ -8,7 +8,7 @@ import pytest
 
 from skipinit_jax.studies import progress as progress_lib
 from skipinit_jax.studies.progress import StudyProgress
-from tests.studies.results import make_run
+from tests.studies.results import make_run, make_study, wanted
 from tests.terminal import run_on_terminal, stop_clock
 
 
@@ -18,12 +18,12 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def study(make_study):
+def study():
   return make_study(methods=("skipinit", "batch_norm"), rates=(0.25, 0.3), seeds=1)
 
 
 @pytest.fixture
-def keys(study, wanted):
+def keys(study):
   """SkipInit and batch norm at rate 2⁻², then both at 0.3."""
   return [key for _, key in wanted(study)]
 
@@ -68,9 +68,9 @@ def test_a_resumed_study_repeats_no_line(clock, study, keys):
   assert stream.getvalue() == "2 trials are done already.\n"
 
 
-@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_no_control_characters_in_a_file(tmp_path, monkeypatch, study, keys, variable):
-  monkeypatch.setenv(variable, "1")
+def test_no_control_characters_in_a_file(tmp_path, monkeypatch, study, keys):
+  monkeypatch.setenv("FORCE_COLOR", "1")
+  monkeypatch.setenv("TTY_COMPATIBLE", "1")
   path = tmp_path / "log"
   with (
     path.open("w") as stream,

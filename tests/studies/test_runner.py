@@ -27,6 +27,8 @@ from skipinit_jax.studies.storage import default_url, run_dir
 from skipinit_jax.studies.study import Key
 from skipinit_jax.training import train
 from skipinit_jax.training.metrics import read_metrics
+from tests.studies.conftest import command_line
+from tests.studies.results import make_study
 
 # Two runs that diverge in their first steps, then two that take a few seconds.
 LONG, EPOCHS, SEEDS = 2**-5, 1000, 2
@@ -116,7 +118,7 @@ def undisturbed(run_program, tmp_path_factory):
 
 
 def test_killed_in_every_way(
-  storage_url, undisturbed, start_command, has_ended, tmp_path, request
+  storage_url, undisturbed, start_command, tmp_path, request
 ):
   on_server = not storage_url.startswith("sqlite")
   workdir = tmp_path / "study"
@@ -144,7 +146,7 @@ def test_killed_in_every_way(
   study.process.kill()
   assert study.wait() == -signal.SIGKILL
   deadline = time.monotonic() + 20
-  while not all(map(has_ended, workers)):
+  while any(map(command_line, workers)):
     assert time.monotonic() < deadline, "workers outlive their command"
     time.sleep(0.05)
   for directory, step in zip(long_dirs(workdir), latest_steps(workdir), strict=True):
@@ -298,7 +300,7 @@ def states(url):
   return Counter(trial.state.name for trial in study.get_trials())
 
 
-def test_trials_share_the_devices(make_study, replace_train, tmp_path):
+def test_trials_share_the_devices(replace_train, tmp_path):
   together = threading.Barrier(2)
   groups = []
 
@@ -323,7 +325,7 @@ def test_trials_share_the_devices(make_study, replace_train, tmp_path):
   assert run(study, tmp_path, num_workers=1, devices_per_trial=4) == results
 
 
-def test_trials_in_one_process_stop_and_go_on(make_study, replace_train, tmp_path):
+def test_trials_in_one_process_stop_and_go_on(replace_train, tmp_path):
   study = make_study(seeds=3, epochs=3, checkpoint_every_seconds=0.0)
   undisturbed = run(study, tmp_path / "a", num_workers=1, devices_per_trial=2)
 
@@ -372,7 +374,7 @@ def fail_second(replace_train):
 SECOND = "trials/mlp/skipinit/rate_0.03125/seed_1"
 
 
-def test_a_trial_that_raises_is_retried(make_study, fail_second, tmp_path, capsys):
+def test_a_trial_that_raises_is_retried(fail_second, tmp_path, capsys):
   begun = fail_second(RuntimeError("first\nwith more lines"), RuntimeError("second"))
   assert seeds(run(make_study(), tmp_path, num_workers=1)) == [0, 1]
   assert begun == [0, 1, 1, 1]
@@ -392,7 +394,7 @@ def test_a_trial_that_raises_is_retried(make_study, fail_second, tmp_path, capsy
   ],
 )
 def test_a_trial_that_always_raises_ends_the_study(
-  error, message, begun, make_study, fail_second, tmp_path
+  error, message, begun, fail_second, tmp_path
 ):
   actual = fail_second(error, error, error)
   with pytest.raises(UsageError) as caught:
@@ -405,7 +407,7 @@ def test_a_trial_that_always_raises_ends_the_study(
   assert actual == [1]
 
 
-def test_a_trial_waits_while_its_directory_is_in_use(make_study, tmp_path, monkeypatch):
+def test_a_trial_waits_while_its_directory_is_in_use(tmp_path, monkeypatch):
   study = make_study(seeds=1)
   directory = tmp_path / "trials/mlp/skipinit/rate_0.03125/seed_0"
   directory.mkdir(parents=True)
@@ -451,7 +453,7 @@ def break_pools(monkeypatch):
   return replace
 
 
-def test_dead_workers_are_replaced(make_study, break_pools, tmp_path, capsys):
+def test_dead_workers_are_replaced(break_pools, tmp_path, capsys):
   # Three deaths end a study, but not with a finished trial between them.
   break_pools("during", *["none"] * 3, "before", "none", "none", "during")
   results = run(make_study(seeds=5), tmp_path, num_workers=2)
@@ -464,9 +466,7 @@ def test_dead_workers_are_replaced(make_study, break_pools, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("death", ["before", "during"])
-def test_workers_that_die_again_and_again_end_the_study(
-  make_study, break_pools, tmp_path, death
-):
+def test_workers_that_die_again_and_again_end_the_study(break_pools, tmp_path, death):
   break_pools(*[death] * 9)
   with pytest.raises(UsageError, match="died 3 times before a trial finished"):
     run(make_study(), tmp_path, num_workers=2)
@@ -483,20 +483,20 @@ def test_workers_that_die_again_and_again_end_the_study(
     ({"num_workers": 2, "devices_per_trial": 2}, "so use --workers=1 with it"),
   ],
 )
-def test_bad_numbers_are_one_sentence(arguments, words, make_study, tmp_path):
+def test_bad_numbers_are_one_sentence(arguments, words, tmp_path):
   with pytest.raises(UsageError, match=words):
     run(make_study(), tmp_path / "study", **arguments)
   assert not (tmp_path / "study").exists()
 
 
-def test_a_workdir_that_cannot_be_written_is_one_sentence(make_study, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UsageError, match=r"cannot be written \(.*\): use another --work"):
     run(make_study(), tmp_path / "file" / "study", num_workers=1)
 
 
 def test_the_command_is_recorded_without_the_password(
-  make_study, postgresql_url, tmp_path, monkeypatch
+  postgresql_url, tmp_path, monkeypatch
 ):
   url = postgresql_url
   arguments = [
@@ -513,9 +513,7 @@ def test_the_command_is_recorded_without_the_password(
   assert results.command.count("://127.0.0.1/study_") == 5
 
 
-def test_without_its_file_a_study_comes_back_from_its_trials(
-  make_study, replace_train, tmp_path
-):
+def test_without_its_file_a_study_comes_back_from_its_trials(tmp_path):
   study, alone = make_study(), {"num_workers": 1, "devices_per_trial": 1}
   first = run(study, tmp_path, **alone)
   (tmp_path / "study.db").write_bytes(b"damaged")
@@ -529,7 +527,7 @@ def test_without_its_file_a_study_comes_back_from_its_trials(
 
 
 def test_a_study_that_lost_its_database_says_that_it_goes_on(
-  make_study, replace_train, postgresql_url, postgresql_server, tmp_path, monkeypatch
+  replace_train, postgresql_url, postgresql_server, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
 
@@ -550,7 +548,7 @@ def test_a_study_that_lost_its_database_says_that_it_goes_on(
   assert seeds(run(study, tmp_path, **place)) == [0]
 
 
-def test_a_grown_study_keeps_its_runs(make_study, replace_train, tmp_path):
+def test_a_grown_study_keeps_its_runs(replace_train, tmp_path):
   trained = []
 
   def note(train, config, *args, **fields):
