@@ -7,20 +7,10 @@ import pytest
 
 from experiments.branch_scale_study import CONFIGS
 from skipinit_jax import methods
-from skipinit_jax.studies import (
-  BranchScaleStudyConfig,
-  branch_scale_study,
-)
-from skipinit_jax.studies.branch_scale import (
-  BranchScaleLabels,
-  branch_scale_claims,
-)
+from skipinit_jax.studies import BranchScaleStudyConfig, branch_scale_study
+from skipinit_jax.studies.branch_scale import BranchScaleLabels, branch_scale_claims
 from skipinit_jax.training import TrainConfig
-from tests.studies.results import (
-  make_result,
-  make_results,
-  verdicts,
-)
+from tests.studies.results import make_result, make_results, verdicts
 
 CONFIG = BranchScaleStudyConfig(
   methods=("skipinit", "batch_norm"),

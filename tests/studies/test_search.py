@@ -52,15 +52,6 @@ def peak(best, *, diverges=math.inf, chance=math.inf):
   return outcome
 
 
-def test_first_round_is_every_rate_and_seed_in_order():
-  config = dataclasses.replace(CONFIG, num_seeds=3, best_of=2)
-  wanted = wanted_runs(config, {}, THRESHOLD)
-  assert wanted == [(rate, seed) for rate in (2**-4, 2**-3) for seed in (0, 1, 2)]
-  # All of the round must be finished before another one begins.
-  some = {run: Outcome(0.9, 0.1) for run in wanted[:-1]}
-  assert wanted_runs(config, some, THRESHOLD) == wanted
-
-
 UNSTABLE = {"until_unstable": True}
 GRID = {"learning_rates": (0.5, 2**-9), "extend": False}
 

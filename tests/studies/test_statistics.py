@@ -33,81 +33,61 @@ def test_mean_and_deviation_over_the_best_two_of_four():
 
 
 @pytest.mark.parametrize(
-  ("accuracies", "num_diverged"),
+  ("accuracies", "best_of", "num_diverged", "mean", "deviation"),
   [
-    ([0.9, None, 0.91, 0.92, None, 0.93, 0.94], 2),
-    ([0.1, 0.93, 0.91, 0.2, 0.94, 0.92, 0.9], 0),
+    # Those that diverged are left out, or the worst.
+    ([0.9, None, 0.91, 0.92, None, 0.93, 0.94], 5, 2, 0.92, math.sqrt(0.001 / 4)),
+    ([0.1, 0.93, 0.91, 0.2, 0.94, 0.92, 0.9], 5, 0, 0.92, math.sqrt(0.001 / 4)),
+    # Too few runs have no mean, and one has no deviation.
+    ([0.9, 0.9, None], 3, 1, None, None),
+    ([0.3, 0.6, None], 1, 1, 0.6, None),
   ],
 )
-def test_five_of_seven_leave_out_the_diverged_and_the_worst(accuracies, num_diverged):
-  rate = summary(0.5, accuracies, best_of=5)
-  assert (rate.num_runs, rate.num_diverged) == (7, num_diverged)
-  assert rate.test_accuracy == pytest.approx(0.92)
-  assert rate.test_accuracy_deviation == pytest.approx(math.sqrt(0.001 / 4))
-
-
-@pytest.mark.parametrize(
-  ("accuracies", "best_of", "mean"),
-  [([0.9, 0.9, None], 3, None), ([0.3, 0.6, None], 1, 0.6)],
-)
-def test_too_few_runs_have_no_mean_and_one_has_no_deviation(accuracies, best_of, mean):
+def test_means_and_deviations(accuracies, best_of, num_diverged, mean, deviation):
   rate = summary(0.5, accuracies, best_of)
-  assert (rate.num_runs, rate.num_diverged) == (3, 1)
-  assert (rate.test_accuracy, rate.test_accuracy_deviation) == (mean, None)
-  loss = None if mean is None else pytest.approx(1 - mean)
-  assert (rate.train_loss, rate.train_loss_deviation) == (loss, None)
+  assert (rate.num_runs, rate.num_diverged) == (len(accuracies), num_diverged)
+  deviation = pytest.approx(deviation)
+  assert rate.test_accuracy == pytest.approx(mean)
+  assert rate.test_accuracy_deviation == deviation
+  assert rate.train_loss == (None if mean is None else pytest.approx(1 - mean))
+  assert rate.train_loss_deviation == deviation
 
 
 @pytest.mark.parametrize(
-  ("accuracies", "best", "within"),
+  ("accuracies", "best", "within", "inside"),
   [
     # Means 0.89, 0.895, 0.9, 0.895, 0.89; the deviation at the best rate is 0.00707.
     (
       [[0.89] * 2, [0.895] * 2, [0.905, 0.895], [0.895] * 2, [0.89] * 2],
       2.0**2,
       (2.0, 2.0**3),
+      True,
     ),
     # The rate between is worse, the one far below is within a deviation.
-    ([[0.9, 0.88], [0.5, 0.5], [0.91, 0.89]], 4.0, (1.0, 4.0)),
+    ([[0.9, 0.88], [0.5, 0.5], [0.91, 0.89]], 4.0, (1.0, 4.0), False),
     # Exactly a deviation away: mean 0.75, deviation 0.25, numbers that floats hold.
-    ([[0.5, 0.5, 0.5], [0.5, 0.75, 1.0]], 2.0, (1.0, 2.0)),
+    ([[0.5, 0.5, 0.5], [0.5, 0.75, 1.0]], 2.0, (1.0, 2.0), False),
     # Without a deviation only ties are in the range, of which the largest is the best.
-    ([[0.5], [0.75]], 2.0, (2.0, 2.0)),
-    ([[0.9], [0.9], [0.9], [0.5]], 4.0, (1.0, 4.0)),
+    ([[0.5], [0.75]], 2.0, (2.0, 2.0), False),
+    ([[0.9], [0.9], [0.9], [0.5]], 4.0, (1.0, 4.0), True),
+    ([[0.9], [0.8], [0.7]], 1.0, (1.0, 1.0), False),
+    # A rate at which everything diverged is a tried one.
+    ([[0.7], [0.9], [None]], 2.0, (2.0, 2.0), True),
+    ([[None], [0.9], [0.8]], 2.0, (2.0, 2.0), True),
+    ([[0.9], [None], [None]], 1.0, (1.0, 1.0), False),
   ],
 )
-def test_optimum_and_its_range(accuracies, best, within):
+def test_optimum_and_its_range(accuracies, best, within, inside):
   rates = [
     summary(2.0**index, each, len(each)) for index, each in enumerate(accuracies)
   ]
   optimum = find_optimum(rates[::-1], "test_accuracy")
   assert optimum.objective == "test_accuracy"
-  assert optimum.learning_rate == best
+  assert (optimum.learning_rate, optimum.is_inside) == (best, inside)
   assert (optimum.lowest_rate, optimum.highest_rate) == within
   (chosen,) = (each for each in rates if each.learning_rate == best)
   assert optimum.value == chosen.test_accuracy
   assert optimum.deviation == chosen.test_accuracy_deviation
-
-
-@pytest.mark.parametrize(
-  ("accuracies", "best", "inside"),
-  [
-    ([0.9, 0.8, 0.7], 0.25, False),
-    ([0.7, 0.9, 0.8], 0.5, True),
-    ([0.7, 0.8, 0.9], 1.0, False),
-    # A rate at which everything diverged is a tried one.
-    ([0.7, 0.9, None], 0.5, True),
-    ([None, 0.9, 0.8], 0.5, True),
-    ([0.9, None, None], 0.25, False),
-  ],
-)
-def test_best_rate_is_inside_what_was_tried(accuracies, best, inside):
-  rates = [
-    summary(rate, [each])
-    for rate, each in zip((0.25, 0.5, 1.0), accuracies, strict=True)
-  ]
-  optimum = find_optimum(rates, "test_accuracy")
-  assert (optimum.learning_rate, optimum.is_inside) == (best, inside)
 
 
 def test_training_loss_decides_where_it_is_the_objective():

@@ -73,18 +73,19 @@ def test_seeds_count_up_from_the_configuration_s():
 
 
 def test_summary_of_a_study():
-  study = make_study(make_search("a"), make_search("b"))
+  one_run = SearchConfig((0.5,), extend=False, num_seeds=1, best_of=1)
+  study = make_study(make_search("a"), make_search("b"), make_search("c", one_run))
 
   def accuracy(key):
-    if key.search == "b":
-      return None
+    if key.search != "a":
+      return {"b": None, "c": THRESHOLD}[key.search]
     return {0.25: 0.8, 0.5: 0.9, 1.0: 0.7}[key.learning_rate] + 0.02 * key.seed
 
   results = summarize(study, play_accuracy(study, accuracy), THRESHOLD, "command")
   assert (results.name, results.command) == ("depth_study", "command")
   assert results.config["learning_rates"] == [0.25, 0.5]
   assert (results.versions, results.devices) == ({"jax": "0.10.2"}, ["1 x cpu"])
-  a, b = results.searches
+  a, b, c = results.searches
   assert (a.name, a.row, a.column, a.labels) == ("a", "row of a", "column", LABELS)
   assert [rate.learning_rate for rate in a.rates] == [0.25, 0.5, 1.0]
   assert a.optimum.learning_rate == 0.5 and a.optimum.is_inside
@@ -97,16 +98,9 @@ def test_summary_of_a_study():
   assert [math.log2(rate.learning_rate) for rate in b.rates] == list(range(-12, 0))
   assert (b.optimum, b.largest_stable_rate, b.test_accuracy) == (None, None, None)
   assert (b.trains, b.num_runs, b.num_diverged) == (False, 24, 24)
-  assert len(results.runs) == 6 + 24
-
-
-def test_at_chance_is_not_trained():
-  protocol = SearchConfig((0.5,), extend=False, num_seeds=1, best_of=1)
-  study = make_study(make_search("a", protocol))
-  runs = play_accuracy(study, lambda key: THRESHOLD)
-  (search,) = summarize(study, runs, THRESHOLD, "").searches
-  assert (search.test_accuracy, search.trains) == (THRESHOLD, False)
-  assert search.largest_stable_rate is None
+  # At chance is not trained.
+  assert (c.test_accuracy, c.trains, c.largest_stable_rate) == (THRESHOLD, False, None)
+  assert len(results.runs) == 6 + 24 + 1
 
 
 @pytest.mark.parametrize("seed", range(5))
