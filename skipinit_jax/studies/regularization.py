@@ -186,23 +186,18 @@ def gains_table(results: Results) -> Table:
   }
   rows: list[list[str | Entry]] = []
   for labels, search in cells.items():
-    method, use_bias, rate, l2 = dataclasses.astuple(labels)
-    others = [("all of these", RegularizationLabels(method, False, 0.0, 0.0))]
-    if use_bias:
-      others.append(("biases", dataclasses.replace(labels, use_bias=False)))
-    if rate:
-      others.append(
-        (f"dropout {rate:g}", dataclasses.replace(labels, dropout_rate=0.0))
-      )
-    if l2:
-      others.append(("L2", dataclasses.replace(labels, l2=0.0)))
-    gains = {
-      name: str(claims.accuracy_gap(search, cells[other]))
-      for name, other in others
-      if other in cells and other != labels
-    }
-    columns = "biases", f"dropout {rate:g}", "L2", "all of these"
-    added = [gains.get(name, "") for name in columns]
+    others = (
+      dataclasses.replace(labels, use_bias=False),
+      dataclasses.replace(labels, dropout_rate=0.0),
+      dataclasses.replace(labels, l2=0.0),
+      RegularizationLabels(labels.method, False, 0.0, 0.0),
+    )
+    added = [
+      str(claims.accuracy_gap(search, cells[other]))
+      if other != labels and other in cells
+      else ""
+      for other in others
+    ]
     rows.append([search.row, search.column, *added])
   return Table(
     name="gains",

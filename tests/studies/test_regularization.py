@@ -95,10 +95,6 @@ def test_the_better_of_two_dropout_rates_counts():
   assert list(verdicts(better).values()) == [True]
 
 
-def test_other_methods_have_no_findings():
-  assert findings_on(regularized(0.9, *BOTH, method="batch_norm")) == []
-
-
 def test_what_each_adds_is_over_the_same_network_without_it():
   accuracies = {
     (use_bias, dropout, l2): 0.8

@@ -253,18 +253,16 @@ ORPHAN = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("chosen", [None, "3"])
-def test_workers_divide_the_cores(chosen, monkeypatch):
-  monkeypatch.delenv("NPROC", raising=False)
-  if chosen:
-    monkeypatch.setenv("NPROC", chosen)
+@pytest.mark.parametrize(
+  ("variables", "num_workers", "threads"),
+  [({}, 2, "4"), ({}, 3, "2"), ({}, 16, "1"), ({"NPROC": "3"}, 2, "3")],
+)
+def test_workers_divide_the_cores(variables, num_workers, threads, monkeypatch):
+  monkeypatch.setattr(os, "environ", dict(variables))
   monkeypatch.setattr(runner.threading, "Thread", mock.Mock())
   monkeypatch.setattr(runner, "num_cores", lambda: 8)
-  for num_workers, threads in ((2, "4"), (3, "2"), (16, "1")):
-    runner._start_worker(None, num_workers)
-    assert os.environ["NPROC"] == (chosen or threads)
-    if not chosen:
-      del os.environ["NPROC"]
+  runner._start_worker(None, num_workers)
+  assert os.environ["NPROC"] == threads
 
 
 def test_a_worker_ends_even_if_its_last_trial_took_the_signal():

@@ -169,9 +169,10 @@ def test_any_order_of_any_number_of_workers_comes_to_the_same_runs(seed):
     shuffled = dict(rng.sample(list(outcomes.items()), len(outcomes)))
     assert wanted_runs(config, shuffled, THRESHOLD) == wanted
   (final,) = finals
-  rates = {rate for rate, _ in final}
-  assert rates >= set(config.learning_rates)
-  assert {each for _, each in final} == set(range(config.num_seeds))
+  rates = list(dict.fromkeys(rate for rate, _ in final))
+  seeds = range(config.num_seeds)
+  assert [*final] == [(rate, each) for rate in rates for each in seeds]
+  assert set(rates) >= set(config.learning_rates)
   for rate in rates:
     assert math.log2(rate / config.learning_rates[0]).is_integer()
     assert config.extend or rate in config.learning_rates
