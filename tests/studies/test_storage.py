@@ -334,34 +334,26 @@ def test_studies_of_two_names_share_a_database(storage_url):
   assert second.claim([key], UNLOCKED) is None
 
 
-def test_a_study_of_another_kind_is_refused(storage_url):
-  Storage(storage_url, make_study())
-  with pytest.raises(UsageError, match="depth_study, not a batch_size_study") as error:
-    Storage(storage_url, make_study(name="batch_size_study"), "depth_study")
-  assert "secret" not in str(error.value)
-
-
-def test_a_study_that_is_not_ours_is_refused(storage_url):
-  other = optuna.create_study(study_name="theirs", storage=storage_url)
-  other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-  with pytest.raises(UsageError, match=r"theirs .* is a study of another program, not"):
-    Storage(storage_url, make_study(), "theirs")
-
-
-def test_another_configuration_is_refused(ask, storage_url):
+def test_another_study_is_refused(ask, storage_url):
+  """Such as one of another kind, program, configuration or data."""
+  record, other_record = ({"data": {"sha256": name}} for name in "ab")
+  Storage(storage_url, make_study(), record=record)
   asked = ask()
-  Storage(storage_url, make_study(checkpoint_every_seconds=1.0))
-  with pytest.raises(UsageError, match=r"mlp/skipinit have momentum 0\.9, this one ha"):
-    Storage(storage_url, make_study(momentum=0.5))
+  theirs = optuna.create_study(study_name="theirs", storage=storage_url)
+  theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+  # What changes no result may differ.
+  Storage(storage_url, make_study(checkpoint_every_seconds=1.0), record=record)
+  kind = make_study(name="batch_size_study")
+  for study, name, its_record, words in (
+    (kind, "depth_study", record, "depth_study, not a batch_size_study"),
+    (make_study(), "theirs", record, r"theirs .* is a study of another program, not"),
+    (make_study(momentum=0.5), None, record, r"skipinit have momentum 0\.9, this one"),
+    (make_study(), None, other_record, r'data.sha256 is "a" there and "b"'),
+  ):
+    with pytest.raises(UsageError, match=words) as error:
+      Storage(storage_url, study, name, record=its_record)
+    assert "secret" not in str(error.value)
   assert asked.states() == {"WAITING": 2}
-
-
-def test_other_data_are_refused(storage_url):
-  study = make_study()
-  Storage(storage_url, study, record={"data": {"sha256": "a"}})
-  Storage(storage_url, study, record={"data": {"sha256": "a"}})
-  with pytest.raises(UsageError, match=r'settings: data.sha256 is "a" there and "b"'):
-    Storage(storage_url, study, record={"data": {"sha256": "b"}})
 
 
 def test_an_older_study_has_no_record_and_fewer_fields(storage_url, monkeypatch):
