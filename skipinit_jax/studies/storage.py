@@ -504,8 +504,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
   """Returns what the runs of a search have in common."""
   fields = config.identity()
   del fields["learning_rate"]
-  identity: dict[str, Any] = to_json(fields)
-  return identity
+  return to_json(fields)
 
 
 def printable_url(url: str) -> str:

@@ -108,8 +108,7 @@ class Study(Generic[Labels]):
   @property
   def json_config(self) -> dict[str, Any]:
     """Its configuration as values of JSON."""
-    values: dict[str, Any] = to_json(dataclasses.asdict(self.config))
-    return values
+    return to_json(dataclasses.asdict(self.config))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from skipinit_jax.training import TrainConfig
 STUDY = depth_study(
   DepthStudyConfig(
     methods=("skipinit", "unnormalized"),
-    wide_resnet_depths=(),
     residual_mlp_depths=(2, 3),
     residual_mlp=TrainConfig(
       model="residual_mlp", width=8, epochs=2, constant_epochs=1

@@ -51,20 +51,18 @@ COMMAND = [
 SEARCH = "residual_mlp_2_8/skipinit"
 
 
+def long_dirs(workdir):
+  return [run_dir(workdir / "trials", Key(SEARCH, LONG, seed)) for seed in range(SEEDS)]
+
+
 def latest_steps(workdir):
   """Returns the step of the newest checkpoint of each long run."""
   return [
     max(
-      (
-        int(path.name)
-        for path in workdir.glob(
-          f"trials/{SEARCH}/rate_{LONG}/seed_{seed}/checkpoints/*"
-        )
-        if path.name.isdigit()
-      ),
+      (int(path.name) for path in each.glob("checkpoints/*") if path.name.isdigit()),
       default=0,
     )
-    for seed in range(SEEDS)
+    for each in long_dirs(workdir)
   ]
 
 
@@ -83,10 +81,6 @@ def wait_for_progress(command, workdir, since):
     if ended or time.monotonic() > deadline:
       pytest.fail(f"No progress since {since}, but {steps}:\n{command.output}")
     time.sleep(0.02)
-
-
-def long_dirs(workdir):
-  return [run_dir(workdir / "trials", Key(SEARCH, LONG, seed)) for seed in range(SEEDS)]
 
 
 def finished_at(workdir):
