@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from skipinit_jax import methods
 from skipinit_jax.analysis import measure
+from skipinit_jax.layers import Conv
 from skipinit_jax.models import (
   BasicBlock,
   DepthStack,
@@ -115,10 +116,10 @@ def test_shard_map_sums_the_gradients_of_replicated_parameters(model):
   )
 
 
-def build_stack():
+def build_stack(**fields):
   """Parameters of two convolutional blocks, and a function of these and of images."""
   norm = functools.partial(nn.BatchNorm, use_running_average=False)
-  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm), 2)
+  stack = DepthStack(functools.partial(BasicBlock, 3, normalizer=norm, **fields), 2)
   variables = random_variables(stack, IMAGES)
   params = variables.pop("params")
 
@@ -127,6 +128,21 @@ def build_stack():
     return jnp.mean(jnp.sin(y), (1, 2))
 
   return params, outputs
+
+
+def test_jacobians_equal_those_of_flax_s_convolution():
+  images = IMAGES[:2, :3, :3]
+  jacobians = []
+  for conv in (Conv, nn.Conv):
+    params, outputs = build_stack(conv=conv)
+    of_images = functools.partial(outputs, params)
+    jacobians += jax.jit(lambda x, f=of_images: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(
+      images
+    )
+  *actual, expected = jacobians
+  assert expected.shape == (2, 3, *images.shape)
+  for jacobian in actual:
+    assert_close(jacobian, expected)
 
 
 def test_tangents_have_the_dtype_of_a_computation_in_bfloat16():
@@ -142,6 +158,19 @@ def test_tangents_have_the_dtype_of_a_computation_in_bfloat16():
   )
   assert tangents == values
   assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(values)}
+
+
+def test_donated_arguments():
+  params, outputs = build_stack()
+
+  def step(params, images):
+    gradient = jax.grad(lambda params: outputs(params, images).sum())(params)
+    return jax.tree.map(lambda p, g: p - g / 10, params, gradient)
+
+  donated = jax.tree.map(jnp.array, params)
+  actual = jax.jit(step, donate_argnums=0)(donated, IMAGES)
+  assert_close(actual, jax.jit(step)(params, IMAGES))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
 
 
 def test_forward_mode_and_curvature_of_a_scanned_stack():
