@@ -25,7 +25,7 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist worksteal tests/layers tests/models \
-	  tests/test_methods.py tests/test_public_api.py
+	  tests/peers/test_flax.py tests/test_methods.py tests/test_public_api.py
 
 # Less than 20 minutes on two cores; each program's --rounds make it longer and surer.
 # Nothing else should run on the machine meanwhile.
