@@ -25,7 +25,8 @@ def check_same(make, twin, x, **arguments):
   stats = {name: tree for name, tree in variables.items() if name != "params"}
 
   def native(params, x):
-    model = nnx.merge(graphdef, params, rest, copy=True)
+    parts = jax.tree.map(lambda leaf: leaf, (params, rest))
+    model = nnx.merge(graphdef, *parts)
     return model(x), to_linen(model).get("batch_stats", {})
 
   def linen(params, x):
