@@ -4,7 +4,7 @@ The ResNet is written like Flax's ImageNet example, and has batch norm and versi
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,7 @@ class ResNet(nn.Module):
 
   num_classes: int
   dtype: str = "float32"
+  blocks: Sequence[int] = (3, 4, 6, 3)
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
     )
     x = nn.relu(norm()(conv(64, (7, 7), 2, padding=[(3, 3), (3, 3)])(x)))
     x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
-    for stage, blocks in enumerate((3, 4, 6, 3)):
+    for stage, blocks in enumerate(self.blocks):
       for index in range(blocks):
         strides = 2 if stage and not index else 1
         x = BottleneckBlock(64 * 2**stage, strides, conv, norm)(x)
@@ -140,14 +141,8 @@ def plain_step(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), stats
 
-  where = (
-    {}
-    if sharding is None
-    else {
-      "in_shardings": sharding,
-      "out_shardings": sharding,
-    }
-  )
+  names = () if sharding is None else ("in_shardings", "out_shardings")
+  where = dict.fromkeys(names, sharding)
 
   @functools.partial(jax.jit, donate_argnums=0, **where)
   def train_step(state: Any, images: Any, labels: Any) -> Any:
