@@ -1,9 +1,14 @@
+import gzip
+
 from skipinit_jax import data
-from tests.data import conftest as idx_files
+from tests.data import idx
 
 
 def test_prepares_what_load_reads(run_program, tmp_path):
-  arrays = idx_files.write(tmp_path / "source")
+  arrays = idx.write(tmp_path / "source")
+  for zipped in (tmp_path / "source").glob("*.gz"):
+    zipped.with_suffix("").write_bytes(gzip.decompress(zipped.read_bytes()))
+    zipped.unlink()
   data_dir = str(tmp_path / "tfds")
   flags = [f"--source={tmp_path / 'source'}", f"--data_dir={data_dir}"]
   done = run_program(
