@@ -15,6 +15,7 @@ Example:
 import collections
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,6 +174,7 @@ def judge(results: Results) -> list[dict[str, Any]]:
     by_cell.setdefault(search.labels.cell, []).append(search)
   rows = []
   for cell, searches in by_cell.items():
+    print(f"Diagnosis: {searches[0].row}", file=sys.stderr)
     verdict = diagnose(cell, images)
     with np.errstate(all="ignore"):
       sensitivity = float(np.median(verdict.signal.relative_sensitivity))
