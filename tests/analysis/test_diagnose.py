@@ -377,3 +377,15 @@ class TestFunctions:
     arguments = {"blocks": [normalize] * 2, "x": images(4, 4)} | changes
     with pytest.raises(UsageError, match=message):
       diagnose_functions(**arguments)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_mode_that_is_given_counts(train):
+  model = ResidualMLP(2, 8, 3, "batch_norm")
+  x = jax.random.normal(jax.random.key(0), (8, 5))
+  variables = model.init(jax.random.key(1), x, train=False)
+  actual = diagnose(model, variables, x, train=train).signal.second_moment
+  expected = measure.signal(model, variables, x, train=train).second_moment
+  np.testing.assert_array_equal(actual, expected)
+  other = measure.signal(model, variables, x, train=not train).second_moment
+  assert not np.allclose(actual, other, rtol=1e-3)
