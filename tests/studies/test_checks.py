@@ -172,11 +172,11 @@ def test_field_with_an_effect_on_some_runs():
   [depth_study, batch_size_study, regularization_study, branch_scale_study, imagenet],
 )
 def test_every_preset_can_be_run(program, monkeypatch):
-  def load(dataset, data_dir=None):
+  def load(name, data_dir=None):
     # The real sizes of what the batch-size study counts, without the files.
     sizes = {"digits": 1472, "fashion_mnist": 60_000, "cifar10": 50_000}
     sizes["fashion_mnist_quarter_2048"] = 2048
-    train = types.SimpleNamespace(num_examples=sizes.get(dataset, 16_384))
+    train = types.SimpleNamespace(num_examples=sizes.get(name, 16_384))
     return types.SimpleNamespace(train=train, image_shape=(28, 28, 1))
 
   monkeypatch.setattr(data, "load", load)
