@@ -209,9 +209,13 @@ def test_lost_and_preempted_processes(start, run_tasks, tmp_path):
       return max([row["epoch"] for row in read_metrics(workdir)], default=0)
     return 0
 
+  def has_checkpoints():
+    # Written while training goes on, they come later than the metrics.
+    return sum(path.name.isdigit() for path in workdir.glob("checkpoints/*")) == 2
+
   flags = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
   processes = start([[*program, *flags, f"--process_id={i}"] for i in range(2)])
-  wait_for(lambda: num_epochs() >= 2, processes)
+  wait_for(has_checkpoints, processes)
   processes[1].kill()
   statuses, outputs = wait(processes)
   # Which of the two comes first, the collective's failure or the runtime's abort, is
