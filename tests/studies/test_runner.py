@@ -123,13 +123,17 @@ def test_killed_in_every_way(
 
   # A worker dies: the command replaces it, as soon as the database is back.
   study = start_command(*command)
-  steps = wait_for_progress(study, workdir, [0] * SEEDS)
+  wait_for_progress(study, workdir, [0] * SEEDS)
   server = request.getfixturevalue("postgresql_server") if on_server else None
   if server is not None:
     server.kill()
   workers = study.workers()
   assert len(workers) == 2
   os.kill(workers[0], signal.SIGKILL)
+  while command_line(workers[0]):
+    time.sleep(0.02)
+  # What it wrote before it died is no progress of the one that replaces it.
+  steps = latest_steps(workdir)
   if server is not None:
     time.sleep(1.5)
     server.start()
@@ -145,9 +149,10 @@ def test_killed_in_every_way(
     time.sleep(0.05)
   for directory, step in zip(long_dirs(workdir), latest_steps(workdir), strict=True):
     result = read_json(directory / "result.json")
-    assert (result["status"], result["step"]) == ("interrupted", step)
+    status = "interrupted" if step < STEPS else "completed"
+    assert (result["status"], result["step"]) == (status, step)
   finished = finished_at(workdir)
-  assert len(finished) == SEEDS
+  assert len(finished) >= SEEDS
 
   # Everything dies at once. A server does not notice more of it than above.
   steps = latest_steps(workdir)
