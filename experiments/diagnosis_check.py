@@ -107,6 +107,8 @@ def diagnosis_check(config: DiagnosisCheckConfig) -> studies.Study[DiagnosisLabe
   checks.check_config(
     config,
     varied={
+      # The networks are for images of its size.
+      "dataset": "digits",
       "model": "families",
       "depth": "max_depth",
       "optimizer": "sgd and adam",
@@ -239,7 +241,7 @@ def finish(results: Results, workdir: str) -> None:
         header=[*table[0]],
         rows=[[*row.values()] for row in table],
         note="Each network counts twice, with SGD and with Adam. It trains if the best "
-        "of three learning rates brings the test accuracy to "
+        "of its learning rates brings the test accuracy to "
         f"{100 * _TRAINS_ABOVE:.0f} % in {results.config['train']['epochs']} epochs.",
       )
     )

@@ -18,6 +18,7 @@ from flax import struct
 
 from skipinit_jax.analysis.signal import Signal, require_two_examples
 from skipinit_jax.errors import UsageError
+from skipinit_jax.layers.scaling import wide
 
 Record = dict[str, Any]
 """What is known of a block, or of several that a scan has stacked.
@@ -323,11 +324,6 @@ def require_features(block: str, **features: Any) -> None:
         f"The {name} of block {block!r} has shape {x.shape}: it must be [N, ...] with "
         "the examples first and the channels last."
       )
-
-
-def wide(x: Any) -> Any:
-  """Returns x in float32 at least."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def variance(x: jax.Array) -> jax.Array:

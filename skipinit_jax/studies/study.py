@@ -354,6 +354,7 @@ def check(study: Study[Any]) -> None:
     raise UsageError(f"The {study.name} asks for {count} runs: at most {_MOST_RUNS}.")
   idle: list[set[str]] = []
   sizes: set[tuple[Any, ...]] = set()
+  image_shapes: dict[tuple[Any, ...], tuple[int, ...]] = {}
   for search in study.searches:
     for part in search.name.split("/"):
       check_name("search", part)
@@ -365,7 +366,11 @@ def check(study: Study[Any]) -> None:
     config = search.run_config(search.protocol.learning_rates[0], last_seed)
     config.validate()
     model = config.make_model(num_classes=1)
-    image_shape = _image_shape(config)
+    # Reading the data for each of hundreds of searches would take minutes.
+    of_data = (config.dataset, config.data_dir, config.image_size, config.patch_size)
+    if of_data not in image_shapes:
+      image_shapes[of_data] = _image_shape(config)
+    image_shape = image_shapes[of_data]
     itemsize = jnp.dtype(config.param_dtype).itemsize
     shards = jax.device_count() if config.shard_params else 1
     # Methods differ in little: one of each size stands for all.

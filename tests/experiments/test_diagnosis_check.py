@@ -45,6 +45,7 @@ def test_bad_input_is_one_sentence(run_program, tmp_path):
     ("families=('GAN',)", "family 'GAN'"),
     ("max_depth=1", "has no runs"),
     ("train.model=resnet", "use families"),
+    ("train.dataset=fashion_mnist", "use digits"),
   ):
     done = run_program([*arguments, f"--config.{flag}"], status=1)
     assert words in done.stderr and "Traceback" not in done.stderr

@@ -204,3 +204,13 @@ def test_a_network_for_images_of_one_size_alone(monkeypatch):
   config = TrainConfig(model="pixels")
   search = Search("a", "row", "column", LABELS, config, PROTOCOL)
   check(Study("depth_study", SearchConfig(), (search,)))
+
+
+def test_data_are_read_once_for_all_searches(monkeypatch):
+  load, read = TrainConfig.load_dataset, []
+  monkeypatch.setattr(
+    TrainConfig, "load_dataset", lambda config: read.append(config) or load(config)
+  )
+  searches = tuple(make_search(name) for name in "abc")
+  check(Study("depth_study", SearchConfig(), searches))
+  assert len(read) == 1
